@@ -1,0 +1,23 @@
+"""Several LoRA adapters as one language model that decides, for every input, how much of each adapter to use."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from loramix.gate import GateConfig
+    from loramix.mixture import MixtureModel
+
+__all__ = ["GateConfig", "MixtureModel", "__version__"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """Import the public classes on first use, so that importing loramix does not import torch."""
+    if name == "MixtureModel":
+        from loramix.mixture import MixtureModel
+
+        return MixtureModel
+    if name == "GateConfig":
+        from loramix.gate import GateConfig
+
+        return GateConfig
+    raise AttributeError(f"module 'loramix' has no attribute {name!r}")

@@ -1,0 +1,161 @@
+"""Batches: samples as token ids, put together so that no logit is computed that no loss uses.
+
+For causal models, prompts are padded on the left and targets on the right, so that the boundary between them is one
+column for the whole batch:
+
+    pad pad  p   p   p  | t   t  end pad
+    p   p    p   p   p  | t  end pad pad
+
+and the model computes logits from the prompt's last column on (`logits_to_keep`): the first that predicts a target.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from loramix.errors import BaseModelError, DataError
+from loramix.tasks import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100  # a label that no loss counts
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One sample as token ids; `target` ends with the end token unless it was cut, and is empty where there is none."""
+
+    prompt: list[int]
+    target: list[int]
+
+
+def encode(
+    tokenizer: "PreTrainedTokenizerBase",
+    task: Task,
+    sample_input: str,
+    target: str | None,
+    *,
+    causal: bool,
+    chat: bool,
+) -> Encoded:
+    """Return the token ids of the prompt for `sample_input` and of `target`.
+
+    With `chat`, the prompt is one user turn in the tokenizer's chat template, up to where the assistant's answer
+    begins. Otherwise a causal model reads the prompt and a line break, an encoder the prompt with the tokenizer's own
+    special tokens.
+
+    A prompt above `task.max_input_tokens` loses the end of its input, never of its template or of the chat markup:
+    the input is cut at the last character with which the whole prompt still fits. A target above `task.max_new_tokens`,
+    end token included, loses its end. Raises DataError if the template alone is too long.
+    """
+    text = _fitting_input(tokenizer, task, sample_input, causal=causal, chat=chat)
+    prompt = _prompt_ids(tokenizer, task.render(text), causal=causal, chat=chat)
+    target_ids = [] if target is None else _target_ids(tokenizer, target, causal=causal)
+    return Encoded(prompt, target_ids[: task.max_new_tokens])
+
+
+class Collator:
+    """Puts encoded samples into one training batch, right-padded (encoder-decoder) or padded outwards (causal).
+
+    Encoder-decoder: `input_ids`, `attention_mask` (B, P) and `labels` (B, T). Causal: `input_ids`, `attention_mask`,
+    `position_ids` (B, P+T), `labels` (B, T+1) for the last T+1 columns alone, the first of them ignored as it is the
+    prompt's last token, and `logits_to_keep` = T+1.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", causal: bool) -> None:
+        self.pad = _pad_id(tokenizer)
+        self.causal = causal
+
+    def __call__(self, samples: Sequence[Encoded]) -> dict[str, Tensor | int]:
+        prompts, targets = [sample.prompt for sample in samples], [sample.target for sample in samples]
+        if not all(targets):
+            raise DataError("a training batch needs a target for every sample")
+        labels_BT = _padded(targets, IGNORED, side="right")
+        if not self.causal:
+            return {**_with_mask(prompts, self.pad, side="right"), "labels": labels_BT}
+        left, right = _with_mask(prompts, self.pad, side="left"), _with_mask(targets, self.pad, side="right")
+        mask = torch.cat([left["attention_mask"], right["attention_mask"]], dim=1)
+        boundary = torch.full((len(samples), 1), IGNORED)
+        return {
+            "input_ids": torch.cat([left["input_ids"], right["input_ids"]], dim=1),
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(1) - 1).clamp(min=0),  # learned positions count from the first real token
+            "labels": torch.cat([boundary, labels_BT], dim=1),
+            "logits_to_keep": labels_BT.shape[1] + 1,
+        }
+
+
+def generation_batch(
+    tokenizer: "PreTrainedTokenizerBase", encoded: Sequence[Encoded], causal: bool
+) -> dict[str, Tensor]:
+    """Return `input_ids` and `attention_mask` of the prompts, padded where generation does not start."""
+    return _with_mask([sample.prompt for sample in encoded], _pad_id(tokenizer), side="left" if causal else "right")
+
+
+def length_order(lengths: Sequence[int]) -> list[int]:
+    """Return the indices from the longest to the shortest, so that neighbours need little padding.
+
+    The first batch is the largest: memory that does not suffice shows at once.
+    """
+    return sorted(range(len(lengths)), key=lambda index: -lengths[index])
+
+
+def _fitting_input(tokenizer: "PreTrainedTokenizerBase", task: Task, text: str, *, causal: bool, chat: bool) -> str:
+    """Return the longest beginning of `text` with which the whole prompt stays within the task's limit."""
+
+    def length(characters: int) -> int:
+        return len(_prompt_ids(tokenizer, task.render(text[:characters]), causal=causal, chat=chat))
+
+    limit = task.max_input_tokens
+    if length(len(text)) <= limit:
+        return text
+    fitting = bisect_right(range(len(text)), limit, key=length)  # this many lengths fit, the empty input's among them
+    if fitting == 0:
+        raise DataError(
+            f"task '{task.name}': the prompt takes {length(0)} tokens without any input; max_input_tokens is {limit}"
+        )
+    return text[: fitting - 1]
+
+
+def _prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompt: str, *, causal: bool, chat: bool) -> list[int]:
+    if chat:
+        turns = [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)  # the template has its own
+    if not causal:
+        return list(tokenizer(prompt, verbose=False).input_ids)
+    ids = list(tokenizer(prompt + "\n", verbose=False).input_ids)
+    return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids  # some end every text, and nothing follows an end
+
+
+def _target_ids(tokenizer: "PreTrainedTokenizerBase", target: str, *, causal: bool) -> list[int]:
+    """Return the target's ids and the end token, which for chat models ends the turn."""
+    if tokenizer.eos_token_id is None:
+        raise BaseModelError("the tokenizer has no end token, so a model cannot learn where its answer ends")
+    ids = list(tokenizer(text_target=target, add_special_tokens=not causal, verbose=False).input_ids)
+    return ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
+
+
+def _pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Return the id to pad with; what it is does not matter, as padding is masked."""
+    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token_id is not None:
+            return int(token_id)
+    raise BaseModelError("the tokenizer has neither a padding nor an end token to pad with")
+
+
+def _with_mask(rows: Sequence[list[int]], pad: int, *, side: str) -> dict[str, Tensor]:
+    ones = [[1] * len(row) for row in rows]
+    return {"input_ids": _padded(rows, pad, side=side), "attention_mask": _padded(ones, 0, side=side)}
+
+
+def _padded(rows: Sequence[list[int]], fill: int, *, side: str) -> Tensor:
+    width = max(len(row) for row in rows)
+    gaps = [[fill] * (width - len(row)) for row in rows]
+    filled = [gap + row if side == "left" else row + gap for row, gap in zip(rows, gaps, strict=True)]
+    return torch.tensor(filled, dtype=torch.long)

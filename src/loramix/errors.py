@@ -1,0 +1,49 @@
+"""Errors that say what was found, what was expected and what to do next."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class LoramixError(Exception):
+    """Base of every error that loramix raises on purpose; its text is meant for the user."""
+
+
+class RecipeError(LoramixError, ValueError):
+    """A recipe that cannot be run; the message lists every problem found."""
+
+
+class BaseModelError(LoramixError, ValueError):
+    """A base model or encoder that cannot be found, fetched or loaded."""
+
+
+class DataError(LoramixError, ValueError):
+    """A data source that cannot be read, or holds too little usable data."""
+
+
+class ExpertError(LoramixError, ValueError):
+    """An adapter that cannot be an expert of this mixture."""
+
+
+class MixtureError(LoramixError, ValueError):
+    """A request that a mixture cannot answer exactly."""
+
+
+class CheckpointError(LoramixError, ValueError):
+    """A mixture on disk that is incomplete, damaged or from a newer version."""
+
+
+class StageError(LoramixError, RuntimeError):
+    """A stage that cannot start or go on."""
+
+
+class MissingExtraError(LoramixError, ImportError):
+    """An optional dependency that is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; get it with: pip install 'loramix[{extra}]'")
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the option nearest to `word`, or an empty string if none is near."""
+    near = difflib.get_close_matches(word, list(options), n=1, cutoff=0.5)
+    return f" (did you mean '{near[0]}'?)" if near else ""

@@ -1,0 +1,1 @@
+"""Scores of generated text: ROUGE, BERTScore and the form of a haiku."""

@@ -1,0 +1,198 @@
+"""Sources: read a task's two columns from a Hub data set, a folder or a file, and name what was read."""
+
+import csv
+import gzip
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TextIO
+
+from loramix.errors import DataError, did_you_mean
+from loramix.tasks import PACKAGE, Task
+
+SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def load_rows(task: Task) -> list[tuple[str, str]]:
+    """Return the (input, target) texts of every row as they stand in the source; missing values are empty texts.
+
+    Raises DataError if the source, its split or one of the columns is missing, or if it cannot be read.
+    """
+    path = locate(task.source)
+    if path is None or path.is_dir():
+        return _read_dataset(task, path)
+    if task.revision is not None:
+        raise DataError(f"task '{task.name}': revision is for Hub data sets, and {path} is a file; leave it out")
+    try:
+        return _read_file(task, path)
+    except DataError:
+        raise
+    except (OSError, EOFError, ValueError, csv.Error) as error:
+        raise DataError(f"task '{task.name}': cannot read {path}: {error}") from error
+
+
+def locate(source: str) -> Path | None:
+    """Return the file or folder that `source` names, or None if it is the id of a Hub data set.
+
+    What exists on disk wins over an id of the same name. Raises DataError for a path where nothing is.
+    """
+    path = _package_path(source) if source.startswith(PACKAGE) else Path(source).expanduser()
+    if path.exists():
+        return path
+    if HUB_ID.fullmatch(source) and not source.lower().endswith(SUFFIXES):
+        return None
+    raise DataError(f"no such file: {path}{_nearest_file(path)}")
+
+
+def source_fingerprint(task: Task) -> str:
+    """Return what identifies the source's content, without loading it: SHA-256 of a file, or Hub id @ commit.
+
+    A folder's fingerprint covers the names and bytes of its files, hidden ones aside.
+    """
+    path = locate(task.source)
+    if path is None:
+        return f"{task.source}@{pinned(task).revision}"
+    if path.is_file():
+        return _file_digest(path)
+    names = (file for file in sorted(path.rglob("*")) if file.is_file())
+    visible = (file for file in names if not any(part.startswith(".") for part in file.relative_to(path).parts))
+    lines = (f"{_file_digest(file)}  {file.relative_to(path).as_posix()}\n" for file in visible)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def pinned(task: Task) -> Task:
+    """Return `task` with its Hub revision replaced by the commit that it stands for now; other tasks unchanged.
+
+    Where the Hub cannot be reached, the commit of the local copy counts; without one this raises DataError.
+    """
+    if locate(task.source) is not None or COMMIT.fullmatch(task.revision or ""):
+        return task
+    from huggingface_hub import snapshot_download
+
+    try:  # downloads no file; the folder's name is the commit
+        folder = snapshot_download(task.source, repo_type="dataset", revision=task.revision, allow_patterns=[])
+    except (OSError, ValueError) as error:
+        raise _unreachable(task, error) from error
+    return task.model_copy(update={"revision": Path(folder).name})
+
+
+def _read_dataset(task: Task, folder: Path | None) -> list[tuple[str, str]]:
+    import datasets
+
+    if folder is not None and task.revision is not None:
+        raise DataError(f"task '{task.name}': revision is for Hub data sets, and {folder} is a folder; leave it out")
+    name = task.source if folder is None else str(folder)
+    try:
+        table = datasets.load_dataset(name, revision=task.revision, split=task.split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise _unreachable(task, error) from error
+    _require_columns(task, table.column_names)
+    return _texts(task, zip(table[task.input_column], table[task.target_column], strict=True))
+
+
+def _read_file(task: Task, path: Path) -> list[tuple[str, str]]:
+    name = path.name.lower()
+    if name.endswith(".parquet"):
+        return _read_parquet(task, path)
+    if name.endswith((".csv", ".csv.gz")):
+        with _open_text(path) as lines:
+            return _read_csv(task, lines)
+    if name.endswith((".jsonl", ".jsonl.gz")):
+        with _open_text(path) as lines:
+            return _read_jsonl(task, lines)
+    raise DataError(f"task '{task.name}': {path} is of no known kind; there are: {', '.join(SUFFIXES)}")
+
+
+def _read_parquet(task: Task, path: Path) -> list[tuple[str, str]]:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        _require_columns(task, file.schema_arrow.names)
+        table = file.read(columns=[task.input_column, task.target_column])
+    return _texts(task, zip(table[task.input_column].to_pylist(), table[task.target_column].to_pylist(), strict=True))
+
+
+def _read_csv(task: Task, lines: TextIO) -> list[tuple[str, str]]:
+    reader = csv.DictReader(lines, strict=True)
+    _require_columns(task, reader.fieldnames or ())
+    rows = []
+    for row in reader:
+        if None in row:  # cells beyond the header: a comma outside quotes has shifted the columns
+            raise DataError(f"task '{task.name}': line {reader.line_num} has more cells than the header")
+        rows.append((row[task.input_column], row[task.target_column]))
+    return _texts(task, rows)
+
+
+def _read_jsonl(task: Task, lines: TextIO) -> list[tuple[str, str]]:
+    rows: list[dict[str, object]] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        row = json.loads(line)
+        if not isinstance(row, dict):
+            raise DataError(f"task '{task.name}': line {number} is no JSON object: {line.strip()[:60]}")
+        rows.append(row)
+    _require_columns(task, list(dict.fromkeys(column for row in rows for column in row)))
+    return _texts(task, ((row.get(task.input_column), row.get(task.target_column)) for row in rows))
+
+
+def _require_columns(task: Task, found: Sequence[str]) -> None:
+    missing = [column for column in (task.input_column, task.target_column) if column not in found]
+    if missing:
+        named = " and ".join(f"'{column}'{did_you_mean(column, found)}" for column in missing)
+        raise DataError(
+            f"task '{task.name}': {task.source} has no column {named}; it has: {', '.join(found) or 'none at all'}"
+        )
+
+
+def _texts(task: Task, rows: Iterable[tuple[object, object]]) -> list[tuple[str, str]]:
+    return [
+        (_text(task, task.input_column, source), _text(task, task.target_column, target)) for source, target in rows
+    ]
+
+
+def _text(task: Task, column: str, value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, int | float):
+        return str(value)
+    raise DataError(f"task '{task.name}': column '{column}' must hold texts, and holds {type(value).__name__} values")
+
+
+def _open_text(path: Path) -> TextIO:
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def _package_path(source: str) -> Path:
+    return Path(str(resources.files("loramix"))) / source.removeprefix(PACKAGE)
+
+
+def _nearest_file(path: Path) -> str:
+    """Return a hint at the nearest name in the folder of `path`, or that there is no such folder."""
+    if not path.parent.is_dir():
+        return f" (there is no folder {path.parent} either; relative paths start at {Path.cwd()})"
+    return did_you_mean(path.name, sorted(file.name for file in path.parent.iterdir()))
+
+
+def _unreachable(task: Task, error: Exception) -> DataError:
+    """Return the error for a data set that does not load, on disk or on the Hub."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    message = f"task '{task.name}': cannot load {task.source}, split '{task.split}': {reason}"
+    if locate(task.source) is None:
+        message += f"; nor is there a file or folder of this name{_nearest_file(Path(task.source))}"
+    return DataError(message)
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
