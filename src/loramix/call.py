@@ -1,42 +1,92 @@
-"""What the layers need to know of the call that they are part of, carried per thread and never shared.
+"""What the layers need to know of the call that they are part of, kept per thread and never shared.
 
 A base model calls its linear layers with their input alone. The mixture therefore opens a `Call` around each stack of
 layers (the encoder, the decoder, or the whole of a decoder-only model), and a layer asks for the one it is in.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
 
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
+
+Value = TypeVar("Value")
+
+
+class Memory(NamedTuple):
+    """What a decoder reads of its encoder: the output, its valid tokens, and their float32 mean as one token."""
+
+    hidden_BSD: Float[Tensor, "B S D"]
+    mask_BS: Bool[Tensor, "B S"]
+    mean_B1D: Float[Tensor, "B 1 D"]
 
 
 @dataclass
 class Call:
     """One pass through one stack.
 
-    `mask_BT` marks the tokens of the stack's own input that a gate may read. In a decoder with cross-attention,
-    `encoder_BSD` and `encoder_mask_BS` are the encoder's output and its valid tokens. `weights` holds what every layer
-    decided, by layer name: filled during the prefill, given back with the cache afterwards.
+    `mask_BT` marks the tokens of the stack's own input that a gate may read. `given` holds weights decided earlier, by
+    layer name, as they travel with a cache; `decided` those of this pass. `fixed_E` overrides every gate.
     """
 
-    mask_BT: Bool[Tensor, "B T"] | None = None
-    encoder_BSD: Float[Tensor, "B S D"] | None = None
-    encoder_mask_BS: Bool[Tensor, "B S"] | None = None
-    weights: dict[str, Float[Tensor, "B E"]] = field(default_factory=dict)
+    stack: nn.Module
+    mask_BT: Bool[Tensor, "B T"]
+    memory: Memory | None = None
+    given: dict[str, Float[Tensor, "B E"]] | None = None
     fixed_E: Float[Tensor, " E"] | None = None
+    decided: dict[str, Float[Tensor, "B E"]] = field(default_factory=dict)
     outer: "Call | None" = None
-
-    def replayed(self) -> "Call":
-        """Return the call as it was before its layers ran, for gradient checkpointing's second forward pass."""
-        return Call(self.mask_BT, self.encoder_BSD, self.encoder_mask_BS, dict(self.given), self.fixed_E, None)
-
-    def __post_init__(self) -> None:
-        self.given = dict(self.weights)
 
 
 _current: ContextVar[Call | None] = ContextVar("loramix_call", default=None)
-_fixed: ContextVar[Float[Tensor, " E"] | None] = ContextVar("loramix_fixed", default=None)
-_prompt_mask: ContextVar[Bool[Tensor, "B T"] | None] = ContextVar("loramix_prompt_mask", default=None)
+_record: ContextVar[dict[str, Tensor] | None] = ContextVar("loramix_record", default=None)
+
+
+def current_call() -> Call | None:
+    """Return the innermost call that this thread is in."""
+    return _current.get()
+
+
+def open_call(call: Call) -> None:
+    """Make `call` the current one until `close_call`."""
+    call.outer = _current.get()
+    _current.set(call)
+
+
+def close_call(stack: nn.Module) -> Call | None:
+    """Close the call that was opened for `stack` and return it; None if opening had failed."""
+    call = _current.get()
+    if call is None or call.stack is not stack:
+        return None
+    _current.set(call.outer)
+    record = _record.get()
+    if record is not None:
+        record.update(call.decided)
+    return call
+
+
+@contextmanager
+def recording() -> Iterator[dict[str, Float[Tensor, "B E"]]]:
+    """Collect the weights that every layer decides inside the block, by layer name."""
+    record: dict[str, Tensor] = {}
+    with bound(_record, record):
+        yield record
+
+
+@contextmanager
+def bound(variable: ContextVar[Value], value: Value) -> Iterator[None]:
+    """Set a context variable inside the block."""
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Return the `context_fn` pair for `torch.utils.checkpoint`: the second forward pass sees the call of the first."""
+    call = _current.get()
+    return nullcontext(), bound(_current, call)

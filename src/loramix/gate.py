@@ -1,13 +1,13 @@
 """Context gates: small networks that give every expert a weight, from what the prompt looks like at their layer.
 
-Axes: `B` batch, `T` tokens, `D` input width, `H` gate width, `E` experts.
+Axes: `B` batch, `T` tokens, `D` input width, `E` experts.
 """
 
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 
@@ -15,9 +15,9 @@ class GateConfig(BaseModel):
     """What a gate reads and how its weights mix the experts.
 
     context: `prompt` pools the layer's input over the prompt tokens (in a decoder with cross-attention: the encoder's
-        output), so that the weights are fixed before the first generated token. `reference` averages over all valid
-        tokens, future ones included; it scores given targets but cannot generate through a decoder.
-    hidden: width H of the gate's hidden layer.
+        output), so that the weights are fixed before the first generated token. `reference` averages the scores of all
+        valid tokens, future ones included; it scores given targets but cannot generate through a decoder.
+    hidden: width of the gate's hidden layer.
     mixing: `output` adds Σ_e g_e s_e B_e A_e x; `parameter` adds (Σ_e g_e s_e B_e)(Σ_e g_e A_e) x and needs equal ranks.
     temperature: divides the scores before the softmax; below 1 sharpens.
     """
@@ -47,26 +47,22 @@ class ContextGate(nn.Module):
         bias = config.context != "reference"
         self.lift = nn.Linear(width, config.hidden, bias=bias)
         self.score = nn.Linear(config.hidden, experts, bias=bias)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the hidden layer anew and set all scores to zero."""
-        self.lift.reset_parameters()
         nn.init.zeros_(self.score.weight)
-        if self.score.bias is not None:
+        if bias:
             nn.init.zeros_(self.score.bias)
 
     def forward(self, hidden_BTD: Float[Tensor, "B T D"], mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "B E"]:
-        """Return the experts' weights for tokens where `mask_BT` is true; rows sum to 1."""
-        if self.config.context == "reference":
-            scores_BE = masked_mean(self._scores(hidden_BTD.float()), mask_BT)
-        else:
-            scores_BE = self._scores(_unit_scale(masked_mean(hidden_BTD, mask_BT)))
-        return (scores_BE / self.config.temperature).softmax(-1)  # (B, E), rows sum to 1
+        """Return the experts' weights for the tokens where `mask_BT` is true; rows sum to 1."""
+        with torch.autocast(hidden_BTD.device.type, enabled=False):
+            if self.config.context == "reference":
+                scores_BE = masked_mean(self._scores(hidden_BTD.float()), mask_BT)
+            else:
+                scores_BE = self._scores(_unit_scale(masked_mean(hidden_BTD, mask_BT)))
+            return (scores_BE / self.config.temperature).softmax(-1)  # (B, E), rows sum to 1
 
     def _scores(self, hidden: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch E"]:
-        with torch.autocast(hidden.device.type, enabled=False):
-            return self.score(self.lift(hidden).relu())
+        scores: Tensor = self.score(self.lift(hidden).relu())
+        return scores
 
 
 def masked_mean(hidden_BTD: Float[Tensor, "B T D"], mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "B D"]:
