@@ -55,12 +55,13 @@ def make_expert(tmp_path: Path) -> Callable[..., Path]:
     """Return a function that saves a strong random adapter with PEFT and returns its folder."""
 
     def make(shape: str, name: str, *, seed: int, **settings: object) -> Path:
-        config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": TARGETS[shape], **settings})
+        defaults = {"r": 4, "lora_alpha": 8, "target_modules": TARGETS[shape], "fan_in_fan_out": shape == "gpt2"}
+        config = LoraConfig(**{**defaults, **settings})
         model = get_peft_model(tiny_model(shape), config)
         generator = torch.Generator().manual_seed(seed)
         for key, parameter in model.named_parameters():
             if "lora_" in key:
-                parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+                parameter.data = torch.randn(parameter.shape, generator=generator) * (0.1 if shape == "t5" else 0.3)
         model.save_pretrained(tmp_path / name)
         return tmp_path / name
 
