@@ -91,26 +91,26 @@ def resolve_revision(name: str, revision: str | None) -> str | None:
         return None
     if not _HUB_ID.fullmatch(name):
         raise _not_found(name, None)
-    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
 
-    if not constants.HF_HUB_OFFLINE:
-        try:
-            return HfApi().model_info(name, revision=revision).sha
-        except OSError as error:
-            cached = try_to_load_from_cache(name, "config.json", revision=revision)
-            if not isinstance(cached, str):
-                raise _not_found(name, error) from error
-            return Path(cached).parent.name
-    cached = try_to_load_from_cache(name, "config.json", revision=revision)
-    if not isinstance(cached, str):
-        raise _not_found(name, None)
-    return Path(cached).parent.name
+    try:
+        return Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise _not_found(name, error) from error
 
 
 def encoder_path(name: str) -> str:
-    """Return the folder of an embedded encoder, fetched when needed; any other name as it is."""
-    from loramix.embedded import embedded_folder
+    """Return the folder of an embedded or tiny encoder, made when needed; any other name as it is."""
+    from loramix.embedded import cache_root, embedded_folder
 
+    if name == "tiny-bert":
+        from loramix.atomic import atomic_folder
+        from loramix.tiny import save_tiny_encoder
+
+        with atomic_folder(cache_root() / name) as folder:
+            save_tiny_encoder(folder)
+        return str(cache_root() / name)
     return str(embedded_folder(name)) if name in _ENCODERS else name
 
 

@@ -53,9 +53,13 @@ def embedded_folder(name: str) -> Path:
 
 def cached_folder(name: str) -> Path:
     """Return where an embedded model lies once it is fetched; the path changes with the file it is made from."""
+    return cache_root() / f"{name}-{EMBEDDED[name].sha256[:12]}"
+
+
+def cache_root() -> Path:
+    """Return the user cache of loramix, or the folder that LORAMIX_CACHE names."""
     root = os.environ.get("LORAMIX_CACHE")
-    cache = Path(root) if root else user_cache_path("loramix")
-    return cache / f"{name}-{EMBEDDED[name].sha256[:12]}"
+    return Path(root) if root else user_cache_path("loramix")
 
 
 def _build(name: str, wheel: Wheel, folder: Path) -> None:

@@ -1,10 +1,13 @@
 """Tiny models with random weights, built in code: the whole program can run on them anywhere, in seconds."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
+    BertConfig,
+    BertModel,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -36,6 +39,20 @@ def tiny_tokenizer(name: str) -> PreTrainedTokenizerFast:
     if name == "tiny-t5":
         backend.post_processor = processors.TemplateProcessing(single=f"$A {_END}", special_tokens=[(_END, vocabulary[_END])])
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=_PAD, eos_token=_END, model_max_length=1024)
+
+
+def save_tiny_encoder(folder: Path) -> None:
+    """Write a tiny BERT with random weights and a byte tokenizer, as a stand-in for the encoder of BERTScore."""
+    config = BertConfig(
+        vocab_size=_SIZE, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, pad_token_id=0
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        BertModel(config).save_pretrained(folder)
+    tokenizer = tiny_tokenizer("tiny-t5")
+    tokenizer.add_special_tokens({"cls_token": _END, "sep_token": _END})
+    tokenizer.model_max_length = config.max_position_embeddings
+    tokenizer.save_pretrained(folder)
 
 
 def _llama() -> PreTrainedModel:

@@ -1,0 +1,58 @@
+"""`check`: what a run would do."""
+
+from loramix.bases import load_config, load_tokenizer
+from loramix.batches import encode
+from loramix.data import prepare
+from loramix.recipe import Recipe
+
+
+def describe(recipe: Recipe) -> str:
+    """Return the resolved settings, one rendered sample per task, parameter counts and a memory estimate."""
+    parts = [recipe.to_yaml(), *_samples(recipe), _sizes(recipe)]
+    return "\n".join(parts)
+
+
+def _samples(recipe: Recipe) -> list[str]:
+    tokenizer = load_tokenizer(recipe.base.name, revision=recipe.base.revision)
+    causal = not load_config(recipe.base.name, revision=recipe.base.revision).is_encoder_decoder
+    shown = []
+    for task, prepared in zip(recipe.tasks, prepare(recipe.tasks, samples=recipe.samples, seed=recipe.seed).values(), strict=True):
+        sample = prepared.samples[0]
+        encoded = encode(tokenizer, task, sample.input, sample.target, causal=causal, chat=recipe.base.chat)
+        shown.append(
+            f"{task.name}: {', '.join(f'{count:,} {name}' for name, count in prepared.counts.items())}\n"
+            f"  masked, not learned ({len(encoded.prompt)} tokens):  {tokenizer.decode(encoded.prompt)!r}\n"
+            f"  learned ({len(encoded.target)} tokens):  {tokenizer.decode(encoded.target)!r}"
+        )
+    return shown
+
+
+def _sizes(recipe: Recipe) -> str:
+    """Count parameters on the meta device, so that nothing is loaded."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    from loramix.experts import linear_shape
+    from loramix.stages.lora import attention_layers
+
+    config = load_config(recipe.base.name, revision=recipe.base.revision)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto.from_config(config)
+    model.tie_weights()
+    total = sum(parameter.numel() for parameter in model.parameters())
+    targets = recipe.lora.targets or attention_layers(model)
+    shapes = [
+        shape
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] in targets and (shape := linear_shape(module))
+    ]
+    adapter = sum(recipe.lora.rank * (wide + out) for wide, out in shapes)
+    gates = sum(recipe.gate.hidden * (wide + 1) + len(recipe.tasks) * (recipe.gate.hidden + 1) for wide, _ in shapes)
+    width = 4 if recipe.base.dtype == "float32" else 2
+    full = total * width * (2 if recipe.finetune.optimizer == "adafactor" else 4)
+    return (
+        f"parameters: base {total:,}; one adapter {adapter:,} in {len(shapes)} layers; gates {gates:,}\n"
+        f"memory without activations: generation {total * width / 1e9:.2f} GB, LoRA and gates "
+        f"{(total + 4 * adapter) * width / 1e9:.2f} GB, full finetune {full / 1e9:.2f} GB"
+    )

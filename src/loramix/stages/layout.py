@@ -1,0 +1,61 @@
+"""Where a run keeps what: the folders of its stages, and which model wrote which answers."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loramix.atomic import atomic_file
+from loramix.recipe import Recipe
+
+ANSWER_COLUMNS = ("input", "generated", "reference")
+LOSS_COLUMNS = ("step", "epoch", "training", "validation")
+WEIGHT_COLUMNS = ("layer", "task", "expert", "weight")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The run folder of a recipe."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        """All samples of all tasks, with their splits."""
+        return self.root / "data" / "samples.parquet"
+
+    def folder(self, stage: str, task: str | None = None) -> Path:
+        """Return a stage's folder; finetune and lora have one for every task."""
+        folder = self.root / {"prepare": "data", "gate": "cgm"}.get(stage, stage)
+        return folder / task if task else folder
+
+    def answers(self, recipe: Recipe) -> dict[str, dict[str, Path]]:
+        """Return the CSV file of every model's answers, by model and task, in the order of the tables."""
+        tasks = [task.name for task in recipe.tasks]
+        models = {"base": {task: self.folder("benchmark") / f"{task}.csv" for task in tasks}}
+        models["full finetune"] = {task: self.folder("finetune", task) / f"{task}.csv" for task in tasks}
+        for expert in tasks:
+            models[f"LoRA {expert}"] = {task: self.folder("lora", expert) / f"{task}.csv" for task in tasks}
+        models["CGM LoRA"] = {task: self.folder("gate") / f"{task}.csv" for task in tasks}
+        return models
+
+    def losses(self, recipe: Recipe) -> dict[str, Path]:
+        """Return the loss CSV of every trained model."""
+        tasks = [task.name for task in recipe.tasks]
+        files = {f"full finetune, {task}": self.folder("finetune", task) / "losses.csv" for task in tasks}
+        files |= {f"LoRA {task}": self.folder("lora", task) / "losses.csv" for task in tasks}
+        return {**files, "gates of CGM LoRA": self.folder("gate") / "losses.csv"}
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file atomically; None is an empty cell."""
+    with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file by column name."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,63 @@
+"""LoRA finetune: one adapter per task, trained alone on a frozen base with PEFT."""
+
+import json
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from loramix.atomic import atomic_folder
+from loramix.bases import Base, load_base
+from loramix.errors import StageError
+from loramix.recipe import LoraSpec, Recipe
+from loramix.stages.generation import write_answers
+from loramix.stages.layout import Layout
+from loramix.stages.training import train
+from loramix.tasks import Task
+
+ATTENTION = {"q", "k", "v", "o", "q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "c_attn"}
+
+
+def run(recipe: Recipe, layout: Layout, task: Task) -> None:
+    """Write the task's adapter and losses, and its answers to every task, under lora/<task>."""
+    base = load_base(recipe.base.name, revision=recipe.base.revision, dtype=recipe.base.dtype)
+    folder, label = layout.folder("lora", task.name), f"LoRA {task.name}"
+    model = adapted(base, recipe.lora, seed=recipe.seed)
+    train(model, base.tokenizer, recipe, recipe.lora, [task], layout=layout, folder=folder, label=label)
+    with atomic_folder(folder / "models") as models:
+        model.save_pretrained(models)
+        _name_base(models / "adapter_config.json", recipe.base.name)
+    for each in recipe.tasks:
+        write_answers(model, base.tokenizer, recipe, layout, folder=f"lora/{task.name}", task=each, label=label)
+
+
+def adapted(base: Base, spec: LoraSpec, *, seed: int) -> nn.Module:
+    """Return the base model with a fresh adapter in every target layer; the same one for the same seed."""
+    targets = list(spec.targets) if spec.targets else attention_layers(base.model)
+    config = LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        lora_dropout=spec.dropout,
+        target_modules=targets,
+        fan_in_fan_out="c_attn" in targets,
+        task_type="SEQ_2_SEQ_LM" if base.model.config.is_encoder_decoder else "CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model: nn.Module = get_peft_model(base.model, config)
+    return model
+
+
+def attention_layers(model: nn.Module) -> list[str]:
+    """Return the names that the query, key, value and output projections have in this model."""
+    found = sorted({name.rpartition(".")[2] for name, _ in model.named_modules()} & ATTENTION)
+    if not found:
+        raise StageError(f"no attention projections of known names in {type(model).__name__}; set lora.targets")
+    return found
+
+
+def _name_base(file: Path, name: str) -> None:
+    """Let the adapter name the base as the recipe does, not the folder it was cached in."""
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({**settings, "base_model_name_or_path": name}, indent=2))

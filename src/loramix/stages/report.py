@@ -1,0 +1,77 @@
+"""Report: one HTML file that shows what the run found."""
+
+import json
+from pathlib import Path
+
+from loramix.atomic import write_text
+from loramix.recipe import Recipe
+from loramix.report.html import LossRow, Report, SampleRow, Table, WeightRow, render
+from loramix.stages.evaluate import Answers, read_answers
+from loramix.stages.layout import Layout, read_csv
+
+_SHOWN = 20
+_NOTES = {
+    "rouge": "F1, 0 to 1, mean over the same withheld test samples for every model.",
+    "bertscore": "F1, mean over the same withheld test samples; an empty answer scores 0.",
+    "syllables": "Shares of all answers, empty and malformed ones included; 5-7-5 counted with a pronouncing dictionary.",
+}
+
+
+def run(recipe: Recipe, layout: Layout) -> None:
+    """Write report.html."""
+    answers = read_answers(recipe, layout)
+    report = Report(
+        title=f"loramix: {recipe.name}",
+        summary=_summary(recipe, layout),
+        tables=[_table(layout, name, note) for name, note in _NOTES.items() if (layout.root / f"{name}.csv").is_file()],
+        losses={label: _losses(file) for label, file in layout.losses(recipe).items()},
+        weights=_weights(layout),
+        samples={task.name: _samples(answers, task.name) for task in recipe.tasks},
+        recipe=recipe.to_yaml(),
+    )
+    write_text(layout.root / "report.html", render(report))
+
+
+def _summary(recipe: Recipe, layout: Layout) -> list[tuple[str, str]]:
+    environment = json.loads((layout.root / "environment.json").read_text())
+    counts = read_csv(layout.folder("prepare") / "counts.csv")
+    facts = [("Base model", recipe.base.name), ("Seed", str(recipe.seed))]
+    facts += [(row["task"], f"{row['train']} train, {row['validation']} validation, {row['test']} test") for row in counts]
+    if recipe.generation.test_samples:
+        facts.append(("Test samples scored", f"{recipe.generation.test_samples} per task"))
+    return [*facts, ("Versions", ", ".join(f"{name} {version}" for name, version in environment["versions"].items()))]
+
+
+def _table(layout: Layout, name: str, note: str) -> Table:
+    rows = read_csv(layout.root / f"{name}.csv")
+    columns = [column for column in rows[0] if column != "encoder"]
+    encoder = f" Encoder: {rows[0]['encoder']}." if "encoder" in rows[0] else ""
+    cells: list[list[str | float | None]] = [
+        [row["model"], *(float(row[column]) for column in columns[1:])] for row in rows
+    ]
+    title = {"rouge": "ROUGE", "bertscore": "BERTScore", "syllables": "Haiku form"}[name]
+    return Table(title, note + encoder, columns, cells, None if name == "syllables" else "max")
+
+
+def _losses(file: Path) -> list[LossRow]:
+    return [
+        LossRow(int(row["step"]), float(row["epoch"]), _number(row["training"]), _number(row["validation"]))
+        for row in read_csv(file)
+    ]
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None
+
+
+def _weights(layout: Layout) -> list[WeightRow]:
+    rows = read_csv(layout.folder("gate") / "weights.csv")
+    return [WeightRow(row["layer"], row["task"], row["expert"], float(row["weight"])) for row in rows]
+
+
+def _samples(answers: Answers, task: str) -> list[SampleRow]:
+    models = [model for model in answers if task in answers[model]]
+    return [
+        SampleRow(row["input"], row["reference"], {model: answers[model][task][index]["generated"] for model in models})
+        for index, row in enumerate(answers[models[0]][task][:_SHOWN])
+    ]

@@ -1,0 +1,240 @@
+"""Training through `transformers.Trainer`, for finetuning, adapters and gates alike: resumable, best checkpoint kept."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+)
+
+from loramix.atomic import write_text
+from loramix.batches import IGNORED, Collator, Encoded, encode
+from loramix.data import Sample, Split, read_manifest
+from loramix.mixture import MixtureModel
+from loramix.recipe import Recipe, TrainSpec
+from loramix.report.html import LossRow
+from loramix.report.plots import plot_losses
+from loramix.stages.layout import LOSS_COLUMNS, Layout, write_csv
+from loramix.stages.progress import TrainingProgress
+from loramix.tasks import Task
+
+log = logging.getLogger("loramix")
+_TRAINABLE = "trainable.safetensors"
+
+
+class Samples(Dataset[Encoded]):
+    """Encoded samples, task after task."""
+
+    def __init__(self, parts: Sequence[Sequence[Encoded]]) -> None:
+        self.sizes = [len(part) for part in parts]
+        self.samples = [sample for part in parts for sample in part]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Encoded:
+        return self.samples[index]
+
+
+class TurnSampler(Sampler[int]):
+    """Shuffled indices such that every batch holds one task alone and the tasks take turns.
+
+    A task that runs out sits out the rest of the epoch; a last batch that would be short is filled up from the start of
+    that task's order, so that batch borders stay where they are. Every epoch has its own order, fixed by the seed.
+    """
+
+    def __init__(self, sizes: Sequence[int], batch: int, seed: int) -> None:
+        self.sizes, self.batch, self.seed, self.epoch = list(sizes), batch, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order is drawn next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return sum(-(-size // self.batch) * self.batch for size in self.sizes)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        batches = [list(self._batches(task, generator)) for task in range(len(self.sizes))]
+        for turn in range(max(len(task) for task in batches)):
+            for task in batches:
+                if turn < len(task):
+                    yield from task[turn]
+
+    def _batches(self, task: int, generator: torch.Generator) -> Iterator[list[int]]:
+        start = sum(self.sizes[:task])
+        order = [start + int(index) for index in torch.randperm(self.sizes[task], generator=generator)]
+        short = -len(order) % self.batch
+        filled = [*order, *(order * self.batch)[:short]]
+        for first in range(0, len(filled), self.batch):
+            yield filled[first : first + self.batch]
+
+
+class MixingTrainer(Trainer):  # type: ignore[misc]
+    """Trainer whose loss is the mean over target tokens, whatever the accumulation, and whose checkpoints of adapters
+    and mixtures hold the trained parameters alone."""
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, object]:
+        """Return the mean loss per target token; in training, of the whole accumulated batch."""
+        outputs = model(**inputs)
+        loss: Tensor = outputs.loss
+        if num_items_in_batch is not None:
+            loss = loss * (inputs["labels"] != IGNORED).sum() / num_items_in_batch
+        return (loss, outputs) if return_outputs else loss
+
+    def _get_train_sampler(self, train_dataset: Dataset[Encoded] | None = None) -> Sampler[int]:
+        data = train_dataset if train_dataset is not None else self.train_dataset
+        return TurnSampler(data.sizes, self.args.per_device_train_batch_size, self.args.seed)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(trainable_state(self.model), folder / _TRAINABLE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_trainable(model or self.model, Path(resume_from_checkpoint) / _TRAINABLE)
+
+    def _load_best_model(self) -> None:
+        load_trainable(self.model, Path(self.state.best_model_checkpoint) / _TRAINABLE)
+
+
+def trainable_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters that are trained, by name."""
+    return {name: value.detach().contiguous() for name, value in model.named_parameters() if value.requires_grad}
+
+
+@torch.no_grad()
+def load_trainable(model: nn.Module, file: Path) -> None:
+    """Set the trained parameters from a file that must hold all of them."""
+    saved = load_file(file)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.copy_(saved[name])
+
+
+def train(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    spec: TrainSpec,
+    tasks: Sequence[Task],
+    *,
+    layout: Layout,
+    folder: Path,
+    label: str,
+) -> None:
+    """Train `model` on `tasks`, taking turns, and leave the best weights in it; write losses.csv and losses.png.
+
+    Checkpoints lie in `folder`/checkpoints; if there are any, training goes on from the last.
+    """
+    causal = not model.config.is_encoder_decoder
+    samples = read_manifest(layout.manifest)
+    data = {
+        split: _encoded(samples, tokenizer, recipe, tasks, split, limit, causal=causal)
+        for split, limit in (("train", spec.train_samples), ("validation", spec.validation_samples))
+    }
+    trainer = MixingTrainer(
+        model=model,
+        args=_arguments(recipe, spec, folder / "checkpoints", steps=_steps(data["train"], spec)),
+        train_dataset=data["train"],
+        eval_dataset=data["validation"],
+        data_collator=Collator(tokenizer, causal),
+        callbacks=[EarlyStoppingCallback(spec.patience), TrainingProgress(label)],
+    )
+    trainer.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole accumulated batch
+    trainer.remove_callback("PrinterCallback")
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    log.info(
+        "%s: %s of %s parameters, %d training and %d validation samples, %s at %g",
+        label, f"{trained:,}", f"{sum(p.numel() for p in model.parameters()):,}", len(data["train"]),
+        len(data["validation"]), spec.optimizer, spec.learning_rate,
+    )  # fmt: skip
+    trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
+    _write_losses(trainer, folder, label)
+
+
+def _encoded(
+    samples: Sequence[Sample],
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    tasks: Sequence[Task],
+    split: Split,
+    limit: int | None,
+    *,
+    causal: bool,
+) -> Samples:
+    parts = []
+    for task in tasks:
+        chosen = [sample for sample in samples if sample.task == task.name and sample.split == split][:limit]
+        parts.append(
+            [encode(tokenizer, task, each.input, each.target, causal=causal, chat=recipe.base.chat) for each in chosen]
+        )
+    return Samples(parts)
+
+
+def _steps(data: Samples, spec: TrainSpec) -> int:
+    """Return the optimizer steps of one epoch."""
+    batches = sum(-(-size // spec.batch_size) for size in data.sizes)
+    return -(-batches // spec.accumulation)
+
+
+def _arguments(recipe: Recipe, spec: TrainSpec, folder: Path, *, steps: int) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=spec.epochs,
+        per_device_train_batch_size=spec.batch_size,
+        per_device_eval_batch_size=spec.batch_size,
+        gradient_accumulation_steps=spec.accumulation,
+        learning_rate=spec.learning_rate,
+        optim="adafactor" if spec.optimizer == "adafactor" else "adamw_torch",
+        lr_scheduler_type=spec.schedule if spec.schedule != "constant" or not spec.warmup_steps else "constant_with_warmup",
+        warmup_steps=spec.warmup_steps,
+        activation_checkpointing=spec.gradient_checkpointing,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        restore_callback_states_from_checkpoint=True,
+        logging_steps=max(1, steps // 10),
+        seed=recipe.seed,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        prediction_loss_only=True,
+        label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """Return the newest whole checkpoint; the trainer's state is the last file that a checkpoint gets."""
+    whole = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
+
+
+def _write_losses(trainer: Trainer, folder: Path, label: str) -> None:
+    history = trainer.state.log_history
+    rows = [
+        LossRow(int(entry["step"]), float(entry["epoch"]), entry.get("loss"), entry.get("eval_loss"))
+        for entry in history
+        if "loss" in entry or "eval_loss" in entry
+    ]
+    write_csv(folder / "losses.csv", LOSS_COLUMNS, [(r.step, r.epoch, r.training, r.validation) for r in rows])
+    plot_losses(label, rows, folder / "losses.png")
+    write_text(folder / "best.txt", f"{trainer.state.best_metric}\n")
