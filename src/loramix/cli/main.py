@@ -114,6 +114,7 @@ def main() -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.getLogger("loramix").addHandler(handler)
     logging.getLogger("loramix").setLevel(logging.INFO)
+    logging.getLogger("loramix").propagate = False
     try:
         cli(standalone_mode=True)
     except LoramixError as error:

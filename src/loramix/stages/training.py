@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import (
     EarlyStoppingCallback,
+    PrinterCallback,
     PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
@@ -156,7 +157,7 @@ def train(
         callbacks=[EarlyStoppingCallback(spec.patience), TrainingProgress(label)],
     )
     trainer.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole accumulated batch
-    trainer.remove_callback("PrinterCallback")
+    trainer.remove_callback(PrinterCallback)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     log.info(
         "%s: %s of %s parameters, %d training and %d validation samples, %s at %g",
