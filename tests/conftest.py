@@ -42,7 +42,14 @@ def tiny_model(shape: str) -> PreTrainedModel:
             )
             return LlamaForCausalLM(llama).eval()
         gpt2 = GPT2Config(
-            vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, pad_token_id=0, bos_token_id=1, eos_token_id=2
+            vocab_size=VOCABULARY,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=64,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
         )
         return GPT2LMHeadModel(gpt2).eval()
 

@@ -31,7 +31,9 @@ def strong_gates(mixture: MixtureModel) -> MixtureModel:
 
 @pytest.fixture
 def build(make_expert: Callable[..., Path]) -> Build:
-    def build(shape: str, mixing: str = "output", context: str = "prompt", names: tuple[str, ...] = ("a", "b")) -> MixtureModel:
+    def build(
+        shape: str, mixing: str = "output", context: str = "prompt", names: tuple[str, ...] = ("a", "b")
+    ) -> MixtureModel:
         seeds = {"a": 1, "b": 2}
         experts = {name: make_expert(shape, name, seed=seeds[name]) for name in names}
         config = GateConfig(mixing=mixing, context=context, hidden=8)
@@ -47,7 +49,11 @@ def tokens(rows: int, length: int, seed: int = 0) -> Tensor:
 def padded(ids: Tensor, count: int, side: str) -> tuple[Tensor, Tensor]:
     pad = torch.zeros(len(ids), count, dtype=torch.long)
     parts = [pad, ids] if side == "left" else [ids, pad]
-    masks = [torch.zeros_like(pad), torch.ones_like(ids)] if side == "left" else [torch.ones_like(ids), torch.zeros_like(pad)]
+    masks = (
+        [torch.zeros_like(pad), torch.ones_like(ids)]
+        if side == "left"
+        else [torch.ones_like(ids), torch.zeros_like(pad)]
+    )
     return torch.cat(parts, 1), torch.cat(masks, 1)
 
 
@@ -89,7 +95,9 @@ def test_c2_padding_changes_nothing(build: Build, shape: str, side: str, mixing:
         plain = mixture(input_ids=ids, decoder_input_ids=target).logits
         if side == "left":  # T5's relative positions tell where a prompt starts, so only its gates must not care
             start = mixture.weights(input_ids=ids)["encoder.block.0.layer.0.SelfAttention.q"]
-            close(start, mixture.weights(input_ids=wide, attention_mask=mask)["encoder.block.0.layer.0.SelfAttention.q"])
+            close(
+                start, mixture.weights(input_ids=wide, attention_mask=mask)["encoder.block.0.layer.0.SelfAttention.q"]
+            )
             return
         close(plain, mixture(input_ids=wide, attention_mask=mask, decoder_input_ids=target).logits)
         return
@@ -145,7 +153,9 @@ def test_c4_generation_is_the_function_that_scores(build: Build, shape: str, bea
         target = torch.cat([torch.zeros(3, 1, dtype=torch.long), batch[:, :-1]], 1) if shape == "t5" else batch
         scored = logits(mixture, ids, target).argmax(-1)
         expected = scored if shape == "t5" else scored[:, :-1]
-        assert torch.equal(expected[:, : batch.shape[1] - (shape != "t5")][:, 1:], batch[:, 1:] if shape == "t5" else batch[:, 2:])
+        assert torch.equal(
+            expected[:, : batch.shape[1] - (shape != "t5")][:, 1:], batch[:, 1:] if shape == "t5" else batch[:, 2:]
+        )
 
 
 @pytest.mark.parametrize("mixing", MIXING)
@@ -274,7 +284,7 @@ def test_gates_see_the_prompt_alone_when_labels_are_given(build: Build) -> None:
 
 
 def test_the_reference_gate_is_the_reference_formula(build: Build) -> None:
-    """One sequence through one layer: softmax of the mean score, matrices mixed separately (DESIGN of the reference)."""
+    """One sequence through one layer: softmax of the mean score, matrices mixed separately."""
     mixture = build("t5", "parameter", "reference")
     layer = next(iter(mixture.layers.values()))
     update = [expert.updates[layer.name] for expert in mixture.experts]
@@ -337,7 +347,9 @@ def test_experts_may_differ_in_rank_scale_and_layers(make_expert: Callable[..., 
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
     ],
 )
-def test_what_cannot_be_mixed_is_refused_by_name(make_expert: Callable[..., Path], settings: dict[str, object], named: str) -> None:
+def test_what_cannot_be_mixed_is_refused_by_name(
+    make_expert: Callable[..., Path], settings: dict[str, object], named: str
+) -> None:
     folder = make_expert("llama", "odd", seed=1, **settings)
     with pytest.raises(ExpertError, match=named):
         MixtureModel.from_experts(tiny_model("llama"), {"odd": folder})

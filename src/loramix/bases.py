@@ -1,6 +1,8 @@
 """Base models and encoders by name: embedded, tiny, a folder, or a Hub id."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _BASES, _ENCODERS, _TINY = ("smollm2-135m",), ("minilm-l6",), ("tiny-gpt2", "tiny-llama", "tiny-t5")
+_DTYPES = ("float32", "bfloat16", "float16", "auto")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -32,26 +35,33 @@ def base_names() -> list[str]:
 def load_base(name: str, *, revision: str | None = None, dtype: str = "float32") -> Base:
     """Return a causal or encoder-decoder model in evaluation mode, with its tokenizer.
 
-    name: one of `base_names()`, a folder, or a Hub id. dtype: float32, bfloat16, float16 or auto.
-    Raises BaseModelError if there is no such model, or it cannot be reached.
+    name: one of `base_names()`, a folder, or a Hub id. dtype: float32, bfloat16, float16 or auto (as stored).
+    Raises BaseModelError if there is no such model, it cannot be reached, or some of its weights are missing.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    if dtype not in _DTYPES:
+        raise BaseModelError(
+            f"no number format '{dtype}'{did_you_mean(dtype, _DTYPES)}; there are {', '.join(_DTYPES)}"
+        )
     number = dtype if dtype == "auto" else getattr(torch, dtype)
+    revision = resolve_revision(name, revision)
+    tokenizer = load_tokenizer(name, revision=revision)
     if name in _TINY:
         from loramix.tiny import tiny_model
 
-        model = tiny_model(name)
-        return Base(model if dtype == "auto" else model.to(number), load_tokenizer(name), name, None)
-    revision = resolve_revision(name, revision)
-    source = _source(name)
+        tiny = tiny_model(name)
+        return Base(tiny if dtype == "auto" else tiny.to(number), tokenizer, name, None)
     auto = AutoModelForSeq2SeqLM if load_config(name, revision=revision).is_encoder_decoder else AutoModelForCausalLM
-    try:
-        model = auto.from_pretrained(source, revision=revision, dtype=number)
-    except (OSError, ValueError) as error:
-        raise _not_found(name, error) from error
-    return Base(model.eval(), load_tokenizer(name, revision=revision), name, revision)
+    source = _source(name)
+    with _in_words(name):
+        model, report = auto.from_pretrained(
+            source, revision=revision, dtype=number, trust_remote_code=False, output_loading_info=True
+        )
+    if report["missing_keys"]:  # transformers would go on with random numbers in their place
+        raise BaseModelError(f"base model '{name}' lacks weights: {', '.join(sorted(report['missing_keys']))}")
+    return Base(model.eval(), tokenizer, name, revision)
 
 
 def load_tokenizer(name: str, *, revision: str | None = None) -> "PreTrainedTokenizerBase":
@@ -62,13 +72,12 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> "PreTrainedToke
         return tiny_tokenizer(name)
     from transformers import AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(_source(name), revision=revision)
-    except (OSError, ValueError) as error:
-        raise _not_found(name, error) from error
+    revision, source = resolve_revision(name, revision), _source(name)
+    with _in_words(name):
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def load_config(name: str, *, revision: str | None = None) -> "PreTrainedConfig":
@@ -79,38 +88,43 @@ def load_config(name: str, *, revision: str | None = None) -> "PreTrainedConfig"
         return tiny_model(name).config
     from transformers import AutoConfig
 
-    try:
-        return AutoConfig.from_pretrained(_source(name), revision=revision)  # type: ignore[no-any-return]
-    except (OSError, ValueError) as error:
-        raise _not_found(name, error) from error
+    revision, source = resolve_revision(name, revision), _source(name)
+    with _in_words(name):
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
 
 
 def resolve_revision(name: str, revision: str | None) -> str | None:
-    """Return the commit that a Hub model is pinned to, read from the local cache when offline; None for the rest."""
+    """Return the commit that a Hub model is pinned to, read from the local cache when offline; None for the rest.
+
+    Raises BaseModelError if there is no such model, or if a revision is asked of one that has none.
+    """
     if name in (*_BASES, *_ENCODERS, *_TINY) or Path(name).is_dir():
+        if revision is not None:
+            raise BaseModelError(
+                f"'{name}' has no revisions, so it cannot be had at '{revision}'; leave the revision out"
+            )
+        if Path(name).is_dir() and name not in base_names() and not (Path(name) / "config.json").is_file():
+            raise BaseModelError(f"folder '{name}' holds no base model: it has no config.json")
         return None
     if not _HUB_ID.fullmatch(name):
-        raise _not_found(name, None)
+        raise _not_found(name, None, "and no Hub id; give an existing folder, or a Hub id such as org/model")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
         return Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise _not_found(name, error) from error
+        raise _not_found(name, revision, _refusal(error)) from error
 
 
 def encoder_path(name: str) -> str:
     """Return the folder of an embedded or tiny encoder, made when needed; any other name as it is."""
-    from loramix.embedded import cache_root, embedded_folder
+    from loramix.embedded import embedded_folder, made_once
 
     if name == "tiny-bert":
-        from loramix.atomic import atomic_folder
         from loramix.tiny import save_tiny_encoder
 
-        with atomic_folder(cache_root() / name) as folder:
-            save_tiny_encoder(folder)
-        return str(cache_root() / name)
+        return str(made_once(name, save_tiny_encoder))
     return str(embedded_folder(name)) if name in _ENCODERS else name
 
 
@@ -119,15 +133,53 @@ def _source(name: str) -> str:
         from loramix.embedded import embedded_folder
 
         return str(embedded_folder(name))
-    if not Path(name).is_dir() and not _HUB_ID.fullmatch(name):
-        raise _not_found(name, None)
     return name
 
 
-def _not_found(name: str, cause: Exception | None) -> BaseModelError:
+def _not_found(name: str, revision: str | None, reason: str) -> BaseModelError:
     known = base_names()
-    reason = f": {str(cause).splitlines()[0]}" if cause is not None and str(cause) else ""
+    wanted = f"'{name}'" if revision is None else f"'{name}' at revision '{revision}'"
     return BaseModelError(
-        f"there is no base model '{name}'{did_you_mean(name, known)}: it is none of {', '.join(known)}, no folder with a "
-        f"model, and no model that could be loaded from the hub or its local cache{reason}"
+        f"there is no base model {wanted}{did_you_mean(name, known)}: it is none of {', '.join(known)}, "
+        f"no folder, {reason}"
     )
+
+
+def _refusal(error: Exception) -> str:
+    """Return why the hub gave no model, and what helps."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if constants.HF_HUB_OFFLINE:
+        return (
+            "and not in the local Hub cache, while HF_HUB_OFFLINE forbids to ask the hub; unset it to fetch the model"
+        )
+    if isinstance(error, LocalEntryNotFoundError):
+        return "and not in the local Hub cache, and the hub cannot be reached; connect, or name a folder that holds it"
+    if isinstance(error, GatedRepoError):
+        return "and on the hub its owner asks for consent; accept the terms on its page, then run: hf auth login"
+    if isinstance(error, RepositoryNotFoundError):
+        return "and the hub has no such model that you may see; for a private one, run: hf auth login"
+    if isinstance(error, RevisionNotFoundError):
+        return "and the hub has the model, but not this revision; leave it out for the newest"
+    return f"and the hub gave nothing: {_first_line(error)}"
+
+
+@contextmanager
+def _in_words(name: str) -> Iterator[None]:
+    """Turn what transformers raises about unreadable files into one line that names the base model."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise BaseModelError(f"base model '{name}' cannot be loaded: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

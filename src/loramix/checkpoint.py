@@ -1,9 +1,9 @@
 """A mixture on disk: gates, untouched experts and one configuration file; written whole or not at all.
 
-    my-mixture/
-      mixture_config.json     schema version, base and revision, ordered experts, gate, package versions
-      gate.safetensors        gate parameters only
-      experts/<name>/         PEFT adapters, each loads alone with PeftModel.from_pretrained
+my-mixture/
+  mixture_config.json     schema version, base and revision, ordered experts, gate, package versions
+  gate.safetensors        gate parameters only
+  experts/<name>/         PEFT adapters, each loads alone with PeftModel.from_pretrained
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from loramix.mixture import MixtureModel
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 _CONFIG, _GATES, _EXPERTS = "mixture_config.json", "gate.safetensors", "experts"
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 

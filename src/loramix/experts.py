@@ -67,10 +67,10 @@ def check_fits(expert: Expert, base: nn.Module) -> None:
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """Return (input width, output width) of a linear layer, GPT-2's Conv1D included; None for any other module."""
-    if hasattr(module, "in_features") and hasattr(module, "out_features"):
-        return int(module.in_features), int(module.out_features)
-    if hasattr(module, "nx") and hasattr(module, "nf"):
-        return int(module.nx), int(module.nf)
+    for wide, out in (("in_features", "out_features"), ("nx", "nf")):
+        shape = getattr(module, wide, None), getattr(module, out, None)
+        if isinstance(shape[0], int) and isinstance(shape[1], int):
+            return shape[0], shape[1]
     return None
 
 
@@ -80,10 +80,14 @@ def _folder(name: str, source: str) -> Path:
         try:
             folder = Path(snapshot_download(source, allow_patterns=["adapter_*"]))
         except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            raise ExpertError(f"expert '{name}': '{source}' is neither a folder nor a reachable Hub id ({error})") from error
+            raise ExpertError(
+                f"expert '{name}': '{source}' is neither a folder nor a reachable Hub id ({error})"
+            ) from error
     for file in (_CONFIG, _WEIGHTS):
         if not (folder / file).is_file():
-            raise ExpertError(f"expert '{name}': {folder} holds no {file}; an expert is a PEFT adapter folder with both")
+            raise ExpertError(
+                f"expert '{name}': {folder} holds no {file}; an expert is a PEFT adapter folder with both"
+            )
     return folder
 
 

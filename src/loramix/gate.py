@@ -18,7 +18,7 @@ class GateConfig(BaseModel):
         output), so that the weights are fixed before the first generated token. `reference` averages the scores of all
         valid tokens, future ones included; it scores given targets but cannot generate through a decoder.
     hidden: width of the gate's hidden layer.
-    mixing: `output` adds Σ_e g_e s_e B_e A_e x; `parameter` adds (Σ_e g_e s_e B_e)(Σ_e g_e A_e) x and needs equal ranks.
+    mixing: `output` adds Σ_e g_e s_e B_e A_e x; `parameter` adds (Σ_e g_e s_e B_e)(Σ_e g_e A_e) x, for equal ranks.
     temperature: divides the scores before the softmax; below 1 sharpens.
     """
 

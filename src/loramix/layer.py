@@ -56,7 +56,9 @@ class MixtureLinear(nn.Module):
         self.gate = ContextGate(gate_width, len(updates), config).to(device)
         down_RD = torch.cat([update.down_RD for _, update in present])
         up_OR = torch.cat([update.up_OR.float() * update.scale for _, update in present], dim=1)
-        expert_of_rank = torch.tensor([expert for (expert, _), rank in zip(present, ranks, strict=True) for _ in range(rank)])
+        expert_of_rank = torch.tensor(
+            [expert for (expert, _), rank in zip(present, ranks, strict=True) for _ in range(rank)]
+        )
         self.register_buffer("down_RD", down_RD.to(device, dtype))
         self.register_buffer("up_OR", up_OR.to(device, dtype))
         self.register_buffer("expert_of_rank", expert_of_rank.to(device))
@@ -87,7 +89,7 @@ class MixtureLinear(nn.Module):
 
     def _shared(self, low_BTR: Float[Tensor, "B T R"]) -> Float[Tensor, "B T R"]:
         """Sum the experts' down-projections and hand the sum to every expert's up-projection."""
-        per_expert = low_BTR.unflatten(-1, (self.present, -1))
+        per_expert = low_BTR.view(*low_BTR.shape[:-1], self.present, -1)
         return per_expert.sum(-2, keepdim=True).expand_as(per_expert).flatten(-2)
 
     def _weights(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B E"]:

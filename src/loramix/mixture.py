@@ -17,7 +17,7 @@ from loramix.layer import MixtureLinear
 from loramix.routing import attach, fixed_weights
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
     from transformers.modeling_outputs import ModelOutput
 
 
@@ -28,7 +28,13 @@ class MixtureModel(nn.Module):
     """
 
     def __init__(
-        self, base: "PreTrainedModel", experts: Sequence[Expert], gate: GateConfig, *, base_name: str, revision: str | None
+        self,
+        base: "PreTrainedModel",
+        experts: Sequence[Expert],
+        gate: GateConfig,
+        *,
+        base_name: str,
+        revision: str | None,
     ) -> None:
         super().__init__()
         if not experts:
@@ -91,14 +97,15 @@ class MixtureModel(nn.Module):
         return {module.name: module for module in self.base.modules() if isinstance(module, MixtureLinear)}
 
     @property
-    def config(self) -> object:
+    def config(self) -> "PreTrainedConfig":
         """The base model's configuration."""
         return self.base.config
 
     @property
     def device(self) -> torch.device:
         """Where the base model lies."""
-        return self.base.device
+        device: torch.device = self.base.device
+        return device
 
     def gate_state(self) -> dict[str, Tensor]:
         """Return the gates' parameters, by layer and parameter name."""
@@ -115,11 +122,14 @@ class MixtureModel(nn.Module):
         missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or unknown:
             raise MixtureError(
-                f"the gates do not fit: {len(missing)} parameters missing {missing[:2]}, {len(unknown)} unknown {unknown[:2]}"
+                f"the gates do not fit: {len(missing)} parameters missing {missing[:2]}, "
+                f"{len(unknown)} unknown {unknown[:2]}"
             )
         for key, tensor in own.items():
             if tensor.shape != state[key].shape:
-                raise MixtureError(f"gate parameter '{key}' has shape {list(state[key].shape)}, expected {list(tensor.shape)}")
+                raise MixtureError(
+                    f"gate parameter '{key}' has shape {list(state[key].shape)}, expected {list(tensor.shape)}"
+                )
             tensor.copy_(state[key])
 
     def forward(
@@ -146,7 +156,7 @@ class MixtureModel(nn.Module):
     def generate(self, **inputs: object) -> Tensor:
         """Return token ids, as the base model's `generate` does and with its arguments."""
         self._refuse_generation(inputs)
-        tokens: Tensor = self.base.generate(**inputs)  # type: ignore[operator]
+        tokens: Tensor = self.base.generate(**inputs)
         return tokens
 
     @torch.no_grad()
@@ -168,7 +178,8 @@ class MixtureModel(nn.Module):
         for name in weights:
             if name not in self.expert_names:
                 raise MixtureError(
-                    f"there is no expert '{name}'{did_you_mean(name, self.expert_names)}; the experts are {self.expert_names}"
+                    f"there is no expert '{name}'{did_you_mean(name, self.expert_names)}; "
+                    f"the experts are {self.expert_names}"
                 )
         values_E = torch.tensor([float(weights.get(name, 0.0)) for name in self.expert_names])
         with bound(fixed_weights, values_E):

@@ -198,7 +198,9 @@ def _tasks(entries: object) -> tuple[object, list[str]]:
             continue
         name = str(item.pop("use"))
         if name not in BUILT_IN:
-            problems.append(f"tasks: no built-in task '{name}'{did_you_mean(name, BUILT_IN)}; there are {', '.join(BUILT_IN)}")
+            problems.append(
+                f"tasks: no built-in task '{name}'{did_you_mean(name, BUILT_IN)}; there are {', '.join(BUILT_IN)}"
+            )
             continue
         resolved.append({**BUILT_IN[name].model_dump(), **item})
     return resolved, problems

@@ -100,7 +100,9 @@ def _decoder_call(stack: nn.Module, arguments: Arguments, config: GateConfig) ->
     return Call(stack, _valid(arguments), Memory(hidden_BSD, mask_BS, masked_mean(hidden_BSD, mask_BS)[:, None]))
 
 
-def _check_seq2seq(module: nn.Module, args: tuple[object, ...], kwargs: Arguments) -> tuple[tuple[object, ...], Arguments]:
+def _check_seq2seq(
+    module: nn.Module, args: tuple[object, ...], kwargs: Arguments
+) -> tuple[tuple[object, ...], Arguments]:
     """Refuse a prompt mask, and let the decoder know which targets are padding: the reference gate averages them."""
     if "prompt_mask" in kwargs:
         raise MixtureError("the prompt of an encoder-decoder model is its encoder's input; prompt_mask does not apply")
@@ -144,7 +146,9 @@ def _valid(arguments: Arguments) -> Bool[Tensor, "B T"]:
     if mask is None:
         return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     if not isinstance(mask, Tensor):
-        raise MixtureError(f"a prompt gate cannot read an attention mask of type {type(mask).__name__}; pass a (B, T) tensor")
+        raise MixtureError(
+            f"a prompt gate cannot read an attention mask of type {type(mask).__name__}; pass a (B, T) tensor"
+        )
     return _as_2d(mask)[:, : tokens.shape[1]]
 
 

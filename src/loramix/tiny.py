@@ -37,14 +37,21 @@ def tiny_tokenizer(name: str) -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     if name == "tiny-t5":
-        backend.post_processor = processors.TemplateProcessing(single=f"$A {_END}", special_tokens=[(_END, vocabulary[_END])])
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"$A {_END}", special_tokens=[(_END, vocabulary[_END])]
+        )
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=_PAD, eos_token=_END, model_max_length=1024)
 
 
 def save_tiny_encoder(folder: Path) -> None:
     """Write a tiny BERT with random weights and a byte tokenizer, as a stand-in for the encoder of BERTScore."""
     config = BertConfig(
-        vocab_size=_SIZE, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, pad_token_id=0
+        vocab_size=_SIZE,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        pad_token_id=0,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -74,7 +81,14 @@ def _llama() -> PreTrainedModel:
 def _gpt2() -> PreTrainedModel:
     return GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=_SIZE, n_embd=64, n_layer=2, n_head=4, n_positions=1024, bos_token_id=None, eos_token_id=1, pad_token_id=0
+            vocab_size=_SIZE,
+            n_embd=64,
+            n_layer=2,
+            n_head=4,
+            n_positions=1024,
+            bos_token_id=None,
+            eos_token_id=1,
+            pad_token_id=0,
         )
     )
 
@@ -82,7 +96,14 @@ def _gpt2() -> PreTrainedModel:
 def _t5() -> PreTrainedModel:
     return T5ForConditionalGeneration(
         T5Config(
-            vocab_size=_SIZE, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, decoder_start_token_id=0, eos_token_id=1
+            vocab_size=_SIZE,
+            d_model=64,
+            d_kv=16,
+            d_ff=128,
+            num_layers=2,
+            num_heads=4,
+            decoder_start_token_id=0,
+            eos_token_id=1,
         )
     )
 

@@ -16,7 +16,9 @@ def _samples(recipe: Recipe) -> list[str]:
     tokenizer = load_tokenizer(recipe.base.name, revision=recipe.base.revision)
     causal = not load_config(recipe.base.name, revision=recipe.base.revision).is_encoder_decoder
     shown = []
-    for task, prepared in zip(recipe.tasks, prepare(recipe.tasks, samples=recipe.samples, seed=recipe.seed).values(), strict=True):
+    for task, prepared in zip(
+        recipe.tasks, prepare(recipe.tasks, samples=recipe.samples, seed=recipe.seed).values(), strict=True
+    ):
         sample = prepared.samples[0]
         encoded = encode(tokenizer, task, sample.input, sample.target, causal=causal, chat=recipe.base.chat)
         shown.append(

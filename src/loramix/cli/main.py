@@ -19,7 +19,9 @@ def cli() -> None:
 @cli.command()
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--stage", help="Run this stage and what it needs: prepare, benchmark, finetune, lora, gate, evaluate, report.")
+@click.option(
+    "--stage", help="Run this stage and what it needs: prepare, benchmark, finetune, lora, gate, evaluate, report."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; results/<recipe name> if not given.")
 def run(recipe: str, overrides: tuple[str, ...], stage: str | None, out: Path | None) -> None:
     """Run a RECIPE (a shipped name or a YAML file). What is done already is skipped; a killed run goes on."""
@@ -32,7 +34,11 @@ def run(recipe: str, overrides: tuple[str, ...], stage: str | None, out: Path | 
     click.echo(layout.root)
     if stage in (None, "report"):
         _show_scores(layout.root)
-        click.echo(f"\nReport:  {layout.root / 'report.html'}\nNext:    loramix explain {layout.folder('gate') / 'models'} \"PROMPT\"", err=True)
+        click.echo(
+            f"\nReport:  {layout.root / 'report.html'}\n"
+            f'Next:    loramix explain {layout.folder("gate") / "models"} "PROMPT"',
+            err=True,
+        )
 
 
 @cli.command()

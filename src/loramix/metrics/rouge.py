@@ -1,20 +1,26 @@
-"""ROUGE: overlap of words and word pairs between generated and reference text (Lin, 2004)."""
+"""ROUGE-1, ROUGE-2 and ROUGE-L of generated texts."""
 
 from collections.abc import Sequence
 
 from loramix.errors import DataError, MissingExtraError
 
-NAMES = ("rouge1", "rouge2", "rougeL")
+KINDS = ("rouge1", "rouge2", "rougeL")
 
 
 def rouge(generated: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
-    """Return the F1 of rouge1, rouge2 and rougeL for every pair, 0 to 1, on stemmed words; an empty text scores 0."""
+    """Return for `rouge1`, `rouge2` and `rougeL` one F1 score (0 to 1) per sample, in the order of the samples.
+
+    Computed by the rouge-score library: words are runs of the letters a to z and of digits, in lower case, and those of
+    four and more letters are reduced to their Porter stems, so that "frogs" matches "frog". Line breaks separate words
+    and nothing else. A text without words scores 0.
+    """
     if len(generated) != len(references):
-        raise DataError(f"there are {len(generated)} generated texts for {len(references)} references")
+        raise DataError(f"there are {len(generated)} generated texts, but {len(references)} references")
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
         raise MissingExtraError("rouge-score", "metrics") from error
-    scorer = RougeScorer(list(NAMES), use_stemmer=True)
-    scores = [scorer.score(reference, text) for text, reference in zip(generated, references, strict=True)]
-    return {name: [float(score[name].fmeasure) for score in scores] for name in NAMES}
+    scorer = RougeScorer(KINDS, use_stemmer=True)
+    pairs = zip(generated, references, strict=True)
+    scores = [scorer.score(target=reference, prediction=text) for text, reference in pairs]
+    return {kind: [float(score[kind].fmeasure) for score in scores] for kind in KINDS}

@@ -1,52 +1,82 @@
 """The report: one HTML page that needs nothing beside itself."""
 
 import base64
-from collections.abc import Sequence
+import math
 from importlib.resources import files
 
 from loramix.errors import MissingExtraError
 from loramix.report.content import LossRow, Report, SampleRow, Table, WeightRow
-from loramix.report.plots import losses_svg, weights_svg
+from loramix.report.heatmap import arrange, mean_weights
+from loramix.report.plots import losses_svg
 
 __all__ = ["LossRow", "Report", "SampleRow", "Table", "WeightRow", "render"]
+
+_SAMPLES = 20  # shown per task
 
 
 def render(report: Report) -> str:
     """Return the page; every text from data or models is escaped."""
     try:
-        from jinja2 import Environment
+        from jinja2 import Environment, StrictUndefined
     except ImportError as error:
         raise MissingExtraError("jinja2", "report") from error
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     template = environment.from_string((files("loramix.report") / "template.html").read_text(encoding="utf-8"))
     return template.render(
         report=report,
-        best=best_cells,
-        picture=_picture,
-        losses={label: losses_svg(label, rows) for label, rows in report.losses.items()},
-        heatmap=weights_svg(report.weights) if report.weights else None,
+        samples={task: rows[:_SAMPLES] for task, rows in report.samples.items()},
+        losses={label: _picture(losses_svg(label, rows)) for label, rows in report.losses.items()},
+        heatmap=arrange(report.weights),
         means=mean_weights(report.weights),
+        best=best_cells,
+        share=_share,
+        number=_number,
+        strength=_strength,
     )
 
 
 def best_cells(table: Table) -> set[tuple[int, int]]:
     """Return (row, column) of the best value in every numeric column; none in a column where all are equal."""
-    cells = set()
+    cells: set[tuple[int, int]] = set()
     for column in range(1, len(table.columns)):
-        values = [(row, cells_[column]) for row, cells_ in enumerate(table.rows) if isinstance(cells_[column], float)]
-        numbers = [value for _, value in values if isinstance(value, float)]
-        if table.best and len(set(numbers)) > 1:
-            best = max(numbers) if table.best == "max" else min(numbers)
-            cells |= {(row, column) for row, value in values if value == best}
+        values = _values(table, column)
+        if table.best and len(set(values.values())) > 1:
+            best = max(values.values()) if table.best == "max" else min(values.values())
+            cells |= {(row, column) for row, value in values.items() if value == best}
     return cells
 
 
-def mean_weights(rows: Sequence[WeightRow]) -> dict[str, dict[str, float]]:
-    """Return the mean weight over all layers, by task and expert."""
-    groups: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
-        groups.setdefault(row.task, {}).setdefault(row.expert, []).append(row.weight)
-    return {task: {expert: sum(w) / len(w) for expert, w in of.items()} for task, of in groups.items()}
+def _values(table: Table, column: int) -> dict[int, float]:
+    """Return the numbers of a column by row."""
+    cells = {row: cells[column] for row, cells in enumerate(table.rows)}
+    return {row: cell for row, cell in cells.items() if isinstance(cell, int | float) and math.isfinite(cell)}
+
+
+def _share(table: Table, row: int, column: int) -> int:
+    """Return how much of its cell the shade behind a number fills, in percent of the column's largest number.
+
+    A column of equal numbers has no shade: there is nothing to compare.
+    """
+    values = _values(table, column)
+    most = max(values.values(), default=0.0)
+    return (
+        round(100 * max(values.get(row, 0.0), 0.0) / most) if most > max(0.0, min(values.values(), default=0.0)) else 0
+    )
+
+
+def _number(table: Table, row: int, column: int) -> str:
+    """Return a cell's number with three decimals, or with none in a column of counts."""
+    values = _values(table, column)
+    if row not in values:
+        return "–"
+    counts = all(value == round(value) for value in values.values()) and max(values.values()) > 1
+    return f"{values[row]:.0f}" if counts else f"{values[row]:.3f}"
+
+
+def _strength(weight: float, even: float) -> int:
+    """Return how far a weight is from even, in percent of the way to 0 (negative) or to 1."""
+    way = (weight - even) / even if weight < even else (weight - even) / (1 - even) if even < 1 else 0.0
+    return round(100 * max(-1.0, min(1.0, way)))
 
 
 def _picture(svg: str) -> str:

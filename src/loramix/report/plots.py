@@ -1,19 +1,24 @@
-"""Plots of losses and gate weights, drawn with matplotlib."""
+"""Plots of losses, drawn with matplotlib."""
 
 import io
-import re
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loramix.atomic import atomic_file
 from loramix.errors import MissingExtraError
-from loramix.report.content import LossRow, WeightRow
+from loramix.report.content import LossRow
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_TRAINING, _VALIDATION = "#0072b2", "#d55e00"  # Okabe and Ito's palette, safe for colour-blind readers
+_TRAINING, _VALIDATION = "#56b4e9", "#d55e00"  # Okabe and Ito's palette, safe for colour-blind readers
+_INK = "#000000"
+_FEW = 30  # points that are drawn as dots as well; more would hide the line
+_FOLLOW_PAGE = (
+    "<style>svg{color:#1c2024;fill:currentColor}@media(prefers-color-scheme:dark){svg{color:#d5d9de}}</style>"
+)
 
 
 def plot_losses(title: str, rows: Sequence[LossRow], path: Path) -> None:
@@ -24,65 +29,47 @@ def plot_losses(title: str, rows: Sequence[LossRow], path: Path) -> None:
 
 
 def losses_svg(title: str, rows: Sequence[LossRow]) -> str:
-    """Return the same plot as SVG text."""
-    return _svg(_losses(title, rows))
+    """Return the same plot as SVG text, transparent, in ink that follows the reader's light or dark setting."""
+    figure = _losses(title, rows)
+    import matplotlib
 
-
-def weights_svg(rows: Sequence[WeightRow]) -> str:
-    """Return a heat map of mean weights as SVG text: a panel per task and expert, blocks down, projections across.
-
-    With two experts the second one's weight is the rest to 1, so only the first is drawn.
-    """
-    tasks, experts = list(dict.fromkeys(r.task for r in rows)), list(dict.fromkeys(r.expert for r in rows))
-    shown = experts[:1] if len(experts) == 2 else experts
-    places = {row.layer: _place(row.layer) for row in rows}
-    blocks = list(dict.fromkeys(block for block, _ in places.values()))
-    projections = list(dict.fromkeys(projection for _, projection in places.values()))
-    figure = _figure(1.4 + 0.55 * len(projections) * len(tasks) * len(shown) + len(tasks), 1.3 + 0.2 * len(blocks))
-    axes = figure.subplots(1, len(tasks) * len(shown), squeeze=False, sharey=True)[0]
-    image = None
-    for axis, (task, expert) in zip(axes, [(task, expert) for task in tasks for expert in shown], strict=True):
-        grid = [[float("nan")] * len(projections) for _ in blocks]
-        for row in rows:
-            if row.task == task and row.expert == expert:
-                block, projection = places[row.layer]
-                grid[blocks.index(block)][projections.index(projection)] = row.weight
-        image = axis.imshow(grid, vmin=0, vmax=1, cmap="cividis", aspect="auto")
-        axis.set_title(f"weight of {expert}\non {task} prompts", fontsize=9)
-        axis.set_xticks(range(len(projections)), projections, rotation=60, ha="right", fontsize=7)
-        axis.set_yticks(range(len(blocks)), blocks, fontsize=6)
-    if image is not None:
-        figure.colorbar(image, ax=list(axes), label="mean weight")
-    return _svg(figure)
-
-
-def _place(layer: str) -> tuple[str, str]:
-    """Split a layer's name into its block (up to the first number) and its projection."""
-    match = re.match(r"(?P<block>.*?\d+)\.(?P<rest>.*)", layer)
-    if not match:
-        return layer, layer.rpartition(".")[2]
-    block = re.sub(r"^(model|transformer)\.", "", match["block"])
-    parts = [part for part in match["rest"].split(".") if not part.isdigit() and part != "layer"]
-    decoder = [part for part in parts[:-1] if part in ("SelfAttention", "EncDecAttention", "encoder_attn")]
-    return block, " ".join([*(part.replace("Attention", "") for part in decoder), parts[-1]])
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "loramix"}):  # the same drawing gets the same names every time
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    drawing = text.getvalue()
+    opening, _, content = drawing[drawing.index("<svg") :].partition(">")
+    return f"{opening}>{_FOLLOW_PAGE}{content.replace(_INK, 'currentColor')}"
 
 
 def _losses(title: str, rows: Sequence[LossRow]) -> "Figure":
-    figure = _figure(5.2, 3.2)
+    figure = _figure(4.2, 2.8)
     axis = figure.subplots()
-    training = [(row.epoch, row.training) for row in rows if row.training is not None]
-    validation = [(row.epoch, row.validation) for row in rows if row.validation is not None]
+    training = _points((row.epoch, row.training) for row in rows)
+    validation = _points((row.epoch, row.validation) for row in rows)
     if training:
-        axis.plot(*zip(*training, strict=True), color=_TRAINING, label="training")
+        dots = "." if len(training) <= _FEW else None
+        axis.plot(*zip(*training, strict=True), color=_TRAINING, marker=dots, label="training")
     if validation:
-        axis.plot(*zip(*validation, strict=True), color=_VALIDATION, marker="o", label="validation")
+        axis.plot(*zip(*validation, strict=True), color=_VALIDATION, marker="o", markersize=4, label="validation")
         epoch, loss = min(validation, key=lambda point: point[1])
-        axis.annotate(f"best {loss:.3f}", (epoch, loss), textcoords="offset points", xytext=(-4, 9), ha="right", fontsize=8)
-    axis.set(title=title, xlabel="epoch", ylabel="loss per target token")
-    axis.grid(alpha=0.25)
+        axis.plot(
+            [epoch], [loss], "*", color=_VALIDATION, markersize=13, label=f"best, {loss:.3f} at epoch {epoch:.3g}"
+        )
+    axis.set_title(title, parse_math=False)
+    axis.set(xlabel="epoch", ylabel="loss per target token")
+    axis.margins(y=0.1)
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
     if training or validation:
-        axis.legend(frameon=False)
+        axis.legend(frameon=False, fontsize=9)
+    else:
+        axis.text(0.5, 0.5, "no losses recorded", transform=axis.transAxes, ha="center")
     return figure
+
+
+def _points(pairs: Iterable[tuple[float, float | None]]) -> list[tuple[float, float]]:
+    """Return the pairs that can be drawn."""
+    return [(epoch, loss) for epoch, loss in pairs if loss is not None and math.isfinite(loss)]
 
 
 def _figure(width: float, height: float) -> "Figure":
@@ -91,10 +78,3 @@ def _figure(width: float, height: float) -> "Figure":
     except ImportError as error:
         raise MissingExtraError("matplotlib", "report") from error
     return Figure(figsize=(width, height), layout="constrained")
-
-
-def _svg(figure: "Figure") -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    drawing = text.getvalue()
-    return drawing[drawing.index("<svg") :]

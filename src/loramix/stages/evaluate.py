@@ -30,7 +30,9 @@ def read_answers(recipe: Recipe, layout: Layout) -> Answers:
         for task, rows in of.items():
             expected = [row["reference"] for row in answers["base"][task]]
             if [row["reference"] for row in rows] != expected:
-                raise StageError(f"{model} answered other samples of {task} than the base model; delete its folder and run again")
+                raise StageError(
+                    f"{model} answered other samples of {task} than the base model; delete its folder and run again"
+                )
     return answers
 
 

@@ -23,7 +23,16 @@ def run(recipe: Recipe, layout: Layout) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         mixture = MixtureModel(base.model, experts, _config(recipe), base_name=base.name, revision=base.revision)
-    train(mixture, base.tokenizer, recipe, recipe.gate, recipe.tasks, layout=layout, folder=folder, label="gates of CGM LoRA")
+    train(
+        mixture,
+        base.tokenizer,
+        recipe,
+        recipe.gate,
+        recipe.tasks,
+        layout=layout,
+        folder=folder,
+        label="gates of CGM LoRA",
+    )
     mixture.save_pretrained(folder / "models")
     for task in recipe.tasks:
         write_answers(mixture, base.tokenizer, recipe, layout, folder="cgm", task=task, label="CGM LoRA")

@@ -1,8 +1,8 @@
 """Generation of a model's answers for the withheld test samples."""
 
 import torch
-from torch import nn
-from transformers import PreTrainedTokenizerBase
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loramix.batches import encode, generation_batch, length_order
 from loramix.data import Sample, read_manifest
@@ -21,7 +21,14 @@ def test_samples(recipe: Recipe, layout: Layout, task: Task) -> list[Sample]:
 
 @torch.inference_mode()
 def write_answers(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, layout: Layout, *, folder: str, task: Task, label: str
+    model: PreTrainedModel | PeftModel | MixtureModel,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    layout: Layout,
+    *,
+    folder: str,
+    task: Task,
+    label: str,
 ) -> None:
     """Let `model` answer every test sample of `task` and write input, generated and reference text as CSV."""
     model.eval()
@@ -33,7 +40,13 @@ def write_answers(
 
 
 def answer(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, task: Task, inputs: list[str], *, label: str
+    model: PreTrainedModel | PeftModel | MixtureModel,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    task: Task,
+    inputs: list[str],
+    *,
+    label: str,
 ) -> list[str]:
     """Return the model's answer to every input, in order; batches hold prompts of similar length."""
     base = model.base if isinstance(model, MixtureModel) else model
@@ -45,7 +58,7 @@ def answer(
     for chunk in track([order[first : first + size] for first in range(0, len(order), size)], label):
         batch = generation_batch(tokenizer, [encoded[index] for index in chunk], causal)
         batch = {key: value.to(base.device) for key, value in batch.items()}
-        tokens = model.generate(  # type: ignore[operator]
+        tokens = model.generate(
             **batch,
             max_new_tokens=task.max_new_tokens,
             num_beams=recipe.generation.num_beams,

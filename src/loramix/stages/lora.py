@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from loramix.atomic import atomic_folder
@@ -32,7 +32,7 @@ def run(recipe: Recipe, layout: Layout, task: Task) -> None:
         write_answers(model, base.tokenizer, recipe, layout, folder=f"lora/{task.name}", task=each, label=label)
 
 
-def adapted(base: Base, spec: LoraSpec, *, seed: int) -> nn.Module:
+def adapted(base: Base, spec: LoraSpec, *, seed: int) -> PeftModel:
     """Return the base model with a fresh adapter in every target layer; the same one for the same seed."""
     targets = list(spec.targets) if spec.targets else attention_layers(base.model)
     config = LoraConfig(
@@ -45,7 +45,7 @@ def adapted(base: Base, spec: LoraSpec, *, seed: int) -> nn.Module:
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: nn.Module = get_peft_model(base.model, config)
+        model: PeftModel = get_peft_model(base.model, config)
     return model
 
 

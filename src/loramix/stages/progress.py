@@ -7,7 +7,15 @@ from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 Item = TypeVar("Item")
@@ -23,7 +31,12 @@ class Bar:
         self.started = self.spoke = time.monotonic()
         self.live: tuple[Progress, TaskID] | None = None
         if sys.stderr.isatty():
-            columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}")]
+            columns = [
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+            ]
             progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
             progress.start()
             self.live = progress, progress.add_task(label, total=total, note="")
@@ -36,13 +49,17 @@ class Bar:
             self.live[0].update(self.live[1], completed=self.done, note=f"{self._rate()} {self.note}")
         elif time.monotonic() - self.spoke > _QUIET_SECONDS:
             self.spoke = time.monotonic()
-            log.info("%s: %d of %d, %s, %s left %s", self.label, self.done, self.total, self._rate(), self._left(), self.note)
+            log.info(
+                "%s: %d of %d, %s, %s left %s", self.label, self.done, self.total, self._rate(), self._left(), self.note
+            )
 
     def close(self) -> None:
         """Take the bar off the screen and log how long it took."""
         if self.live:
             self.live[0].stop()
-        log.info("%s: %d of %d in %.0f s %s", self.label, self.done, self.total, time.monotonic() - self.started, self.note)
+        log.info(
+            "%s: %d of %d in %.0f s %s", self.label, self.done, self.total, time.monotonic() - self.started, self.note
+        )
 
     def _rate(self) -> str:
         return f"{self.done / max(time.monotonic() - self.started, 1e-6):.2f} steps/s"

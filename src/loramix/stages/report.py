@@ -13,7 +13,7 @@ _SHOWN = 20
 _NOTES = {
     "rouge": "F1, 0 to 1, mean over the same withheld test samples for every model.",
     "bertscore": "F1, mean over the same withheld test samples; an empty answer scores 0.",
-    "syllables": "Shares of all answers, empty and malformed ones included; 5-7-5 counted with a pronouncing dictionary.",
+    "syllables": "Shares of all answers, empty and malformed ones included; 5-7-5 by a pronouncing dictionary.",
 }
 
 
@@ -36,7 +36,9 @@ def _summary(recipe: Recipe, layout: Layout) -> list[tuple[str, str]]:
     environment = json.loads((layout.root / "environment.json").read_text())
     counts = read_csv(layout.folder("prepare") / "counts.csv")
     facts = [("Base model", recipe.base.name), ("Seed", str(recipe.seed))]
-    facts += [(row["task"], f"{row['train']} train, {row['validation']} validation, {row['test']} test") for row in counts]
+    facts += [
+        (row["task"], f"{row['train']} train, {row['validation']} validation, {row['test']} test") for row in counts
+    ]
     if recipe.generation.test_samples:
         facts.append(("Test samples scored", f"{recipe.generation.test_samples} per task"))
     return [*facts, ("Versions", ", ".join(f"{name} {version}" for name, version in environment["versions"].items()))]

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,7 +26,7 @@ log = logging.getLogger("loramix")
 
 @dataclass(frozen=True)
 class Node:
-    """One stage of one run; finetune and lora are one node for every task. `outputs` is what starting afresh deletes."""
+    """One stage of one run; finetune and lora have one for every task. `outputs` is what starting afresh deletes."""
 
     stage: str
     task: str | None
@@ -43,7 +44,9 @@ class Node:
 def run(recipe: Recipe, root: Path, *, stage: str | None = None) -> Layout:
     """Run the recipe's stages into folder `root`, or one stage and what it needs; return the folder's layout."""
     if stage is not None and stage not in STAGES:
-        raise StageError(f"there is no stage '{stage}'{did_you_mean(stage, STAGES)}; the stages are {', '.join(STAGES)}")
+        raise StageError(
+            f"there is no stage '{stage}'{did_you_mean(stage, STAGES)}; the stages are {', '.join(STAGES)}"
+        )
     layout = Layout(root)
     write_text(root / "recipe.yaml", recipe.to_yaml())
     write_text(root / "environment.json", json.dumps({"versions": versions()}, indent=2))
@@ -72,28 +75,30 @@ def graph(recipe: Recipe, layout: Layout) -> list[Node]:
     sources = {task.name: source_fingerprint(task) for task in recipe.tasks}
     data = {"tasks": settings["tasks"], "samples": recipe.samples, "seed": recipe.seed, "sources": sources}
 
-    def node(stage: str, work: Callable[[], None], needs: Sequence[str], own: dict[str, object], task: str | None = None) -> Node:
-        outputs = (layout.folder(stage, task),)
+    def node(
+        stage: str, work: Callable[[], None], needs: Sequence[str], own: dict[str, object], task: str | None = None
+    ) -> Node:
+        outputs: tuple[Path, ...] = (layout.folder(stage, task),)
         if stage in ("evaluate", "report"):
             names = ("rouge.csv", "bertscore.csv", "syllables.csv") if stage == "evaluate" else ("report.html",)
             outputs = tuple(layout.root / name for name in names)
         return Node(stage, task, own, tuple(needs), outputs, work)
 
-    nodes = [node("prepare", lambda: prepare.run(recipe, layout), [], data)]
-    nodes.append(node("benchmark", lambda: benchmark.run(recipe, layout), ["prepare"], common))
+    nodes = [node("prepare", partial(prepare.run, recipe, layout), [], data)]
+    nodes.append(node("benchmark", partial(benchmark.run, recipe, layout), ["prepare"], common))
     for task in recipe.tasks:
         own = {**common, "task": tasks[task.name], "finetune": settings["finetune"]}
-        nodes.append(node("finetune", lambda task=task: finetune.run(recipe, layout, task), ["prepare"], own, task.name))
+        nodes.append(node("finetune", partial(finetune.run, recipe, layout, task), ["prepare"], own, task.name))
     for task in recipe.tasks:
         own = {**common, "task": tasks[task.name], "lora": settings["lora"]}
-        nodes.append(node("lora", lambda task=task: lora.run(recipe, layout, task), ["prepare"], own, task.name))
+        nodes.append(node("lora", partial(lora.run, recipe, layout, task), ["prepare"], own, task.name))
     experts = [each.key for each in nodes if each.stage == "lora"]
-    nodes.append(node("gate", lambda: gate.run(recipe, layout), experts, {**common, "gate": settings["gate"]}))
+    nodes.append(node("gate", partial(gate.run, recipe, layout), experts, {**common, "gate": settings["gate"]}))
     answered = [each.key for each in nodes if each.stage != "prepare"]
     nodes.append(
-        node("evaluate", lambda: evaluate.run(recipe, layout), answered, {"evaluation": settings["evaluation"]})
+        node("evaluate", partial(evaluate.run, recipe, layout), answered, {"evaluation": settings["evaluation"]})
     )
-    nodes.append(node("report", lambda: report.run(recipe, layout), ["evaluate"], {"name": recipe.name}))
+    nodes.append(node("report", partial(report.run, recipe, layout), ["evaluate"], {"name": recipe.name}))
     return nodes
 
 

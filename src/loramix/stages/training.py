@@ -1,17 +1,19 @@
-"""Training through `transformers.Trainer`, for finetuning, adapters and gates alike: resumable, best checkpoint kept."""
+"""Training through `transformers.Trainer`, for finetuning, adapters and gates alike: resumable, best weights kept."""
 
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import (
     EarlyStoppingCallback,
-    PrinterCallback,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     Trainer,
     TrainingArguments,
 )
@@ -98,7 +100,7 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
         return (loss, outputs) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset: Dataset[Encoded] | None = None) -> Sampler[int]:
-        data = train_dataset if train_dataset is not None else self.train_dataset
+        data: Samples = self.train_dataset
         return TurnSampler(data.sizes, self.args.per_device_train_batch_size, self.args.seed)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -128,7 +130,7 @@ def load_trainable(model: nn.Module, file: Path) -> None:
 
 
 def train(
-    model: nn.Module,
+    model: PreTrainedModel | PeftModel | MixtureModel,
     tokenizer: PreTrainedTokenizerBase,
     recipe: Recipe,
     spec: TrainSpec,
@@ -144,9 +146,10 @@ def train(
     """
     causal = not model.config.is_encoder_decoder
     samples = read_manifest(layout.manifest)
+    limits: dict[Split, int | None] = {"train": spec.train_samples, "validation": spec.validation_samples}
     data = {
         split: _encoded(samples, tokenizer, recipe, tasks, split, limit, causal=causal)
-        for split, limit in (("train", spec.train_samples), ("validation", spec.validation_samples))
+        for split, limit in limits.items()
     }
     trainer = MixingTrainer(
         model=model,
@@ -202,7 +205,9 @@ def _arguments(recipe: Recipe, spec: TrainSpec, folder: Path, *, steps: int) -> 
         gradient_accumulation_steps=spec.accumulation,
         learning_rate=spec.learning_rate,
         optim="adafactor" if spec.optimizer == "adafactor" else "adamw_torch",
-        lr_scheduler_type=spec.schedule if spec.schedule != "constant" or not spec.warmup_steps else "constant_with_warmup",
+        lr_scheduler_type=spec.schedule
+        if spec.schedule != "constant" or not spec.warmup_steps
+        else "constant_with_warmup",
         warmup_steps=spec.warmup_steps,
         activation_checkpointing=spec.gradient_checkpointing,
         eval_strategy="epoch",

@@ -1,0 +1,164 @@
+"""The five experiments on tiny models: what they leave, what is skipped, and what survives a kill."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from loramix import MixtureModel
+from loramix.batches import IGNORED
+from loramix.data import read_manifest
+from loramix.recipe import load_recipe
+from loramix.stages import runner
+from loramix.stages.training import TurnSampler
+
+SMALL = ["samples=40", "generation.test_samples=3", "finetune.epochs=1"]
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("run") / "tiny"
+    runner.run(load_recipe("tiny", SMALL), root)
+    return root
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def stamps(root: Path) -> dict[str, int]:
+    return {path.stem: path.stat().st_mtime_ns for path in (root / ".stages").glob("*.json")}
+
+
+def test_a_run_leaves_everything_that_the_reference_leaves(finished: Path) -> None:
+    answers = [f"benchmark/{task}.csv" for task in ("haiku", "title")] + [
+        f"cgm/{task}.csv" for task in ("haiku", "title")
+    ]
+    trained = ["finetune/haiku", "finetune/title", "lora/haiku", "lora/title", "cgm"]
+    answers += ["finetune/haiku/haiku.csv", "lora/haiku/haiku.csv", "lora/haiku/title.csv"]
+    for name in answers:
+        assert list(rows(finished / name)[0]) == ["input", "generated", "reference"]
+        assert len(rows(finished / name)) == 3
+    for folder in trained:
+        losses = rows(finished / folder / "losses.csv")
+        assert any(row["training"] for row in losses)
+        assert any(row["validation"] for row in losses)
+        assert (finished / folder / "losses.png").read_bytes().startswith(b"\x89PNG")
+        assert any((finished / folder / "models").iterdir())
+    models = ["base", "full finetune", "LoRA haiku", "LoRA title", "CGM LoRA"]
+    assert [row["model"] for row in rows(finished / "rouge.csv")] == models
+    assert [row["model"] for row in rows(finished / "bertscore.csv")] == models
+    assert [row["model"] for row in rows(finished / "syllables.csv")] == [*models, "reference"]
+    assert "tiny-bert layer 2" in rows(finished / "bertscore.csv")[0]["encoder"]
+    assert "<svg" not in (finished / "recipe.yaml").read_text()
+    assert "CGM LoRA" in (finished / "report.html").read_text()
+
+
+def test_every_model_answers_the_same_withheld_samples(finished: Path) -> None:
+    trained_on = {s.input for s in read_manifest(finished / "data" / "samples.parquet") if s.split != "test"}
+    for task in ("haiku", "title"):
+        references = [rows(finished / folder / f"{task}.csv") for folder in ("benchmark", "lora/haiku", "cgm")]
+        assert references[0]
+        assert all([r["reference"] for r in each] == [r["reference"] for r in references[0]] for each in references)
+        assert not trained_on & {row["input"] for row in references[0]}
+
+
+def test_the_mixture_of_a_run_loads_and_its_weights_sum_to_one(finished: Path) -> None:
+    mixture = MixtureModel.from_pretrained(finished / "cgm" / "models")
+    assert mixture.expert_names == ["haiku", "title"]
+    weights = mixture.weights(input_ids=torch.tensor([[5, 6, 7]]))
+    assert len(weights) == 8
+    for weights_BE in weights.values():
+        torch.testing.assert_close(weights_BE.sum(-1), torch.ones(1))
+    by_layer = rows(finished / "cgm" / "weights.csv")
+    assert {row["expert"] for row in by_layer} == {"haiku", "title"}
+
+
+def test_a_second_run_skips_everything_and_a_change_redoes_what_depends_on_it(finished: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(finished, root)
+    before = stamps(root)
+    runner.run(load_recipe("tiny", SMALL), root)
+    assert stamps(root) == before
+    runner.run(load_recipe("tiny", [*SMALL, "gate.hidden=3"]), root)
+    after = stamps(root)
+    assert {key for key in after if after[key] != before[key]} == {"gate", "evaluate", "report"}
+
+
+def test_one_stage_runs_what_it_needs_and_no_more(tmp_path: Path) -> None:
+    runner.run(load_recipe("tiny", SMALL), tmp_path / "run", stage="benchmark")
+    assert set(stamps(tmp_path / "run")) == {"prepare", "benchmark"}
+
+
+def test_the_same_program_runs_an_encoder_decoder(tmp_path: Path) -> None:
+    root = tmp_path / "t5"
+    runner.run(load_recipe("tiny", [*SMALL, "base.name=tiny-t5", "lora.epochs=1", "gate.epochs=1"]), root)
+    assert len(rows(root / "rouge.csv")) == 5
+    assert len(rows(root / "cgm" / "haiku.csv")) == 3
+    layers = {row["layer"] for row in rows(root / "cgm" / "weights.csv")}
+    assert len(layers) == 2 * 4 + 2 * 8
+
+
+def test_a_killed_run_goes_on_to_the_same_result(tmp_path: Path) -> None:
+    """SIGKILL while the adapter trains, after its first checkpoint; the same command then ends as if nothing was."""
+    settings = [*SMALL, "samples=120", "lora.epochs=6", "lora.batch_size=2", "lora.patience=6"]
+    runner.run(load_recipe("tiny", settings), tmp_path / "whole", stage="lora")
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-c", "from loramix.cli.main import main; main()", "run", "tiny", *settings]
+    process = subprocess.Popen([*command, "--stage", "lora", "--out", str(killed)], stderr=subprocess.DEVNULL)
+    state = killed / "lora" / "title" / "checkpoints"
+    while not list(state.glob("checkpoint-*/trainer_state.json")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed / "lora" / "title" / "models").exists()
+    done = stamps(killed)["lora-haiku"]
+    subprocess.run([*command, "--stage", "lora", "--out", str(killed)], check=True, capture_output=True)
+    assert stamps(killed)["lora-haiku"] == done
+    one, two = (
+        load_file(root / "lora/title/models/adapter_model.safetensors") for root in (tmp_path / "whole", killed)
+    )
+    assert one.keys() == two.keys()
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], atol=1e-6, rtol=1e-5)
+    validation = [
+        [row["validation"] for row in rows(root / "lora/title/losses.csv") if row["validation"]]
+        for root in (tmp_path / "whole", killed)
+    ]
+    assert validation[0] == pytest.approx([float(value) for value in validation[1]]) or validation[0] == validation[1]
+
+
+def test_the_losses_do_not_depend_on_the_accumulation(tmp_path: Path) -> None:
+    """Batches of 8, and of 2 accumulated 4 times, see the same samples and must report the same losses."""
+    losses = []
+    for name, batch, accumulation in (("whole", 8, 1), ("parts", 2, 4)):
+        settings = [*SMALL, "samples=48", "lora.epochs=1", "lora.learning_rate=1e-9"]
+        settings += [f"lora.batch_size={batch}", f"lora.accumulation={accumulation}"]
+        runner.run(load_recipe("tiny", settings), tmp_path / name, stage="lora")
+        losses.append(
+            [float(r["validation"]) for r in rows(tmp_path / name / "lora/haiku/losses.csv") if r["validation"]]
+        )
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert IGNORED == -100
+
+
+def test_tasks_take_turns_one_batch_each() -> None:
+    order = list(TurnSampler([10, 6], batch=4, seed=1))
+    batches = [order[first : first + 4] for first in range(0, len(order), 4)]
+    assert [min(index // 10 for index in batch) for batch in batches] == [0, 1, 0, 1, 0]
+    assert all(len({index >= 10 for index in batch}) == 1 for batch in batches)
+    assert set(order) == set(range(16))
+    sampler = TurnSampler([10, 6], batch=4, seed=1)
+    sampler.set_epoch(1)
+    assert list(sampler) != order

@@ -1,0 +1,64 @@
+"""Recipes are checked as a whole, before any work."""
+
+from pathlib import Path
+
+import pytest
+
+from loramix.errors import RecipeError
+from loramix.recipe import load_recipe, shipped
+
+
+def test_every_problem_is_reported_at_once() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("tiny", ["gate.hiden=3", "tasks.haiku.sampels=4", "lora.rank=0", "nonsense", "base.name=tiny-lama"])
+    text = str(caught.value)
+    for expected in (
+        "gate.hiden",
+        "'hidden'",
+        "sampels",
+        "'samples'",
+        "lora.rank",
+        "greater than or equal to 1",
+        "nonsense",
+    ):
+        assert expected in text
+
+
+def test_an_unknown_base_and_a_missing_file_are_found_before_any_work() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("tiny", ["base.name=./no-such-model", "tasks.title.source=no-such-file.parquet"])
+    assert "no-such-model" in str(caught.value)
+    assert "no-such-file.parquet" in str(caught.value)
+
+
+def test_unknown_recipes_and_tasks_get_the_nearest_name(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="did you mean 'demo'"):
+        load_recipe("demmo")
+    file = tmp_path / "r.yaml"
+    file.write_text("name: r\ntasks: [demo-hiku]\n")
+    with pytest.raises(RecipeError, match="did you mean 'demo-haiku'"):
+        load_recipe(str(file))
+
+
+def test_overrides_reach_nested_settings_and_tasks_by_name() -> None:
+    recipe = load_recipe("tiny", ["gate.learning_rate=1e-2", "tasks.haiku.max_new_tokens=7", "samples=50"])
+    assert recipe.gate.learning_rate == 0.01
+    assert recipe.tasks[0].max_new_tokens == 7
+    assert recipe.samples == 50
+
+
+def test_a_resolved_recipe_is_a_recipe(tmp_path: Path) -> None:
+    recipe = load_recipe("tiny")
+    file = tmp_path / "again.yaml"
+    file.write_text(recipe.to_yaml())
+    assert load_recipe(str(file)) == recipe
+
+
+def test_the_reference_recipe_holds_the_reference_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loramix.recipe._contradictions", lambda recipe: [])
+    recipe = load_recipe("haiku-title-t5-large")
+    assert (recipe.lora.rank, recipe.lora.alpha, recipe.lora.learning_rate) == (16, 1, 1e-3)
+    assert (recipe.finetune.learning_rate, recipe.finetune.epochs, recipe.finetune.patience) == (3e-4, 25, 5)
+    assert (recipe.gate.learning_rate, recipe.gate.hidden, recipe.gate.train_samples) == (3e-3, 4, 4096)
+    assert recipe.samples == 26707
+    assert set(shipped()) == {"demo", "tiny", "haiku-title-smollm2", "haiku-title-t5-large"}

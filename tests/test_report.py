@@ -1,0 +1,199 @@
+"""The report: one page that needs nothing beside itself, trusts no text, and shows everything it is given."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from loramix.report.heatmap import arrange, mean_weights
+from loramix.report.html import LossRow, Report, SampleRow, Table, WeightRow, best_cells, render
+from loramix.report.plots import losses_svg, plot_losses
+
+SCRIPT = "<script>alert('x')</script>"
+LOSSES = [
+    LossRow(10, 0.5, 4.2, None),
+    LossRow(20, 1.0, 3.1, 3.4),
+    LossRow(30, 1.5, 2.0, None),
+    LossRow(40, 2.0, 1.5, 3.9),
+]
+SCORES: list[list[str | float | None]] = [["base", 0.125, 0.5], ["CGM LoRA", 0.375, 0.25], ["LoRA haiku", None, 0.5]]
+
+
+def table(best: str | None = "max", rows: list[list[str | float | None]] = SCORES) -> Table:
+    return Table("ROUGE", "on withheld samples", ["model", "haiku", "title"], rows, best)  # type: ignore[arg-type]
+
+
+def weights(layers: list[str], experts: tuple[str, ...] = ("haiku", "title")) -> list[WeightRow]:
+    return [
+        WeightRow(layer, task, expert, 1 / len(experts))
+        for layer in layers
+        for task in ("haiku", "title")
+        for expert in experts
+    ]
+
+
+def make_report(output: str = "snow on pines / a long quiet / bell", samples: int = 1) -> Report:
+    sample = SampleRow("snow " * 100, SCRIPT, {"base": "", "CGM LoRA": output})
+    return Report(
+        title="loramix: demo",
+        summary=[("Base model", "SmolLM2"), ("Seed", "0")],
+        tables=[table(), Table("Haiku form", "", ["model", "poem_575"], [["base", 0.0]], None)],
+        losses={"LoRA haiku": LOSSES},
+        weights=weights([f"model.layers.{n}.self_attn.{p}_proj" for n in range(2) for p in "qv"]),
+        samples={"haiku": [sample] * samples},
+        recipe="name: demo\n# see https://example.org\n",
+    )
+
+
+class Page(HTMLParser):
+    """What a page consists of: elements that are open at its end, those never closed, and what it would load."""
+
+    VOID = frozenset({"meta", "br", "img", "link", "hr"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.headings: list[str] = []
+        self.loads: list[str] = []
+        self.targets: list[str] = []
+        self.ids: list[str] = []
+        self.tags: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        given = {name: value or "" for name, value in attrs}
+        self.loads += [given[name] for name in ("src", "srcset", "data", "poster") if name in given]
+        self.targets += [given["href"]] if "href" in given else []
+        self.ids += [given["id"]] if "id" in given else []
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("h1", "h2", "h3"):
+            self.headings.append(data)
+
+
+def test_every_section_is_present_and_reachable() -> None:
+    page = Page(render(make_report()))
+    assert page.open == []
+    assert page.headings == [
+        *("loramix: demo", "ROUGE", "More scores", "Haiku form"),
+        *("Losses", "Gate weights", "Samples: haiku", "Recipe"),
+    ]
+    assert len(page.ids) == len(set(page.ids))
+    assert {target.removeprefix("#") for target in page.targets} <= set(page.ids)
+
+
+def test_the_page_loads_nothing() -> None:
+    text = render(make_report())
+    page = Page(text)
+    assert page.loads
+    assert all(source.startswith("data:") for source in page.loads)
+    assert all(target.startswith("#") for target in page.targets)
+    assert not page.tags & {"script", "link", "iframe", "object", "embed", "base"}
+    style = text.partition("<style>")[2].partition("</style>")[0]
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_text_from_data_and_models_is_escaped() -> None:
+    text = render(make_report(output=f"{SCRIPT} / {SCRIPT}"))
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;") == 3
+
+
+def test_samples_show_lines_empty_answers_and_collapsed_inputs() -> None:
+    text = render(make_report())
+    assert "<div>snow on pines</div><div>a long quiet</div><div>bell</div>" in text
+    assert text.count("(empty)") == 1
+    assert "show less" in text
+
+
+def test_at_most_twenty_samples_are_shown() -> None:
+    assert render(make_report(samples=25)).count("<article") == 20
+
+
+def test_the_best_value_of_a_column_is_marked() -> None:
+    assert best_cells(table("max")) == {(1, 1), (0, 2), (2, 2)}
+    assert best_cells(table("min")) == {(0, 1), (1, 2)}
+    assert best_cells(table(None)) == set()
+    marked = re.findall(r'<b title="best">([^<]*)</b>', render(make_report()))
+    assert marked == ["0.500", "0.375", "0.500"]
+
+
+def test_nothing_is_best_where_all_are_equal_or_unknown() -> None:
+    nan = float("nan")
+    assert best_cells(table(rows=[["base", 0.5, nan], ["CGM LoRA", 0.5, 0.1], ["LoRA haiku", None, 0.2]])) == {(2, 2)}
+
+
+def test_a_report_of_nothing_says_so() -> None:
+    page = render(Report("nothing", [], [], {}, [], {}, ""))
+    assert Page(page).open == []
+    assert all(text in page for text in ("No model was scored", "No model was trained", "No gates were trained"))
+
+
+@pytest.mark.parametrize(
+    ("layers", "columns", "blocks"),
+    [
+        (
+            [f"model.layers.{n}.self_attn.{p}" for n in range(3) for p in ("q_proj", "o_proj")],
+            ["q_proj", "o_proj"],
+            ["layers 0", "layers 1", "layers 2"],
+        ),
+        (
+            [
+                *("encoder.block.0.layer.0.SelfAttention.q", "encoder.block.0.layer.1.DenseReluDense.wo"),
+                *("decoder.block.0.layer.0.SelfAttention.q", "decoder.block.0.layer.1.EncDecAttention.q"),
+                "decoder.block.0.layer.2.DenseReluDense.wo",
+            ],
+            ["SelfAttention q", "DenseReluDense wo", "EncDecAttention q"],
+            ["encoder block 0", "decoder block 0"],
+        ),
+        (
+            [f"model.layers.{n}.mlp.experts.{e}.up" for n in range(2) for e in range(2)],
+            ["0 up", "1 up"],
+            ["layers 0", "layers 1"],
+        ),
+        (["lm_head"], ["lm_head"], ["lm_head"]),
+    ],
+)
+def test_layers_find_their_place(layers: list[str], columns: list[str], blocks: list[str]) -> None:
+    heatmap = arrange(weights(layers))
+    assert heatmap.columns == columns
+    assert [(panel.task, panel.expert) for panel in heatmap.panels] == [("haiku", "haiku"), ("title", "haiku")]
+    for panel in heatmap.panels:
+        assert [block for block, _ in panel.rows] == blocks
+        assert sum(weight is not None for _, row in panel.rows for weight in row) == len(layers)
+
+
+def test_three_experts_have_a_panel_each() -> None:
+    heatmap = arrange(weights(["h.0.attn.c_attn"], ("a", "b", "c")))
+    assert [panel.expert for panel in heatmap.panels] == ["a", "b", "c"] * 2
+    assert heatmap.even == pytest.approx(1 / 3)
+
+
+def test_mean_weights_are_means_over_layers() -> None:
+    rows = [WeightRow("h.0.c", "haiku", "a", 0.2), WeightRow("h.1.c", "haiku", "a", 0.6)]
+    assert mean_weights(rows) == {"haiku": {"a": pytest.approx(0.4)}}
+
+
+def test_losses_become_a_png(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "losses.png"
+    plot_losses("LoRA $haiku", LOSSES, path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("rows", [[], [LossRow(1, 1.0, None, float("nan"))], [LossRow(1, 1.0, 2.0, None)]])
+def test_few_or_useless_losses_still_make_a_plot(tmp_path: Path, rows: list[LossRow]) -> None:
+    plot_losses("full finetune", rows, tmp_path / "losses.png")
+    assert (tmp_path / "losses.png").stat().st_size > 0
+
+
+def test_the_same_losses_give_the_same_drawing() -> None:
+    assert losses_svg("LoRA haiku", LOSSES) == losses_svg("LoRA haiku", LOSSES)
