@@ -20,7 +20,7 @@ from loramix.recipe import load_recipe
 from loramix.stages import runner
 from loramix.stages.training import TurnSampler
 
-SMALL = ["samples=40", "generation.test_samples=3", "finetune.epochs=1"]
+SMALL = ["samples=60", "generation.test_samples=3", "finetune.epochs=1"]
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
 
