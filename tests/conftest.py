@@ -1,7 +1,10 @@
 """Tiny real models of the three shapes, and adapters for them, built in code."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")  # read when the libraries are imported
 
 import pytest
 import torch

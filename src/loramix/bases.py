@@ -108,11 +108,11 @@ def resolve_revision(name: str, revision: str | None) -> str | None:
         return None
     if not _HUB_ID.fullmatch(name):
         raise _not_found(name, None, "and no Hub id; give an existing folder, or a Hub id such as org/model")
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    try:
-        return Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
+    try:  # unlike hf_hub_download, it does not try for half a minute to reach an unreachable hub
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["config.json"])).name
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise _not_found(name, revision, _refusal(error)) from error
 
