@@ -14,7 +14,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
@@ -57,6 +57,7 @@ def test_tiny_models_never_change_and_leave_the_random_state_alone(name: str) ->
 
 @pytest.mark.parametrize("name", TINY)
 @given(text=st.text())
+@example(text="what </s> and <pad> mean to a byte")
 def test_tiny_tokenizers_give_every_text_back(name: str, text: str) -> None:
     tokenizer = tiny_tokenizer(name)
     assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text

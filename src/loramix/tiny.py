@@ -40,7 +40,9 @@ def tiny_tokenizer(name: str) -> PreTrainedTokenizerFast:
         backend.post_processor = processors.TemplateProcessing(
             single=f"$A {_END}", special_tokens=[(_END, vocabulary[_END])]
         )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=_PAD, eos_token=_END, model_max_length=1024)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=_PAD, eos_token=_END, model_max_length=1024, split_special_tokens=True
+    )
 
 
 def save_tiny_encoder(folder: Path) -> None:

@@ -28,12 +28,15 @@ def run(recipe: str, overrides: tuple[str, ...], stage: str | None, out: Path | 
     from loramix.recipe import load_recipe
 
     resolved = load_recipe(recipe, overrides)
+    _one_display()
     from loramix.stages import runner
 
     layout = runner.run(resolved, out or Path("results") / resolved.name, stage=stage)
     click.echo(layout.root)
     if stage in (None, "report"):
-        _show_scores(layout.root)
+        from loramix.cli.scores import show_scores
+
+        show_scores(layout.root)
         click.echo(
             f"\nReport:  {layout.root / 'report.html'}\n"
             f'Next:    loramix explain {layout.folder("gate") / "models"} "PROMPT"',
@@ -58,6 +61,7 @@ def check(recipe: str, overrides: tuple[str, ...]) -> None:
     from loramix.cli.check import describe
     from loramix.recipe import load_recipe
 
+    _one_display()
     click.echo(describe(load_recipe(recipe, overrides)))
 
 
@@ -69,6 +73,7 @@ def generate(mixture: str, prompt: str, max_new_tokens: int) -> None:
     """Let the MIXTURE in a folder answer PROMPT."""
     from loramix.cli.answer import generate_text
 
+    _one_display()
     click.echo(generate_text(mixture, prompt, max_new_tokens))
 
 
@@ -79,6 +84,7 @@ def explain(mixture: str, prompt: str) -> None:
     """Show how much of each expert the MIXTURE uses for PROMPT, layer by layer."""
     from loramix.cli.answer import explain_prompt
 
+    _one_display()
     explain_prompt(mixture, prompt)
 
 
@@ -96,22 +102,19 @@ def env() -> None:
         click.echo(f"{name:14} {value}")
 
 
-def _show_scores(root: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _one_display() -> None:
+    """Leave progress to the display of loramix: silence the bars of the libraries, downloads aside."""
+    import warnings
 
-    from loramix.stages.layout import read_csv
+    import datasets
+    from huggingface_hub.utils.tqdm import enable_progress_bars
+    from transformers.utils import logging as transformers_logging
 
-    for name in ("rouge", "bertscore", "syllables"):
-        file = root / f"{name}.csv"
-        rows = read_csv(file) if file.is_file() else []
-        if not rows:
-            continue
-        columns = [column for column in rows[0] if column != "encoder"]
-        table = Table(*columns, title=name)
-        for row in rows:
-            table.add_row(*(row[column] for column in columns))
-        Console().print(table)
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    enable_progress_bars()  # transformers switches these off as well, and a download may take minutes
+    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)  # on file systems without exact times
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # asked by PEFT
 
 
 def main() -> None:

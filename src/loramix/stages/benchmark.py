@@ -1,13 +1,13 @@
 """Benchmark: the untouched base model answers the test samples of every task."""
 
-from loramix.bases import load_base
 from loramix.recipe import Recipe
-from loramix.stages.generation import write_answers
+from loramix.stages.answers import write_answers
 from loramix.stages.layout import Layout
+from loramix.stages.training import recipe_base
 
 
-def run(recipe: Recipe, layout: Layout) -> None:
-    """Write benchmark/<task>.csv for every task."""
-    base = load_base(recipe.base.name, revision=recipe.base.revision, dtype=recipe.base.dtype)
-    for task in recipe.tasks:
-        write_answers(base.model, base.tokenizer, recipe, layout, folder="benchmark", task=task, label="base")
+def answer(recipe: Recipe, layout: Layout) -> None:
+    """Write benchmark/<task>.csv for every task, and test_loss.csv."""
+    base = recipe_base(recipe)
+    folder = layout.folder("benchmark")
+    write_answers(base.model, base.tokenizer, recipe, layout, folder=folder, tasks=recipe.tasks, label="base")

@@ -1,6 +1,6 @@
 """Evaluate: ROUGE and BERTScore of every model on every task, and the form of the haikus."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from loramix.bases import encoder_path
 from loramix.errors import StageError
@@ -8,24 +8,38 @@ from loramix.metrics.bertscore import BertScorer
 from loramix.metrics.haiku import syllable_table
 from loramix.metrics.rouge import rouge
 from loramix.recipe import Recipe
-from loramix.stages.layout import Layout, read_csv, write_csv
+from loramix.stages.layout import TEST_LOSS, Layout, read_csv, write_csv
 from loramix.stages.progress import track
 
 Answers = dict[str, dict[str, list[dict[str, str]]]]  # by model, then task
 
 
+def tables(recipe: Recipe) -> dict[str, Callable[[Recipe, Layout, Answers], None]]:
+    """Return the tables that this recipe's metrics ask for, by file name, and what writes them."""
+    wanted = {metric for task in recipe.tasks for metric in task.metrics}
+    written = {"rouge": _rouge, "bertscore": _bertscore, "syllables": _syllables, "test_loss": _test_loss}
+    metric_of = {"syllables": "haiku"}
+    return {
+        name: write for name, write in written.items() if name == "test_loss" or metric_of.get(name, name) in wanted
+    }
+
+
 def run(recipe: Recipe, layout: Layout) -> None:
-    """Write rouge.csv, bertscore.csv and syllables.csv, one row per model; empty and malformed answers count."""
+    """Write rouge.csv, bertscore.csv, syllables.csv and test_loss.csv, one row per model.
+
+    Empty and malformed answers count.
+    """
     answers = read_answers(recipe, layout)
-    _rouge(recipe, layout, answers)
-    _bertscore(recipe, layout, answers)
-    _syllables(recipe, layout, answers)
+    for write in tables(recipe).values():
+        write(recipe, layout, answers)
 
 
 def read_answers(recipe: Recipe, layout: Layout) -> Answers:
     """Return all answers; checks that every model answered the same samples."""
-    files = layout.answers(recipe)
-    answers = {model: {task: read_csv(path) for task, path in of.items()} for model, of in files.items()}
+    folders = layout.models(recipe)
+    answers = {
+        model: {task: read_csv(folder / f"{task}.csv") for task, folder in of.items()} for model, of in folders.items()
+    }
     for model, of in answers.items():
         for task, rows in of.items():
             expected = [row["reference"] for row in answers["base"][task]]
@@ -34,6 +48,15 @@ def read_answers(recipe: Recipe, layout: Layout) -> Answers:
                     f"{model} answered other samples of {task} than the base model; delete its folder and run again"
                 )
     return answers
+
+
+def _test_loss(recipe: Recipe, layout: Layout, answers: Answers) -> None:
+    tasks = [task.name for task in recipe.tasks]
+    rows = []
+    for model, folders in layout.models(recipe).items():
+        losses = {row["task"]: row["loss"] for folder in set(folders.values()) for row in read_csv(folder / TEST_LOSS)}
+        rows.append([model, *(round(float(losses[task]), 4) for task in tasks)])
+    write_csv(layout.root / "test_loss.csv", ["model", *tasks], rows)
 
 
 def _rouge(recipe: Recipe, layout: Layout, answers: Answers) -> None:
@@ -57,15 +80,18 @@ def _bertscore(recipe: Recipe, layout: Layout, answers: Answers) -> None:
 
 
 def _syllables(recipe: Recipe, layout: Layout, answers: Answers) -> None:
-    for task in recipe.tasks:
-        if "haiku" not in task.metrics:
-            continue
-        poems = {model: _texts(of[task.name])[0] for model, of in answers.items()}
-        poems["reference"] = [row["reference"] for row in answers["base"][task.name]]
-        tables = {model: syllable_table(texts) for model, texts in poems.items()}
-        columns = list(tables["reference"])
-        rows = [[model, *(round(table[column], 4) for column in columns)] for model, table in tables.items()]
-        write_csv(layout.root / "syllables.csv", ["model", *columns], rows)
+    tasks = [task.name for task in recipe.tasks if "haiku" in task.metrics]
+    rows, columns = [], []
+    for model in [*answers, "reference"]:
+        row: list[object] = [model]
+        for task in tasks:
+            texts = [each["reference"] for each in answers["base"][task]]
+            table = syllable_table(texts if model == "reference" else _texts(answers[model][task])[0])
+            row += [round(value, 4) for value in table.values()]
+            if model == "reference":
+                columns += [column if len(tasks) == 1 else f"{task} {column}" for column in table]
+        rows.append(row)
+    write_csv(layout.root / "syllables.csv", ["model", *columns], rows)
 
 
 def _texts(rows: Sequence[dict[str, str]]) -> tuple[list[str], list[str]]:

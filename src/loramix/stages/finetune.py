@@ -1,21 +1,27 @@
 """Full finetune: every parameter of the base model, one model per task."""
 
 from loramix.atomic import atomic_folder
-from loramix.bases import load_base
+from loramix.bases import load_base, load_tokenizer
 from loramix.recipe import Recipe
-from loramix.stages.generation import write_answers
+from loramix.stages.answers import write_answers
 from loramix.stages.layout import Layout
-from loramix.stages.training import train
+from loramix.stages.training import recipe_base, train
 from loramix.tasks import Task
 
 
-def run(recipe: Recipe, layout: Layout, task: Task) -> None:
-    """Write the task's model, losses and answers to every task under finetune/<task>."""
-    base = load_base(recipe.base.name, revision=recipe.base.revision, dtype=recipe.base.dtype)
-    folder = layout.folder("finetune", task.name)
+def learn(recipe: Recipe, layout: Layout, task: Task) -> None:
+    """Write the task's model and losses under finetune/<task>."""
+    base, folder = recipe_base(recipe), layout.folder("finetune", task.name)
     label = f"full finetune, {task.name}"
     train(base.model, base.tokenizer, recipe, recipe.finetune, [task], layout=layout, folder=folder, label=label)
     with atomic_folder(folder / "models") as models:
         base.model.save_pretrained(models)
         base.tokenizer.save_pretrained(models)
-    write_answers(base.model, base.tokenizer, recipe, layout, folder=f"finetune/{task.name}", task=task, label=label)
+
+
+def answer(recipe: Recipe, layout: Layout, task: Task) -> None:
+    """Write the model's answers to its own task under finetune/<task>."""
+    folder, label = layout.folder("finetune", task.name), f"full finetune, {task.name}"
+    model = load_base(str(folder / "models"), dtype=recipe.base.dtype).model
+    tokenizer = load_tokenizer(recipe.base.name, revision=recipe.base.revision)
+    write_answers(model, tokenizer, recipe, layout, folder=folder, tasks=[task], label=label)

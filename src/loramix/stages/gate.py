@@ -3,39 +3,34 @@
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from loramix.bases import load_base
 from loramix.batches import encode, generation_batch
 from loramix.experts import load_expert
 from loramix.gate import GateConfig
 from loramix.mixture import MixtureModel
 from loramix.recipe import Recipe
-from loramix.stages.generation import test_samples, write_answers
+from loramix.stages.answers import test_samples, write_answers
 from loramix.stages.layout import WEIGHT_COLUMNS, Layout, write_csv
-from loramix.stages.training import train
+from loramix.stages.training import recipe_base, train
 from loramix.tasks import Task
 
 
-def run(recipe: Recipe, layout: Layout) -> None:
-    """Write the mixture, its losses, its answers to every task and its mean weights under cgm."""
-    base = load_base(recipe.base.name, revision=recipe.base.revision, dtype=recipe.base.dtype)
-    folder = layout.folder("gate")
+def learn(recipe: Recipe, layout: Layout) -> None:
+    """Write the mixture and the losses of its gates under cgm."""
+    base, folder = recipe_base(recipe), layout.folder("gate")
     experts = [load_expert(task.name, layout.folder("lora", task.name) / "models") for task in recipe.tasks]
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         mixture = MixtureModel(base.model, experts, _config(recipe), base_name=base.name, revision=base.revision)
-    train(
-        mixture,
-        base.tokenizer,
-        recipe,
-        recipe.gate,
-        recipe.tasks,
-        layout=layout,
-        folder=folder,
-        label="gates of CGM LoRA",
-    )
+    label = "gates of CGM LoRA"
+    train(mixture, base.tokenizer, recipe, recipe.gate, recipe.tasks, layout=layout, folder=folder, label=label)
     mixture.save_pretrained(folder / "models")
-    for task in recipe.tasks:
-        write_answers(mixture, base.tokenizer, recipe, layout, folder="cgm", task=task, label="CGM LoRA")
+
+
+def answer(recipe: Recipe, layout: Layout) -> None:
+    """Write the mixture's answers to every task and its mean weights under cgm."""
+    base, folder = recipe_base(recipe), layout.folder("gate")
+    mixture = MixtureModel.from_pretrained(folder / "models", base=base.model)
+    write_answers(mixture, base.tokenizer, recipe, layout, folder=folder, tasks=recipe.tasks, label="CGM LoRA")
     rows = [row for task in recipe.tasks for row in mean_weights(mixture, base.tokenizer, recipe, layout, task)]
     write_csv(folder / "weights.csv", WEIGHT_COLUMNS, rows)
 
@@ -49,8 +44,7 @@ def mean_weights(
     mixture: MixtureModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, layout: Layout, task: Task
 ) -> list[tuple[str, str, str, float]]:
     """Return (layer, task, expert, mean weight over the test prompts) for every layer and expert."""
-    mixture.eval()
-    causal = not mixture.base.config.is_encoder_decoder
+    causal = not mixture.config.is_encoder_decoder
     samples = test_samples(recipe, layout, task)
     encoded = [encode(tokenizer, task, each.input, None, causal=causal, chat=recipe.base.chat) for each in samples]
     sums: dict[str, torch.Tensor] = {}

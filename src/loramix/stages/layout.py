@@ -8,8 +8,10 @@ from pathlib import Path
 from loramix.atomic import atomic_file
 from loramix.recipe import Recipe
 
+CHECKPOINTS = "checkpoints"  # in the folder of a model, while it is trained
 ANSWER_COLUMNS = ("input", "generated", "reference")
 LOSS_COLUMNS = ("step", "epoch", "training", "validation")
+TEST_LOSS, TEST_LOSS_COLUMNS = "test_loss.csv", ("task", "loss")
 WEIGHT_COLUMNS = ("layer", "task", "expert", "weight")
 
 
@@ -29,15 +31,15 @@ class Layout:
         folder = self.root / {"prepare": "data", "gate": "cgm"}.get(stage, stage)
         return folder / task if task else folder
 
-    def answers(self, recipe: Recipe) -> dict[str, dict[str, Path]]:
-        """Return the CSV file of every model's answers, by model and task, in the order of the tables."""
+    def models(self, recipe: Recipe) -> dict[str, dict[str, Path]]:
+        """Return the folder with every model's answers to every task that it answers, in the order of the tables."""
         tasks = [task.name for task in recipe.tasks]
-        models = {"base": {task: self.folder("benchmark") / f"{task}.csv" for task in tasks}}
-        models["full finetune"] = {task: self.folder("finetune", task) / f"{task}.csv" for task in tasks}
+        folders = {"base": dict.fromkeys(tasks, self.folder("benchmark"))}
+        folders["full finetune"] = {task: self.folder("finetune", task) for task in tasks}
         for expert in tasks:
-            models[f"LoRA {expert}"] = {task: self.folder("lora", expert) / f"{task}.csv" for task in tasks}
-        models["CGM LoRA"] = {task: self.folder("gate") / f"{task}.csv" for task in tasks}
-        return models
+            folders[f"LoRA {expert}"] = dict.fromkeys(tasks, self.folder("lora", expert))
+        folders["CGM LoRA"] = dict.fromkeys(tasks, self.folder("gate"))
+        return folders
 
     def losses(self, recipe: Recipe) -> dict[str, Path]:
         """Return the loss CSV of every trained model."""

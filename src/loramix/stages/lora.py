@@ -8,28 +8,33 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from loramix.atomic import atomic_folder
-from loramix.bases import Base, load_base
+from loramix.bases import Base
 from loramix.errors import StageError
 from loramix.recipe import LoraSpec, Recipe
-from loramix.stages.generation import write_answers
+from loramix.stages.answers import write_answers
 from loramix.stages.layout import Layout
-from loramix.stages.training import train
+from loramix.stages.training import recipe_base, train
 from loramix.tasks import Task
 
 ATTENTION = {"q", "k", "v", "o", "q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "c_attn"}
 
 
-def run(recipe: Recipe, layout: Layout, task: Task) -> None:
-    """Write the task's adapter and losses, and its answers to every task, under lora/<task>."""
-    base = load_base(recipe.base.name, revision=recipe.base.revision, dtype=recipe.base.dtype)
-    folder, label = layout.folder("lora", task.name), f"LoRA {task.name}"
-    model = adapted(base, recipe.lora, seed=recipe.seed)
+def learn(recipe: Recipe, layout: Layout, task: Task) -> None:
+    """Write the task's adapter and losses under lora/<task>."""
+    base, folder = recipe_base(recipe), layout.folder("lora", task.name)
+    model, label = adapted(base, recipe.lora, seed=recipe.seed), f"LoRA {task.name}"
     train(model, base.tokenizer, recipe, recipe.lora, [task], layout=layout, folder=folder, label=label)
     with atomic_folder(folder / "models") as models:
         model.save_pretrained(models)
         _name_base(models / "adapter_config.json", recipe.base.name)
-    for each in recipe.tasks:
-        write_answers(model, base.tokenizer, recipe, layout, folder=f"lora/{task.name}", task=each, label=label)
+
+
+def answer(recipe: Recipe, layout: Layout, task: Task) -> None:
+    """Write the adapter's answers to every task under lora/<task>."""
+    base, folder = recipe_base(recipe), layout.folder("lora", task.name)
+    model = PeftModel.from_pretrained(base.model, folder / "models")
+    label = f"LoRA {task.name}"
+    write_answers(model, base.tokenizer, recipe, layout, folder=folder, tasks=recipe.tasks, label=label)
 
 
 def adapted(base: Base, spec: LoraSpec, *, seed: int) -> PeftModel:

@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 Item = TypeVar("Item")
 log = logging.getLogger("loramix")
-_QUIET_SECONDS = 20.0
+_QUIET_SECONDS, _WORTH_SECONDS = 20.0, 1.0
 
 
 class Bar:
@@ -54,12 +54,12 @@ class Bar:
             )
 
     def close(self) -> None:
-        """Take the bar off the screen and log how long it took."""
+        """Take the bar off the screen and log how long it took, if that was worth a bar."""
         if self.live:
             self.live[0].stop()
-        log.info(
-            "%s: %d of %d in %.0f s %s", self.label, self.done, self.total, time.monotonic() - self.started, self.note
-        )
+        seconds = time.monotonic() - self.started
+        if seconds > _WORTH_SECONDS:
+            log.info("%s: %d of %d in %.0f s %s", self.label, self.done, self.total, seconds, self.note)
 
     def _rate(self) -> str:
         return f"{self.done / max(time.monotonic() - self.started, 1e-6):.2f} steps/s"

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 from loramix.atomic import write_text
 from loramix.recipe import Recipe
@@ -14,7 +15,10 @@ _NOTES = {
     "rouge": "F1, 0 to 1, mean over the same withheld test samples for every model.",
     "bertscore": "F1, mean over the same withheld test samples; an empty answer scores 0.",
     "syllables": "Shares of all answers, empty and malformed ones included; 5-7-5 by a pronouncing dictionary.",
+    "test_loss": "Mean loss per target token when a model reads the references of the test samples; lower is better.",
 }
+_TITLES = {"rouge": "ROUGE", "bertscore": "BERTScore", "syllables": "Haiku form", "test_loss": "Test loss"}
+_BEST: dict[str, Literal["max", "min"]] = {"rouge": "max", "bertscore": "max", "test_loss": "min"}
 
 
 def run(recipe: Recipe, layout: Layout) -> None:
@@ -51,8 +55,7 @@ def _table(layout: Layout, name: str, note: str) -> Table:
     cells: list[list[str | float | None]] = [
         [row["model"], *(float(row[column]) for column in columns[1:])] for row in rows
     ]
-    title = {"rouge": "ROUGE", "bertscore": "BERTScore", "syllables": "Haiku form"}[name]
-    return Table(title, note + encoder, columns, cells, None if name == "syllables" else "max")
+    return Table(_TITLES[name], note + encoder, columns, cells, _BEST.get(name))
 
 
 def _losses(file: Path) -> list[LossRow]:

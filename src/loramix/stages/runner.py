@@ -1,7 +1,7 @@
-"""The runner: does the stages in order, skips what is done, and redoes what depends on a changed setting.
+"""The runner: does the steps in order, skips what is done, and redoes what depends on a changed setting.
 
-Every stage has a fingerprint of its settings and of the stages that it reads. `.stages/<key>.json` keeps the one that a
-stage was started with and whether it finished, so that a killed run goes on where it was.
+Every step has a fingerprint of its settings and of the steps that it reads. `.stages/<key>.json` keeps the one that a
+step was started with and whether it finished, so that a killed run goes on where it was.
 """
 
 import hashlib
@@ -9,36 +9,21 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+import yaml
+
 from loramix.atomic import write_text
+from loramix.bases import resolve_revision
 from loramix.errors import StageError, did_you_mean
 from loramix.recipe import STAGES, Recipe
-from loramix.sources import source_fingerprint
+from loramix.sources import pinned, source_fingerprint
+from loramix.stages.graph import Node, graph
 from loramix.stages.layout import Layout
 
 log = logging.getLogger("loramix")
-
-
-@dataclass(frozen=True)
-class Node:
-    """One stage of one run; finetune and lora have one for every task. `outputs` is what starting afresh deletes."""
-
-    stage: str
-    task: str | None
-    settings: dict[str, object]
-    needs: tuple[str, ...]
-    outputs: tuple[Path, ...]
-    work: Callable[[], None]
-
-    @property
-    def key(self) -> str:
-        """The node's name: the stage, and its task if it has one."""
-        return f"{self.stage}-{self.task}" if self.task else self.stage
 
 
 def run(recipe: Recipe, root: Path, *, stage: str | None = None) -> Layout:
@@ -48,15 +33,17 @@ def run(recipe: Recipe, root: Path, *, stage: str | None = None) -> Layout:
             f"there is no stage '{stage}'{did_you_mean(stage, STAGES)}; the stages are {', '.join(STAGES)}"
         )
     layout = Layout(root)
+    recipe = _pinned(recipe, root / "recipe.yaml")
     write_text(root / "recipe.yaml", recipe.to_yaml())
-    write_text(root / "environment.json", json.dumps({"versions": versions()}, indent=2))
-    nodes = graph(recipe, layout)
+    sources = {task.name: source_fingerprint(task) for task in recipe.tasks}
+    write_text(root / "environment.json", json.dumps({"versions": versions(), "sources": sources}, indent=2))
+    nodes = graph(recipe, layout, sources)
     wanted = _closure(nodes, [node.key for node in nodes if stage in (None, node.stage)])
     fingerprints: dict[str, str] = {}
     for node in nodes:
         fingerprints[node.key] = _fingerprint(node, fingerprints)
         if node.key in wanted:
-            _do(node, fingerprints[node.key], root)
+            _do(node, fingerprints[node.key], root / ".stages" / f"{node.key}.json")
     return layout
 
 
@@ -65,41 +52,17 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("loramix", "torch", "transformers", "peft", "datasets")}
 
 
-def graph(recipe: Recipe, layout: Layout) -> list[Node]:
-    """Return the run's nodes, each after those it needs."""
-    from loramix.stages import benchmark, evaluate, finetune, gate, lora, prepare, report
-
-    settings = recipe.model_dump(mode="json")
-    common = {key: settings[key] for key in ("base", "seed", "generation")}
-    tasks = {task["name"]: task for task in settings["tasks"]}
-    sources = {task.name: source_fingerprint(task) for task in recipe.tasks}
-    data = {"tasks": settings["tasks"], "samples": recipe.samples, "seed": recipe.seed, "sources": sources}
-
-    def node(
-        stage: str, work: Callable[[], None], needs: Sequence[str], own: dict[str, object], task: str | None = None
-    ) -> Node:
-        outputs: tuple[Path, ...] = (layout.folder(stage, task),)
-        if stage in ("evaluate", "report"):
-            names = ("rouge.csv", "bertscore.csv", "syllables.csv") if stage == "evaluate" else ("report.html",)
-            outputs = tuple(layout.root / name for name in names)
-        return Node(stage, task, own, tuple(needs), outputs, work)
-
-    nodes = [node("prepare", partial(prepare.run, recipe, layout), [], data)]
-    nodes.append(node("benchmark", partial(benchmark.run, recipe, layout), ["prepare"], common))
-    for task in recipe.tasks:
-        own = {**common, "task": tasks[task.name], "finetune": settings["finetune"]}
-        nodes.append(node("finetune", partial(finetune.run, recipe, layout, task), ["prepare"], own, task.name))
-    for task in recipe.tasks:
-        own = {**common, "task": tasks[task.name], "lora": settings["lora"]}
-        nodes.append(node("lora", partial(lora.run, recipe, layout, task), ["prepare"], own, task.name))
-    experts = [each.key for each in nodes if each.stage == "lora"]
-    nodes.append(node("gate", partial(gate.run, recipe, layout), experts, {**common, "gate": settings["gate"]}))
-    answered = [each.key for each in nodes if each.stage != "prepare"]
-    nodes.append(
-        node("evaluate", partial(evaluate.run, recipe, layout), answered, {"evaluation": settings["evaluation"]})
-    )
-    nodes.append(node("report", partial(report.run, recipe, layout), ["evaluate"], {"name": recipe.name}))
-    return nodes
+def _pinned(recipe: Recipe, earlier: Path) -> Recipe:
+    """Return the recipe with the commits of its Hub model and data; a run goes on with those that it began with."""
+    began = yaml.safe_load(earlier.read_text(encoding="utf-8")) if earlier.is_file() else {"base": {}, "tasks": []}
+    of_model = {began["base"].get("name"): began["base"].get("revision")}
+    of_data = {task["source"]: task["revision"] for task in began["tasks"]}
+    revision = resolve_revision(recipe.base.name, recipe.base.revision or of_model.get(recipe.base.name))
+    tasks = [
+        pinned(task.model_copy(update={"revision": task.revision or of_data.get(task.source)})) for task in recipe.tasks
+    ]
+    base = recipe.base.model_copy(update={"revision": revision})
+    return recipe.model_copy(update={"base": base, "tasks": tuple(tasks)})
 
 
 def _closure(nodes: Sequence[Node], keys: Sequence[str]) -> set[str]:
@@ -114,25 +77,37 @@ def _closure(nodes: Sequence[Node], keys: Sequence[str]) -> set[str]:
     return wanted
 
 
-def _fingerprint(node: Node, known: dict[str, str]) -> str:
-    content = {"stage": node.key, "settings": node.settings, "needs": [known[key] for key in node.needs]}
+def _fingerprint(node: Node, known: Mapping[str, str]) -> str:
+    content = {"step": node.key, "settings": node.settings, "needs": [known[key] for key in node.needs]}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _do(node: Node, fingerprint: str, root: Path) -> None:
+def _do(node: Node, fingerprint: str, marker: Path) -> None:
     """Do one node unless it is done; go on with a started one, start afresh where the settings changed."""
-    marker = root / ".stages" / f"{node.key}.json"
     state = json.loads(marker.read_text()) if marker.is_file() else {}
-    if state == {"fingerprint": fingerprint, "finished": True} and all(path.exists() for path in node.outputs[:1]):
+    if state == {"fingerprint": fingerprint, "finished": True} and all(path.exists() for path in node.outputs):
         log.info("%s: already done", node.key)
         return
-    if state.get("fingerprint") != fingerprint:
-        for path in node.outputs:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    elif not state.get("finished"):
+    if state == {"fingerprint": fingerprint, "finished": False}:
         log.info("%s: going on where it was interrupted", node.key)
+    else:
+        _remove(*node.outputs, *([node.scratch] if node.scratch else []))
     write_text(marker, json.dumps({"fingerprint": fingerprint, "finished": False}))
+    log.info("%s: %s", node.key, _in_words(node.settings) or "starts")
     started = time.monotonic()
     node.work()
     write_text(marker, json.dumps({"fingerprint": fingerprint, "finished": True}))
+    if node.scratch:
+        _remove(node.scratch)
     log.info("%s: done in %.0f s", node.key, time.monotonic() - started)
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _in_words(settings: Mapping[str, object]) -> str:
+    """Return the settings of the stage on one line; what is unset or the same for all stages is left out."""
+    own = [value for key, value in settings.items() if key != "base" and isinstance(value, dict)]
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for part in own for key, value in part.items() if value)

@@ -17,15 +17,16 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.trainer_utils import EvalLoopOutput
 
-from loramix.atomic import write_text
+from loramix.bases import Base, load_base
 from loramix.batches import IGNORED, Collator, Encoded, encode
 from loramix.data import Sample, Split, read_manifest
 from loramix.mixture import MixtureModel
 from loramix.recipe import Recipe, TrainSpec
 from loramix.report.html import LossRow
 from loramix.report.plots import plot_losses
-from loramix.stages.layout import LOSS_COLUMNS, Layout, write_csv
+from loramix.stages.layout import CHECKPOINTS, LOSS_COLUMNS, Layout, write_csv
 from loramix.stages.progress import TrainingProgress
 from loramix.tasks import Task
 
@@ -99,6 +100,23 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
             loss = loss * (inputs["labels"] != IGNORED).sum() / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
 
+    def evaluation_loop(self, *args: object, metric_key_prefix: str = "eval", **kwargs: object) -> EvalLoopOutput:
+        """Put the mean per target token in the place of the library's mean of batch means."""
+        self._loss_and_tokens = torch.zeros(2, device=self.args.device)
+        output: EvalLoopOutput = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        total, tokens = self.accelerator.reduce(self._loss_and_tokens).tolist()
+        output.metrics[f"{metric_key_prefix}_loss"] = total / tokens
+        return output
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Tensor], *args: object, **kwargs: object
+    ) -> tuple[Tensor | None, object, object]:
+        """Return the library's result, and count the batch's target tokens."""
+        result: tuple[Tensor, object, object] = super().prediction_step(model, inputs, *args, **kwargs)
+        counted = (inputs["labels"] != IGNORED).sum().to(self.args.device)
+        self._loss_and_tokens += torch.stack([result[0].float() * counted, counted])
+        return result
+
     def _get_train_sampler(self, train_dataset: Dataset[Encoded] | None = None) -> Sampler[int]:
         data: Samples = self.train_dataset
         return TurnSampler(data.sizes, self.args.per_device_train_batch_size, self.args.seed)
@@ -129,6 +147,13 @@ def load_trainable(model: nn.Module, file: Path) -> None:
             parameter.copy_(saved[name])
 
 
+def recipe_base(recipe: Recipe) -> Base:
+    """Return the recipe's base model, on the accelerator if there is one."""
+    base = load_base(recipe.base.name, revision=recipe.base.revision, dtype=recipe.base.dtype)
+    base.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return base
+
+
 def train(
     model: PreTrainedModel | PeftModel | MixtureModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -153,7 +178,7 @@ def train(
     }
     trainer = MixingTrainer(
         model=model,
-        args=_arguments(recipe, spec, folder / "checkpoints", steps=_steps(data["train"], spec)),
+        args=_arguments(recipe, spec, folder / CHECKPOINTS, steps=_steps(data["train"], spec)),
         train_dataset=data["train"],
         eval_dataset=data["validation"],
         data_collator=Collator(tokenizer, causal),
@@ -167,7 +192,7 @@ def train(
         label, f"{trained:,}", f"{sum(p.numel() for p in model.parameters()):,}", len(data["train"]),
         len(data["validation"]), spec.optimizer, spec.learning_rate,
     )  # fmt: skip
-    trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
+    trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS))
     _write_losses(trainer, folder, label)
 
 
@@ -243,4 +268,3 @@ def _write_losses(trainer: Trainer, folder: Path, label: str) -> None:
     ]
     write_csv(folder / "losses.csv", LOSS_COLUMNS, [(r.step, r.epoch, r.training, r.validation) for r in rows])
     plot_losses(label, rows, folder / "losses.png")
-    write_text(folder / "best.txt", f"{trainer.state.best_metric}\n")
