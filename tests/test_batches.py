@@ -293,6 +293,18 @@ def test_a_causal_batch_has_the_loss_of_its_samples_weighted_by_their_target_tok
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("accepted", [["position_ids"], []])
+def test_a_model_that_takes_fewer_inputs_gets_the_same_loss_from_all_columns(accepted, plain):
+    torch.manual_seed(0)
+    model, samples = make_llama().eval(), encode_all(plain)
+    batch = Collator(plain, causal=True, accepted=accepted)(samples)
+    assert set(batch) == {"input_ids", "attention_mask", "labels", *accepted}
+    assert batch["labels"].shape == batch["input_ids"].shape
+    whole = model(**Collator(plain, causal=True)(samples)).loss
+    torch.testing.assert_close(model(**batch).loss, whole, rtol=1e-5, atol=1e-5)  # Llama's positions are relative
+
+
+@torch.no_grad()
 def test_an_encoder_decoder_batch_has_the_loss_of_its_samples_weighted_by_their_target_tokens(ending):
     torch.manual_seed(0)
     model, samples = make_t5().eval(), encode_all(ending, causal=False)

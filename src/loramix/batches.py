@@ -10,7 +10,7 @@ and the model computes logits from the prompt's last column on (`logits_to_keep`
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -65,11 +65,17 @@ class Collator:
     Encoder-decoder: `input_ids`, `attention_mask` (B, P) and `labels` (B, T). Causal: `input_ids`, `attention_mask`,
     `position_ids` (B, P+T), `labels` (B, T+1) for the last T+1 columns alone, the first of them ignored as it is the
     prompt's last token, and `logits_to_keep` = T+1.
+
+    accepted: the names of the model's inputs. One without `logits_to_keep` gets labels (B, P+T) and computes every
+    logit; one without `position_ids` finds positions by itself (BLOOM from the mask). None: the model takes both.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", causal: bool) -> None:
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", causal: bool, accepted: Container[str] | None = None
+    ) -> None:
         self.pad = _pad_id(tokenizer)
         self.causal = causal
+        self.accepted = accepted if accepted is not None else ("position_ids", "logits_to_keep")
 
     def __call__(self, samples: Sequence[Encoded]) -> dict[str, Tensor | int]:
         prompts, targets = [sample.prompt for sample in samples], [sample.target for sample in samples]
@@ -80,14 +86,17 @@ class Collator:
             return {**_with_mask(prompts, self.pad, side="right"), "labels": labels_BT}
         left, right = _with_mask(prompts, self.pad, side="left"), _with_mask(targets, self.pad, side="right")
         mask = torch.cat([left["attention_mask"], right["attention_mask"]], dim=1)
-        boundary = torch.full((len(samples), 1), IGNORED)
-        return {
+        keeps = "logits_to_keep" in self.accepted
+        ignored = torch.full((len(samples), 1 if keeps else left["input_ids"].shape[1]), IGNORED)
+        batch: dict[str, Tensor | int] = {
             "input_ids": torch.cat([left["input_ids"], right["input_ids"]], dim=1),
             "attention_mask": mask,
             "position_ids": (mask.cumsum(1) - 1).clamp(min=0),  # learned positions count from the first real token
-            "labels": torch.cat([boundary, labels_BT], dim=1),
+            "labels": torch.cat([ignored, labels_BT], dim=1),
             "logits_to_keep": labels_BT.shape[1] + 1,
         }
+        optional = {"position_ids", "logits_to_keep"}
+        return {key: value for key, value in batch.items() if key not in optional or key in self.accepted}
 
 
 def generation_batch(

@@ -1,5 +1,6 @@
 """What a model makes of the withheld test samples: its answers, and its loss on the references."""
 
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -91,11 +92,18 @@ def mean_loss(model: torch.nn.Module, batches: Iterable[Batch]) -> float:
     return total / max(tokens, 1)
 
 
+def accepted_inputs(model: Model) -> set[str]:
+    """Return the names of the inputs of the base model's forward pass."""
+    base = model.base if isinstance(model, MixtureModel) else model
+    base = base.get_base_model() if isinstance(base, PeftModel) else base
+    return set(inspect.signature(base.forward).parameters)
+
+
 def _target_batches(
     model: Model, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, task: Task, samples: Sequence[Sample]
 ) -> Iterator[Batch]:
     causal = not model.config.is_encoder_decoder
-    collate = Collator(tokenizer, causal)
+    collate = Collator(tokenizer, causal, accepted_inputs(model))
     encoded = [
         encode(tokenizer, task, each.input, each.target, causal=causal, chat=recipe.base.chat) for each in samples
     ]

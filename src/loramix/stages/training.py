@@ -5,13 +5,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import (
     EarlyStoppingCallback,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
@@ -22,10 +20,10 @@ from transformers.trainer_utils import EvalLoopOutput
 from loramix.bases import Base, load_base
 from loramix.batches import IGNORED, Collator, Encoded, encode
 from loramix.data import Sample, Split, read_manifest
-from loramix.mixture import MixtureModel
 from loramix.recipe import Recipe, TrainSpec
 from loramix.report.html import LossRow
 from loramix.report.plots import plot_losses
+from loramix.stages.answers import Model, accepted_inputs
 from loramix.stages.layout import CHECKPOINTS, LOSS_COLUMNS, Layout, write_csv
 from loramix.stages.progress import TrainingProgress
 from loramix.tasks import Task
@@ -155,7 +153,7 @@ def recipe_base(recipe: Recipe) -> Base:
 
 
 def train(
-    model: PreTrainedModel | PeftModel | MixtureModel,
+    model: Model,
     tokenizer: PreTrainedTokenizerBase,
     recipe: Recipe,
     spec: TrainSpec,
@@ -181,7 +179,7 @@ def train(
         args=_arguments(recipe, spec, folder / CHECKPOINTS, steps=_steps(data["train"], spec)),
         train_dataset=data["train"],
         eval_dataset=data["validation"],
-        data_collator=Collator(tokenizer, causal),
+        data_collator=Collator(tokenizer, causal, accepted_inputs(model)),
         callbacks=[EarlyStoppingCallback(spec.patience), TrainingProgress(label)],
     )
     trainer.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole accumulated batch
