@@ -62,7 +62,7 @@ def syllable_table(texts: Sequence[str]) -> dict[str, float]:
         raise DataError("there are no texts whose syllables could be counted")
     forms = [haiku_form(text) for text in texts]
     return {
-        "n": float(len(forms)),
+        "n": len(forms),
         "three_lines": fmean(form.three_lines for form in forms),
         "line1_5": fmean(form.line_right(0) for form in forms),
         "line2_7": fmean(form.line_right(1) for form in forms),
