@@ -62,6 +62,7 @@ def test_generate_and_explain_answer_for_a_saved_mixture(tmp_path: Path) -> None
     result = CliRunner().invoke(cli, ["explain", str(tmp_path / "mix"), "some words"])
     assert "0.50" in result.output
     assert "mean" in result.output
+    assert "model.layers.0.self_attn.q_proj" in result.output
     assert (
         CliRunner().invoke(cli, ["generate", str(tmp_path / "mix"), "some words", "--max-new-tokens", "3"]).exit_code
         == 0

@@ -3,14 +3,14 @@
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from loramix.mixture import MixtureModel
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_BAR = 20
+_BAR = 10  # cells of a whole bar: a layer's full name and two experts fit into 80 columns
 
 
 def generate_text(path: str, prompt: str, max_new_tokens: int) -> str:
@@ -26,7 +26,7 @@ def explain_prompt(path: str, prompt: str) -> None:
     mixture, inputs, _ = _load(path, prompt)
     weights = {name: weights_BE[0].tolist() for name, weights_BE in mixture.weights(**inputs).items()}
     mean = [sum(column) / len(weights) for column in zip(*weights.values(), strict=True)]
-    table = Table("layer", *mixture.expert_names, title=f"weights for {prompt!r}")
+    table = Table(Column("layer", no_wrap=True), *mixture.expert_names, title=f"weights for {prompt!r}")
     for name, row in weights.items():
         table.add_row(name, *(_bar(value) for value in row))
     table.add_section()
