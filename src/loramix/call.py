@@ -33,7 +33,7 @@ class Call:
     """
 
     stack: nn.Module
-    mask_BT: Bool[Tensor, "B T"]
+    mask_BT: Bool[Tensor, "B T"] | None  # None where no gate will read: the weights are given or fixed
     memory: Memory | None = None
     given: dict[str, Float[Tensor, "B E"]] | None = None
     fixed_E: Float[Tensor, " E"] | None = None

@@ -74,7 +74,7 @@ def _surround(stack: nn.Module, make_call: MakeCall, config: GateConfig) -> None
 def _causal_call(stack: nn.Module, arguments: Arguments, config: GateConfig) -> Call:
     given = _given(arguments)
     if given is not None or fixed_weights.get() is not None:
-        return Call(stack, torch.empty(0), given=given)
+        return Call(stack, None, given=given)
     readable_BT = _valid(arguments)
     prompt_mask, labels = arguments["prompt_mask"], arguments.get("labels")
     if config.context == "reference":
@@ -94,7 +94,7 @@ def _decoder_call(stack: nn.Module, arguments: Arguments, config: GateConfig) ->
     given = _given(arguments)
     hidden_BSD, mask = arguments.get("encoder_hidden_states"), arguments.get("encoder_attention_mask")
     if given is not None or not isinstance(hidden_BSD, Tensor):
-        return Call(stack, torch.empty(0), given=given)
+        return Call(stack, None, given=given)
     ones_BS = torch.ones(hidden_BSD.shape[:2], dtype=torch.bool, device=hidden_BSD.device)
     mask_BS = _as_2d(mask) if isinstance(mask, Tensor) else ones_BS
     return Call(stack, _valid(arguments), Memory(hidden_BSD, mask_BS, masked_mean(hidden_BSD, mask_BS)[:, None]))

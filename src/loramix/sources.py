@@ -8,8 +8,8 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from importlib import resources
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TextIO
 
 from loramix.errors import DataError, did_you_mean
 from loramix.tasks import PACKAGE, Task
@@ -118,7 +118,7 @@ def _read_parquet(task: Task, path: Path) -> list[tuple[str, str]]:
     return _texts(task, zip(table[task.input_column].to_pylist(), table[task.target_column].to_pylist(), strict=True))
 
 
-def _read_csv(task: Task, lines: TextIO) -> list[tuple[str, str]]:
+def _read_csv(task: Task, lines: TextIOWrapper) -> list[tuple[str, str]]:
     reader = csv.DictReader(lines, strict=True)
     _require_columns(task, reader.fieldnames or ())
     rows = []
@@ -129,7 +129,7 @@ def _read_csv(task: Task, lines: TextIO) -> list[tuple[str, str]]:
     return _texts(task, rows)
 
 
-def _read_jsonl(task: Task, lines: TextIO) -> list[tuple[str, str]]:
+def _read_jsonl(task: Task, lines: TextIOWrapper) -> list[tuple[str, str]]:
     rows: list[dict[str, object]] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -167,7 +167,7 @@ def _text(task: Task, column: str, value: object) -> str:
     raise DataError(f"task '{task.name}': column '{column}' must hold texts, and holds {type(value).__name__} values")
 
 
-def _open_text(path: Path) -> TextIO:
+def _open_text(path: Path) -> TextIOWrapper:
     if path.suffix.lower() == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return path.open(encoding="utf-8-sig", newline="")

@@ -52,7 +52,7 @@ def haiku_form(text: str) -> HaikuForm:
     return HaikuForm(tuple(map(line_syllables, haiku_lines(text))))
 
 
-def syllable_table(texts: Sequence[str]) -> dict[str, float]:
+def syllable_table(texts: Sequence[str]) -> dict[str, int | float]:
     """Return the shares (0 to 1) of all `texts`, empty and malformed ones included, that have a haiku's form.
 
     `line1_5`, `line2_7` and `line3_5` are the shares whose line at that position has that many syllables, `poem_575` of
