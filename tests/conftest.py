@@ -1,14 +1,14 @@
 """Tiny real models of the three shapes, and adapters for them, built in code."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")  # read when the libraries are imported
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -18,6 +18,8 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+
+from loramix import MixtureModel
 
 VOCABULARY = 97
 
@@ -60,19 +62,74 @@ def tiny_model(shape: str) -> PreTrainedModel:
 TARGETS = {"t5": ["q", "k", "v", "o"], "llama": ["q_proj", "k_proj", "v_proj", "o_proj"], "gpt2": ["c_attn", "c_proj"]}
 
 
+def save_expert(folder: Path, shape: str, *, seed: int, **settings: object) -> Path:
+    """Save a strong random adapter with PEFT in `folder`, and return it."""
+    defaults = {"r": 4, "lora_alpha": 8, "target_modules": TARGETS[shape], "fan_in_fan_out": shape == "gpt2"}
+    config = LoraConfig(**{**defaults, **settings})
+    model = get_peft_model(tiny_model(shape), config)
+    generator = torch.Generator().manual_seed(seed)
+    for key, parameter in model.named_parameters():
+        if "lora_" in key:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * (0.1 if shape == "t5" else 0.3)
+    model.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def make_expert(tmp_path: Path) -> Callable[..., Path]:
     """Return a function that saves a strong random adapter with PEFT and returns its folder."""
+    return lambda shape, name, *, seed, **settings: save_expert(tmp_path / name, shape, seed=seed, **settings)
 
-    def make(shape: str, name: str, *, seed: int, **settings: object) -> Path:
-        defaults = {"r": 4, "lora_alpha": 8, "target_modules": TARGETS[shape], "fan_in_fan_out": shape == "gpt2"}
-        config = LoraConfig(**{**defaults, **settings})
-        model = get_peft_model(tiny_model(shape), config)
-        generator = torch.Generator().manual_seed(seed)
-        for key, parameter in model.named_parameters():
-            if "lora_" in key:
-                parameter.data = torch.randn(parameter.shape, generator=generator) * (0.1 if shape == "t5" else 0.3)
-        model.save_pretrained(tmp_path / name)
-        return tmp_path / name
 
-    return make
+@pytest.fixture(scope="session")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Path]]:
+    """Return a function that gives adapters of rank 4 for a shape, by name: saved once, and not to be changed."""
+    root = tmp_path_factory.mktemp("experts")
+
+    def of_shape(shape: str, names: Sequence[str] = ("a", "b", "c")) -> dict[str, Path]:
+        for name in names:
+            if not (root / shape / name).exists():
+                save_expert(root / shape / name, shape, seed=ord(name))
+        return {name: root / shape / name for name in names}
+
+    return of_shape
+
+
+@torch.no_grad()
+def strengthen(mixture: MixtureModel) -> MixtureModel:
+    """Give the gates random parameters, so large that they tell inputs apart, and return the mixture."""
+    generator = torch.Generator().manual_seed(3)
+    wide = 4.0 if mixture.gate_config.context == "reference" else 1.0  # it reads its input unscaled
+    for gate in mixture.gates.values():
+        for linear, scale in ((gate.lift, 2.0 * wide), (gate.score, 4.0 * wide)):
+            for parameter in linear.parameters():
+                noise = torch.randn(parameter.shape, generator=generator) * scale / linear.in_features**0.5
+                parameter.copy_(noise)
+    return mixture.eval()
+
+
+def peft_logits(shape: str, folder: Path, ids: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the logits at the target's places of the tiny base with one adapter, served by PEFT."""
+    return target_logits(PeftModel.from_pretrained(tiny_model(shape), folder).eval(), ids, target)
+
+
+@torch.no_grad()
+def target_logits(model: torch.nn.Module, ids: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return what a model computes at the places of `target` after the prompt `ids`, in one pass."""
+    if model.config.is_encoder_decoder:
+        return model(input_ids=ids, decoder_input_ids=target).logits
+    given = {"input_ids": torch.cat([ids, target], 1)}
+    if isinstance(model, MixtureModel):
+        given["prompt_mask"] = torch.cat([torch.ones_like(ids), torch.zeros_like(target)], 1).bool()
+    return model(**given).logits[:, ids.shape[1] :]
+
+
+def tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
+    """Return random ordinary tokens (rows, length)."""
+    return torch.randint(3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def close(left: torch.Tensor, right: torch.Tensor, *, dtype: torch.dtype = torch.float32) -> None:
+    """Assert that two tensors are the same up to the rounding of `dtype`."""
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-1
+    torch.testing.assert_close(left, right, atol=tolerance, rtol=1e-4 if dtype == torch.float32 else 1e-1)

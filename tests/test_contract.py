@@ -25,7 +25,9 @@ Build = Callable[..., MixtureModel]
 def strong_gates(mixture: MixtureModel) -> MixtureModel:
     generator = torch.Generator().manual_seed(3)
     state = {key: torch.randn(value.shape, generator=generator) * 1.5 for key, value in mixture.gate_state().items()}
-    mixture.load_gate_state(state)
+    mixture.load_gate_state(
+        {**state, **{key: torch.ones_like(value) for key, value in state.items() if "prior" in key}}
+    )
     return mixture.eval()
 
 

@@ -7,7 +7,7 @@ layers (the encoder, the decoder, or the whole of a decoder-only model), and a l
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
 from jaxtyping import Bool, Float
@@ -28,16 +28,17 @@ class Memory(NamedTuple):
 class Call:
     """One pass through one stack.
 
-    `mask_BT` marks the tokens of the stack's own input that a gate may read. `given` holds weights decided earlier, by
-    layer name, as they travel with a cache; `decided` those of this pass. `fixed_E` overrides every gate.
+    `mask_BT` marks the tokens of the stack's own input that a gate may read. `decided` holds the gates' decisions, by
+    the name of what shares the gate: first those that came with a cache, then those of this pass. `states` holds the
+    states of running means likewise. `fixed_B1E` overrides every gate.
     """
 
     stack: nn.Module
-    mask_BT: Bool[Tensor, "B T"] | None  # None where no gate will read: the weights are given or fixed
+    mask_BT: Bool[Tensor, "B T"] | None  # None where no gate will read: all is decided or fixed
     memory: Memory | None = None
-    given: dict[str, Float[Tensor, "B E"]] | None = None
-    fixed_E: Float[Tensor, " E"] | None = None
-    decided: dict[str, Float[Tensor, "B E"]] = field(default_factory=dict)
+    fixed_B1E: Float[Tensor, "B 1 E"] | None = None
+    decided: dict[str, Float[Tensor, "B _ E"]] = field(default_factory=dict)
+    states: dict[str, Float[Tensor, "B F"]] = field(default_factory=dict)
     outer: "Call | None" = None
 
 
@@ -62,18 +63,22 @@ def close_call(stack: nn.Module) -> Call | None:
     if call is None or call.stack is not stack:
         return None
     _current.set(call.outer)
-    record = _record.get()
-    if record is not None:
-        record.update(call.decided)
     return call
 
 
 @contextmanager
-def recording() -> Iterator[dict[str, Float[Tensor, "B E"]]]:
-    """Collect the weights that every layer decides inside the block, by layer name."""
+def recording() -> Iterator[dict[str, Float[Tensor, "B _ E"]]]:
+    """Collect the weights that every layer uses inside the block, by layer name."""
     record: dict[str, Tensor] = {}
     with bound(_record, record):
         yield record
+
+
+def note(layer: str, weights_BTE: Float[Tensor, "B _ E"]) -> None:
+    """Tell who records that `layer` uses these weights."""
+    record = _record.get()
+    if record is not None:
+        record[layer] = weights_BTE
 
 
 @contextmanager
@@ -87,6 +92,10 @@ def bound(variable: ContextVar[Value], value: Value) -> Iterator[None]:
 
 
 def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Return the `context_fn` pair for `torch.utils.checkpoint`: the second forward pass sees the call of the first."""
+    """Return the `context_fn` pair for `torch.utils.checkpoint`: the second forward pass sees the call of the first.
+
+    It sees what had been decided when the first began, so that the gates inside decide anew and their gradients flow.
+    """
     call = _current.get()
-    return nullcontext(), bound(_current, call)
+    again = call and replace(call, decided=dict(call.decided), states=dict(call.states))
+    return nullcontext(), bound(_current, again)

@@ -1,76 +1,191 @@
-"""Context gates: small networks that give every expert a weight, from what the prompt looks like at their layer.
+"""Context gates: small networks that give every expert a weight, from what their layer reads.
 
-Axes: `B` batch, `T` tokens, `D` input width, `E` experts.
+    context_BTD  = what the gate may see of the layer's input: see `GateConfig.context`
+    scores_BTE   = W2 relu(W1 context + b1) + b2
+    weights_BTE  = softmax(scores / temperature), or another activation
+
+Axes: `B` batch, `T` tokens (1 where one decision holds for a whole row), `D` input width, `E` experts, `S` slots: the
+experts and, where the gate may turn all of them off, the base.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
+
+from loramix.errors import MixtureError
+
+Context = Literal["prompt", "running", "token", "reference"]
+Scope = Literal["layer", "block", "model"]
+Activation = Literal["softmax", "sigmoid", "top-k", "top-1"]
+Mixing = Literal["output", "parameter"]
 
 
 class GateConfig(BaseModel):
     """What a gate reads and how its weights mix the experts.
 
     context: `prompt` pools the layer's input over the prompt tokens (in a decoder with cross-attention: the encoder's
-        output), so that the weights are fixed before the first generated token. `reference` averages the scores of all
-        valid tokens, future ones included; it scores given targets but cannot generate through a decoder.
+        output), so that the weights are fixed before the first generated token. `running` pools the tokens so far, so
+        that the weights follow the text. `token` lets every token decide for itself. `reference` averages the scores of
+        all valid tokens, future ones included; it scores given targets but cannot generate through a decoder.
+    scope: one gate for every adapted `layer`, for every `block`, or for the whole `model` (an encoder-decoder has two:
+        one for each side). A shared gate reads at the first adapted layer of its block or side.
     hidden: width of the gate's hidden layer.
+    activation: `softmax`; `sigmoid`, where every expert has its own weight in (0, 1); `top-k`, a softmax of which the
+        `k` largest weights are kept and scaled to sum to 1; `top-1`, which keeps one. What is not kept gets gradients
+        as if it had been (straight-through: Bengio et al. 2013, arXiv:1308.3432).
+    k: how many experts `top-k` keeps; other activations do not use it.
+    temperature: divides the scores before the activation; below 1 sharpens.
+    base_slot: whether the base takes part as one more expert that adds nothing: the gate can then turn all experts off.
     mixing: `output` adds Σ_e g_e s_e B_e A_e x; `parameter` adds (Σ_e g_e s_e B_e)(Σ_e g_e A_e) x, for equal ranks.
-    temperature: divides the scores before the softmax; below 1 sharpens.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    context: Literal["prompt", "reference"] = "prompt"
+    context: Context = "prompt"
+    scope: Scope = "layer"
     hidden: int = Field(default=8, ge=1)
-    mixing: Literal["output", "parameter"] = "output"
+    activation: Activation = "softmax"
+    k: int = Field(default=2, ge=1)
     temperature: float = Field(default=1.0, gt=0)
+    base_slot: bool = False
+    mixing: Mixing = "output"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "GateConfig":
+        if self.base_slot and self.activation == "sigmoid":
+            raise ValueError("base_slot: a sigmoid gate can turn every expert off by itself; use it with softmax")
+        return self
 
     @classmethod
     def reference(cls) -> "GateConfig":
         """Return the reference gate: non-causal mean of the scores, hidden width 4, matrices mixed separately."""
         return cls(context="reference", hidden=4, mixing="parameter")
 
+    @property
+    def per_token(self) -> bool:
+        """Whether the weights may differ between the tokens of a row."""
+        return self.context in ("running", "token")
+
 
 class ContextGate(nn.Module):
-    """A 2-layer perceptron with a softmax over the experts, computed in float32.
+    """A 2-layer perceptron and an activation over the experts, computed in float32.
 
-    Its scores start at zero, so every gate starts at the uniform mixture.
+    Its scores start at zero, so every gate starts at the uniform mixture. `prior` scales every slot's share before
+    normalisation: w_e ∝ prior_e exp(score_e / temperature). It is one and frozen, except for experts that were added
+    later: they start at zero, which leaves the answers as they were, and learn it.
     """
 
     def __init__(self, width: int, experts: int, config: GateConfig) -> None:
         super().__init__()
-        self.config = config
+        if config.activation == "top-k" and config.k > experts:
+            raise MixtureError(f"a top-k gate cannot keep {config.k} of {experts} experts; use k={experts} or less")
+        self.config, self.experts = config, experts
         bias = config.context != "reference"
+        slots = experts + config.base_slot
         self.lift = nn.Linear(width, config.hidden, bias=bias)
-        self.score = nn.Linear(config.hidden, experts, bias=bias)
+        self.score = nn.Linear(config.hidden, slots, bias=bias)
+        self.prior = nn.Parameter(torch.ones(slots), requires_grad=False)
         nn.init.zeros_(self.score.weight)
         if bias:
             nn.init.zeros_(self.score.bias)
 
-    def forward(self, hidden_BTD: Float[Tensor, "B T D"], mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "B E"]:
-        """Return the experts' weights for the tokens where `mask_BT` is true; rows sum to 1."""
+    @property
+    def width(self) -> int:
+        """The width of what the gate reads."""
+        return self.lift.in_features
+
+    def forward(
+        self,
+        hidden_BTD: Float[Tensor, "B T D"],
+        mask_BT: Bool[Tensor, "B T"],
+        state_BF: Float[Tensor, "B F"] | None = None,
+    ) -> tuple[Float[Tensor, "B _ E"], Float[Tensor, "B F"] | None]:
+        """Return the experts' weights and the state with which a running mean goes on.
+
+        One decision for each row (`prompt`, `reference`: over the tokens where `mask_BT` is true) or for each token.
+        """
         with torch.autocast(hidden_BTD.device.type, enabled=False):
-            if self.config.context == "reference":
-                scores_BE = masked_mean(self._scores(hidden_BTD.float()), mask_BT)
-            else:
-                scores_BE = self._scores(_unit_scale(masked_mean(hidden_BTD, mask_BT)))
-            return (scores_BE / self.config.temperature).softmax(-1)  # (B, E), rows sum to 1
+            match self.config.context:
+                case "prompt":
+                    return self._weights(self._scores(_unit_scale(masked_mean(hidden_BTD, mask_BT)))), None
+                case "running":
+                    mean_BTD, state_BF = running_mean(hidden_BTD, mask_BT, state_BF)
+                    return self._weights(self._scores(_unit_scale(mean_BTD))), state_BF
+                case "token":
+                    return self._weights(self._scores(_unit_scale(hidden_BTD.float()))), None
+                case "reference":
+                    return self._weights(masked_mean(self._scores(hidden_BTD.float()), mask_BT)), None
 
-    def _scores(self, hidden: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch E"]:
+    def rearranged(self, order: Sequence[int | None]) -> "ContextGate":
+        """Return a copy whose expert i is this gate's expert order[i]; None stands for one that it does not know."""
+        gate = ContextGate(self.width, len(order), self.config).to(self.prior.device)
+        gate.lift.load_state_dict(self.lift.state_dict())
+        slots = [*order, *([self.experts] if self.config.base_slot else [])]
+        old, new = self.state_dict(), gate.state_dict()
+        for key in ("score.weight", "score.bias", "prior"):
+            for slot, source in enumerate(slots):
+                if key in new:  # a state dict shares its memory with the parameters
+                    new[key][slot] = 0.0 if source is None else old[key][source]
+        return gate.settle()
+
+    def settle(self) -> "ContextGate":
+        """Let the priors be trained where they are not all one, and return the gate."""
+        self.prior.requires_grad_(bool((self.prior != 1).any()))
+        return self
+
+    def _scores(self, hidden: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch S"]:
         scores: Tensor = self.score(self.lift(hidden).relu())
-        return scores
+        return scores / self.config.temperature
+
+    def _weights(self, scores: Float[Tensor, "*batch S"]) -> Float[Tensor, "*batch E"]:
+        # Forward, a prior below zero counts as zero; backward, it still gets its gradient and can come back.
+        prior_S = self.prior + (self.prior.clamp(min=0) - self.prior).detach()
+        if self.config.activation == "sigmoid":
+            return prior_S * scores.sigmoid()  # each in (0, prior)
+        weights = softmax_with_prior(scores, prior_S)  # rows sum to 1
+        if self.config.activation != "softmax":
+            weights = keep_largest(weights, self.config.k if self.config.activation == "top-k" else 1)
+        return weights[..., : self.experts]
 
 
-def masked_mean(hidden_BTD: Float[Tensor, "B T D"], mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "B D"]:
-    """Return the float32 mean over the tokens where `mask_BT` is true; a row without any gives zeros."""
-    kept_BTD = hidden_BTD.float().masked_fill(~mask_BT[..., None], 0.0)
-    return kept_BTD.sum(1) / mask_BT.sum(1, keepdim=True).clamp(min=1)
+def softmax_with_prior(scores: Float[Tensor, "*batch S"], prior_S: Float[Tensor, " S"]) -> Float[Tensor, "*batch S"]:
+    """Return w_s = prior_s exp(score_s) / Σ prior exp(score); at least one prior must be above zero."""
+    largest = scores.detach().masked_fill(prior_S <= 0, -torch.inf).amax(-1, keepdim=True)
+    shares = prior_S * (scores - largest).clamp(max=60).exp()  # a slot of prior 0 may score above all others
+    return shares / shares.sum(-1, keepdim=True)
 
 
-def _unit_scale(context_BD: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-    """Scale each row to root mean square 1, so that one learning rate suits every layer of every base."""
-    return nn.functional.rms_norm(context_BD, context_BD.shape[-1:], eps=1e-6)
+def keep_largest(weights: Float[Tensor, "*batch S"], k: int) -> Float[Tensor, "*batch S"]:
+    """Return the k largest weights of each row scaled to sum to 1 and zeros; gradients are those of `weights`."""
+    kept = torch.zeros_like(weights).scatter(-1, weights.topk(k).indices, 1.0) * weights.detach()
+    return weights + (kept / kept.sum(-1, keepdim=True) - weights).detach()
+
+
+def masked_mean(values_BTD: Float[Tensor, "B T D"], mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "B 1 D"]:
+    """Return the float32 mean over the tokens where `mask_BT` is true, as one token; a row without any gives zeros."""
+    kept_BTD = values_BTD.float().masked_fill(~mask_BT[..., None], 0.0)
+    return kept_BTD.sum(1, keepdim=True) / mask_BT.sum(1)[:, None, None].clamp(min=1)
+
+
+def running_mean(
+    values_BTD: Float[Tensor, "B T D"], mask_BT: Bool[Tensor, "B T"], state_BF: Float[Tensor, "B D+1"] | None
+) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B D+1"]]:
+    """Return, for every token, the float32 mean of the valid tokens up to it, and the state with which to go on.
+
+    The state is the sum of all valid tokens so far and, in its last column, their number.
+    """
+    mask_BT1 = mask_BT[..., None]
+    ones_BT1 = torch.ones_like(mask_BT1, dtype=torch.float32)
+    counted_BTF = torch.cat([values_BTD.float(), ones_BT1], -1).masked_fill(~mask_BT1, 0.0).cumsum(1)
+    if state_BF is not None:
+        counted_BTF = counted_BTF + state_BF[:, None]
+    return counted_BTF[..., :-1] / counted_BTF[..., -1:].clamp(min=1), counted_BTF[:, -1]
+
+
+def _unit_scale(context_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    """Scale each context to root mean square 1, so that one learning rate suits every layer of every base."""
+    return nn.functional.rms_norm(context_BTD, context_BTD.shape[-1:], eps=1e-6)

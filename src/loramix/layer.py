@@ -3,15 +3,16 @@
 Axes: `B` batch, `T` tokens, `D` input width, `O` output width, `E` experts, `R` ranks of all experts side by side.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loramix.call import Call, current_call
+from loramix.call import Call, Memory, current_call, note
 from loramix.errors import MixtureError
-from loramix.gate import ContextGate, GateConfig
+from loramix.gate import ContextGate
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,11 @@ class LowRank:
 
 
 class MixtureLinear(nn.Module):
-    """A frozen linear layer with a gate and the frozen updates of its experts.
+    """A frozen linear layer with the frozen updates of its experts, weighed by a gate.
 
-    `updates` holds one entry per expert, None where an expert does not adapt this layer: it adds zero here.
+    updates: one entry per expert, None where an expert does not adapt this layer: it adds zero here.
+    gate: this layer's own, or the one that it shares with others; `reads` says whether it decides from this layer's
+        input. The other layers of the group reuse the decision.
     """
 
     down_RD: Tensor
@@ -37,23 +40,25 @@ class MixtureLinear(nn.Module):
         self,
         base: nn.Module,
         name: str,
-        updates: list[LowRank | None],
-        config: GateConfig,
+        updates: Sequence[LowRank | None],
+        gate: ContextGate,
         *,
-        gate_width: int,
+        group: str,
+        reads: bool,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         super().__init__()
         present = [(expert, update) for expert, update in enumerate(updates) if update is not None]
         ranks = [update.down_RD.shape[0] for _, update in present]
-        if config.mixing == "parameter" and len(set(ranks)) > 1:
+        if gate.config.mixing == "parameter" and len(set(ranks)) > 1:
             raise MixtureError(
                 f"parameter mixing needs equal ranks, but the experts of layer '{name}' have ranks {ranks}; "
                 "use mixing='output'"
             )
-        self.base, self.name, self.config, self.experts = base, name, config, len(updates)
-        self.gate = ContextGate(gate_width, len(updates), config).to(device)
+        self.base, self.name, self.group, self.config = base, name, group, gate.config
+        self.gate = gate if reads else None
+        self._shared = (gate,)  # a tuple keeps torch from registering the gate a second time
         down_RD = torch.cat([update.down_RD for _, update in present])
         up_OR = torch.cat([update.up_OR.float() * update.scale for _, update in present], dim=1)
         expert_of_rank = torch.tensor(
@@ -77,48 +82,68 @@ class MixtureLinear(nn.Module):
     def forward(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T O"]:
         """Return the base layer's output plus the weighted updates of all experts."""
         y_BTO: Tensor = self.base(x_BTD)
-        weights_BE = self._weights(x_BTD)
-        return y_BTO + self._update(x_BTD.to(self.down_RD.dtype), weights_BE).to(y_BTO.dtype)
+        weights_BTE = self._weights(x_BTD)
+        return y_BTO + self._update(x_BTD.to(self.down_RD.dtype), weights_BTE).to(y_BTO.dtype)
 
-    def _update(self, x_BTD: Float[Tensor, "B T D"], weights_BE: Float[Tensor, "B E"]) -> Float[Tensor, "B T O"]:
-        weights_B1R = weights_BE[:, None, self.expert_of_rank].to(x_BTD.dtype)
-        low_BTR = nn.functional.linear(x_BTD, self.down_RD) * weights_B1R
+    def _update(self, x_BTD: Float[Tensor, "B T D"], weights_BTE: Float[Tensor, "B _ E"]) -> Float[Tensor, "B T O"]:
+        weights_BTR = weights_BTE[..., self.expert_of_rank].to(x_BTD.dtype)
+        low_BTR = nn.functional.linear(x_BTD, self.down_RD) * weights_BTR
         if self.config.mixing == "parameter":
-            low_BTR = self._shared(low_BTR) * weights_B1R
+            low_BTR = self._sum_of_experts(low_BTR) * weights_BTR
         return nn.functional.linear(low_BTR, self.up_OR)
 
-    def _shared(self, low_BTR: Float[Tensor, "B T R"]) -> Float[Tensor, "B T R"]:
+    def _sum_of_experts(self, low_BTR: Float[Tensor, "B T R"]) -> Float[Tensor, "B T R"]:
         """Sum the experts' down-projections and hand the sum to every expert's up-projection."""
         per_expert = low_BTR.view(*low_BTR.shape[:-1], self.present, -1)
         return per_expert.sum(-2, keepdim=True).expand_as(per_expert).flatten(-2)
 
-    def _weights(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B E"]:
+    def _weights(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B _ E"]:
+        """Return the weights for this input: fixed, decided before in this call, or decided now."""
         call = current_call()
         if call is None:
             raise MixtureError(f"layer '{self.name}' was called outside its mixture; call the whole model instead")
-        if call.fixed_E is not None:
-            weights_BE = call.fixed_E.to(x_BTD.device).expand(len(x_BTD), -1)
-        elif call.given is not None:
-            weights_BE = self._given(call.given, rows=len(x_BTD))
+        if call.fixed_B1E is not None:
+            weights_BTE = call.fixed_B1E.to(x_BTD.device).expand(len(x_BTD), -1, -1)
         else:
-            weights_BE = self._decide(x_BTD, call)
-        call.decided[self.name] = weights_BE
-        return weights_BE
+            weights_BTE = self._decision(x_BTD, call)
+        note(self.name, weights_BTE)
+        return weights_BTE
 
-    def _decide(self, x_BTD: Float[Tensor, "B T D"], call: Call) -> Float[Tensor, "B E"]:
-        memory = call.memory
-        if memory is None:
-            return self.gate(x_BTD, call.mask_BT)  # type: ignore[no-any-return]
-        if self.config.context == "prompt":
-            return self.gate(memory.mean_B1D, memory.mean_B1D.new_ones(memory.mean_B1D.shape[:2], dtype=torch.bool))  # type: ignore[no-any-return]
-        reads_memory = x_BTD is memory.hidden_BSD  # the keys and values of cross-attention
-        return self.gate(x_BTD, memory.mask_BS if reads_memory else call.mask_BT)  # type: ignore[no-any-return]
+    def _decision(self, x_BTD: Float[Tensor, "B T D"], call: Call) -> Float[Tensor, "B _ E"]:
+        memory = call.memory if self.config.context != "prompt" else None
+        reads_memory = memory is not None and x_BTD is memory.hidden_BSD  # the keys and values of cross-attention
+        key = f"{self.group} of memory" if reads_memory else self.group
+        if key not in call.decided:
+            call.decided[key] = self._decide_of_memory(memory) if reads_memory and memory else self._decide(x_BTD, call)
+        return call.decided[key]
 
-    def _given(self, given: dict[str, Tensor], *, rows: int) -> Float[Tensor, "B E"]:
-        weights_BE = given[self.name]
-        if len(weights_BE) != rows:
+    def _decide(self, x_BTD: Float[Tensor, "B T D"], call: Call) -> Float[Tensor, "B _ E"]:
+        """Let the gate decide from this layer's input or, as a prompt gate in a decoder, from the encoder's output."""
+        if self.gate is None:
             raise MixtureError(
-                f"the cache holds gate weights for {len(weights_BE)} rows, but this call has {rows}; "
-                "start from an empty cache, or use one with as many rows as the call"
+                f"layer '{self.name}' runs before the layer from which the gate of '{self.group}' reads; "
+                "use scope='layer' with this base model"
             )
-        return weights_BE
+        if self.config.context == "prompt" and call.memory is not None:
+            mean_B1D = call.memory.mean_B1D
+            return self.gate(mean_B1D, torch.ones_like(mean_B1D[..., 0], dtype=torch.bool))[0]  # type: ignore[no-any-return]
+        if call.mask_BT is None or call.mask_BT.shape != x_BTD.shape[:2]:
+            raise MixtureError(
+                f"layer '{self.name}' reads input of shape {list(x_BTD.shape)}, which are not the tokens of its stack, "
+                "so its gate cannot tell which of them are real"
+            )
+        weights_BTE, state_BF = self.gate(x_BTD, call.mask_BT, call.states.get(self.group))
+        if state_BF is not None:
+            call.states[self.group] = state_BF
+        return weights_BTE  # type: ignore[no-any-return]
+
+    def _decide_of_memory(self, memory: Memory) -> Float[Tensor, "B _ E"]:
+        """Let the gate, which may be another layer's, decide from the encoder's tokens that this layer reads."""
+        (gate,) = self._shared
+        width = memory.hidden_BSD.shape[-1]
+        if gate.width != width:
+            raise MixtureError(
+                f"layer '{self.name}' reads the encoder's output of width {width}, but the gate of '{self.group}' "
+                f"reads width {gate.width}; use scope='layer' with these experts"
+            )
+        return gate(memory.hidden_BSD, memory.mask_BS)[0]  # type: ignore[no-any-return]

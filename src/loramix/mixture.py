@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 
 from loramix.call import bound, checkpoint_contexts, recording
 from loramix.errors import ExpertError, MixtureError, did_you_mean
-from loramix.experts import Expert, check_fits, linear_shape, load_expert
-from loramix.gate import GateConfig
+from loramix.experts import Expert, check_fits, load_expert
+from loramix.gate import ContextGate, GateConfig
 from loramix.layer import MixtureLinear
-from loramix.routing import attach, fixed_weights
+from loramix.routing import Fixed, attach, fixed_weights, prompt_length
+from loramix.wrapping import mixture_layers, wrap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -44,7 +46,7 @@ class MixtureModel(nn.Module):
         self.base, self.experts, self.gate_config = base, tuple(experts), gate
         self.base_name, self.revision = base_name, revision
         base.requires_grad_(False)
-        self._wrap()
+        wrap(base, experts, gate, {})
         attach(base, gate)
 
     @classmethod
@@ -94,7 +96,12 @@ class MixtureModel(nn.Module):
     @property
     def layers(self) -> dict[str, MixtureLinear]:
         """The adapted layers by name, in model order."""
-        return {module.name: module for module in self.base.modules() if isinstance(module, MixtureLinear)}
+        return {layer.name: layer for layer in mixture_layers(self.base)}
+
+    @property
+    def gates(self) -> dict[str, ContextGate]:
+        """The gates by the layer that each reads from: every adapted layer, or the first of those that share one."""
+        return {name: layer.gate for name, layer in self.layers.items() if layer.gate is not None}
 
     @property
     def config(self) -> "PreTrainedConfig":
@@ -110,9 +117,7 @@ class MixtureModel(nn.Module):
     def gate_state(self) -> dict[str, Tensor]:
         """Return the gates' parameters, by layer and parameter name."""
         return {
-            f"{name}.{key}": tensor
-            for name, layer in self.layers.items()
-            for key, tensor in layer.gate.state_dict().items()
+            f"{name}.{key}": tensor for name, gate in self.gates.items() for key, tensor in gate.state_dict().items()
         }
 
     @torch.no_grad()
@@ -131,6 +136,8 @@ class MixtureModel(nn.Module):
                     f"gate parameter '{key}' has shape {list(state[key].shape)}, expected {list(tensor.shape)}"
                 )
             tensor.copy_(state[key])
+        for gate in self.gates.values():
+            gate.settle()
 
     def forward(
         self,
@@ -156,34 +163,54 @@ class MixtureModel(nn.Module):
     def generate(self, **inputs: object) -> Tensor:
         """Return token ids, as the base model's `generate` does and with its arguments."""
         self._refuse_generation(inputs)
-        tokens: Tensor = self.base.generate(**inputs)
+        prompt = next((inputs[key] for key in ("input_ids", "inputs", "inputs_embeds") if key in inputs), None)
+        fixed = fixed_weights.get()
+        with (
+            bound(prompt_length, prompt.shape[1] if isinstance(prompt, Tensor) else None),
+            bound(fixed_weights, fixed and replace(fixed, repeats=True)),
+        ):
+            tokens: Tensor = self.base.generate(**inputs)
         return tokens
 
     @torch.no_grad()
-    def weights(self, **inputs: Tensor) -> dict[str, Float[Tensor, "B E"]]:
-        """Return the weights that every adapted layer gives the experts for these prompts, in model order.
+    def weights(self, **inputs: Tensor) -> dict[str, Float[Tensor, "B *tokens E"]]:
+        """Return the weights that every adapted layer gives the experts for these inputs, in model order.
 
-        An encoder-decoder model runs its first decoder step if no `decoder_input_ids` are given.
+        Their shape is (B, E), or (B, T, E) where the gates decide for every token; the keys and values of
+        cross-attention have the encoder's tokens. An encoder-decoder model runs its first decoder step if no
+        `decoder_input_ids` are given.
         """
         if self.base.config.is_encoder_decoder and not {"decoder_input_ids", "labels"} & inputs.keys():
             start = self.base.config.decoder_start_token_id
             inputs["decoder_input_ids"] = inputs["input_ids"].new_full((len(inputs["input_ids"]), 1), start)
         with recording() as record:
             self(**inputs, use_cache=False)
-        return {name: record[name] for name in self.layers}
+        per_token = self.gate_config.per_token and fixed_weights.get() is None
+        return {name: record[name] if per_token else record[name][:, 0] for name in self.layers}
 
     @contextmanager
-    def fixed(self, weights: Mapping[str, float]) -> Iterator[None]:
-        """Replace all gates' decisions by these weights inside the block; unnamed experts get 0, `{}` is the base."""
-        for name in weights:
-            if name not in self.expert_names:
-                raise MixtureError(
-                    f"there is no expert '{name}'{did_you_mean(name, self.expert_names)}; "
-                    f"the experts are {self.expert_names}"
-                )
-        values_E = torch.tensor([float(weights.get(name, 0.0)) for name in self.expert_names])
-        with bound(fixed_weights, values_E):
+    def fixed(self, weights: Mapping[str, float] | Sequence[Mapping[str, float]]) -> Iterator[None]:
+        """Replace all gates' decisions by these weights inside the block; unnamed experts get 0, `{}` is the base.
+
+        A list gives every row of the batch its own weights. Raises MixtureError for an unknown expert and, when the
+        model is called, for another number of rows.
+        """
+        rows = [weights] if isinstance(weights, Mapping) else list(weights)
+        with bound(fixed_weights, Fixed(torch.tensor([self._row(each) for each in rows]))):
             yield
+
+    def _row(self, weights: Mapping[str, float]) -> list[float]:
+        for name in weights:
+            self._index(name)
+        return [float(weights.get(name, 0.0)) for name in self.expert_names]
+
+    def _index(self, name: str) -> int:
+        if name not in self.expert_names:
+            raise MixtureError(
+                f"there is no expert '{name}'{did_you_mean(name, self.expert_names)}; "
+                f"the experts are {self.expert_names}"
+            )
+        return self.expert_names.index(name)
 
     def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict[str, object] | None = None) -> None:
         """Recompute activations in the backward pass; the recomputed layers see the call they were first part of."""
@@ -203,36 +230,5 @@ class MixtureModel(nn.Module):
         chunk = inputs.get("prefill_chunk_size")
         if chunk is None:
             chunk = getattr(inputs.get("generation_config"), "prefill_chunk_size", None)
-        if chunk is not None:
+        if chunk is not None and self.gate_config.context == "prompt":
             raise MixtureError("a prompt gate needs the whole prompt at once; generate without prefill_chunk_size")
-
-    def _wrap(self) -> None:
-        """Put a MixtureLinear in the place of every layer that an expert adapts."""
-        adapted = {layer for expert in self.experts for layer in expert.updates}
-        for name, module in list(self.base.named_modules()):
-            if name not in adapted:
-                continue
-            weight = module.weight
-            dtype = weight.dtype if weight.is_floating_point() else torch.get_default_dtype()
-            parent, _, attribute = name.rpartition(".")
-            layer = MixtureLinear(
-                module,
-                name,
-                [expert.updates.get(name) for expert in self.experts],
-                self.gate_config,
-                gate_width=self._gate_width(name, module),
-                dtype=dtype,
-                device=weight.device,
-            )
-            setattr(self.base.get_submodule(parent), attribute, layer)
-
-    def _gate_width(self, name: str, module: nn.Module) -> int:
-        """Return the width of what the layer's gate reads: its input, or the encoder's output in a decoder."""
-        shape = linear_shape(module)
-        assert shape is not None, "check_fits lets linear layers pass only"
-        in_decoder = self.base.config.is_encoder_decoder and not any(
-            module is other for other in self.base.get_encoder().modules()
-        )
-        if in_decoder and self.gate_config.context == "prompt":
-            return int(self.base.config.hidden_size)
-        return shape[0]

@@ -7,24 +7,44 @@ in training, in scoring and in each step of generation, so that masks and encode
 import inspect
 from collections.abc import Callable
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from loramix.cache import carried_by, carry
 from loramix.call import Call, Memory, close_call, open_call
 from loramix.errors import MixtureError
 from loramix.gate import GateConfig, masked_mean
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import Cache, PreTrainedModel
 
 Arguments = dict[str, object]
 MakeCall = Callable[[nn.Module, Arguments, GateConfig], Call]
 
-fixed_weights: ContextVar[Float[Tensor, " E"] | None] = ContextVar("loramix_fixed", default=None)
-_ON_CACHE = "loramix_weights"  # the attribute of a cache that carries the weights decided in its prefill
+
+@dataclass(frozen=True)
+class Fixed:
+    """Weights set by hand: one row for all sequences or one for each. In generation, a row stands for all its beams."""
+
+    weights_BE: Float[Tensor, "B E"]
+    repeats: bool = False
+
+    def for_rows(self, rows: int) -> Float[Tensor, "B 1 E"]:
+        """Return the weights of `rows` sequences; raises MixtureError if there are more or fewer rows of weights."""
+        own = len(self.weights_BE)
+        if own != 1 and (rows % own or (rows != own and not self.repeats)):
+            raise MixtureError(
+                f"there are fixed weights for {own} rows, but the call has {rows}; give one dict per row"
+            )
+        return self.weights_BE.repeat_interleave(rows // own, 0)[:, None]
+
+
+fixed_weights: ContextVar[Fixed | None] = ContextVar("loramix_fixed", default=None)
+prompt_length: ContextVar[int | None] = ContextVar("loramix_prompt_length", default=None)  # set while generating
 
 
 def attach(base: "PreTrainedModel", config: GateConfig) -> None:
@@ -53,36 +73,38 @@ def _surround(stack: nn.Module, make_call: MakeCall, config: GateConfig) -> None
         prompt_mask = kwargs.pop("prompt_mask", None)
         bound = parameters.bind_partial(*args, **kwargs).arguments
         arguments = {**bound.pop("kwargs", {}), **bound, "prompt_mask": prompt_mask}
-        fixed_E = fixed_weights.get()
-        if fixed_E is None:
-            _check_cache(arguments, config)
-        call = make_call(module, arguments, config)
-        call.fixed_E = fixed_E
+        fixed = fixed_weights.get()
+        if fixed is not None:
+            open_call(Call(module, None, fixed_B1E=fixed.for_rows(len(_tokens(arguments)))))
+            return args, kwargs
+        if _cache_length(arguments) == 0:
+            call = make_call(module, arguments, config)
+        else:
+            call = _continued(module, arguments, config)
         open_call(call)
         return args, kwargs
 
     def after(module: nn.Module, args: tuple[object, ...], kwargs: Arguments, output: object) -> None:
         call = close_call(module)
-        cache = getattr(output, "past_key_values", None)
-        if call is not None and cache is not None and call.fixed_E is None:
-            setattr(cache, _ON_CACHE, call.decided)
+        cache: Cache | None = getattr(output, "past_key_values", None)
+        if call is not None and cache is not None and call.fixed_B1E is None:
+            carry(cache, call.decided if config.context == "prompt" else {}, call.states)
 
     stack.register_forward_pre_hook(before, with_kwargs=True)
     stack.register_forward_hook(after, with_kwargs=True, always_call=True)
 
 
 def _causal_call(stack: nn.Module, arguments: Arguments, config: GateConfig) -> Call:
-    given = _given(arguments)
-    if given is not None or fixed_weights.get() is not None:
-        return Call(stack, None, given=given)
     readable_BT = _valid(arguments)
-    prompt_mask, labels = arguments["prompt_mask"], arguments.get("labels")
-    if config.context == "reference":
+    prompt_mask, labels, length = arguments["prompt_mask"], arguments.get("labels"), prompt_length.get()
+    if config.context != "prompt":
         return Call(stack, readable_BT)
     if isinstance(prompt_mask, Tensor):
         readable_BT = readable_BT & prompt_mask.bool()
     elif isinstance(labels, Tensor):
         readable_BT = readable_BT & before_labels(labels, readable_BT.shape[1])
+    elif length is not None:  # without a cache, every step of generation comes with the answer so far
+        readable_BT = readable_BT & (torch.arange(readable_BT.shape[1], device=readable_BT.device) < length)
     return Call(stack, readable_BT)
 
 
@@ -91,13 +113,34 @@ def _encoder_call(stack: nn.Module, arguments: Arguments, config: GateConfig) ->
 
 
 def _decoder_call(stack: nn.Module, arguments: Arguments, config: GateConfig) -> Call:
-    given = _given(arguments)
+    return Call(stack, _valid(arguments), _memory(arguments))
+
+
+def _continued(stack: nn.Module, arguments: Arguments, config: GateConfig) -> Call:
+    """Return a call that goes on from a filled cache, with what the gates left in it."""
+    if config.context == "reference":
+        raise MixtureError("the reference gate reads the whole sequence, so it cannot go on from a cache")
+    carried, rows = carried_by(arguments["past_key_values"]), len(_tokens(arguments))
+    if carried is None:
+        raise MixtureError("this cache was not filled by this mixture's gates; start from an empty one")
+    for part in carried:
+        for value in part.values():
+            if len(value) != rows:
+                raise MixtureError(
+                    f"the cache holds what gates decided for {len(value)} rows, but this call has {rows}; "
+                    "start from an empty cache, or use one with as many rows as the call"
+                )
+    mask_BT = _valid(arguments) if config.per_token else None
+    return Call(stack, mask_BT, _memory(arguments), decided=dict(carried.decided), states=dict(carried.states))
+
+
+def _memory(arguments: Arguments) -> Memory | None:
     hidden_BSD, mask = arguments.get("encoder_hidden_states"), arguments.get("encoder_attention_mask")
-    if given is not None or not isinstance(hidden_BSD, Tensor):
-        return Call(stack, None, given=given)
+    if not isinstance(hidden_BSD, Tensor):
+        return None
     ones_BS = torch.ones(hidden_BSD.shape[:2], dtype=torch.bool, device=hidden_BSD.device)
-    mask_BS = _as_2d(mask) if isinstance(mask, Tensor) else ones_BS
-    return Call(stack, _valid(arguments), Memory(hidden_BSD, mask_BS, masked_mean(hidden_BSD, mask_BS)[:, None]))
+    mask_BS = _of_last_query(mask) if isinstance(mask, Tensor) else ones_BS
+    return Memory(hidden_BSD, mask_BS, masked_mean(hidden_BSD, mask_BS))
 
 
 def _check_seq2seq(
@@ -112,48 +155,42 @@ def _check_seq2seq(
     return args, kwargs
 
 
-def _check_cache(arguments: Arguments, config: GateConfig) -> None:
-    if _cache_length(arguments) == 0:
-        return
-    if config.context == "reference":
-        raise MixtureError("the reference gate reads the whole sequence, so it cannot go on from a cache")
-    if _given(arguments) is None:
-        raise MixtureError("this cache was not filled by this mixture's gates; start from an empty one")
-
-
-def _given(arguments: Arguments) -> dict[str, Tensor] | None:
-    """Return the weights that a filled cache carries."""
-    if _cache_length(arguments) == 0:
-        return None
-    given: dict[str, Tensor] | None = getattr(arguments["past_key_values"], _ON_CACHE, None)
-    return given
-
-
 def _cache_length(arguments: Arguments) -> int:
     cache = arguments.get("past_key_values")
     return 0 if cache is None else int(cache.get_seq_length())  # type: ignore[attr-defined]
 
 
-def _valid(arguments: Arguments) -> Bool[Tensor, "B T"]:
-    """Return which tokens of the stack's own input are real, from its attention mask; all if there is none."""
+def _tokens(arguments: Arguments) -> Tensor:
     tokens = arguments.get("input_ids")
     tokens = arguments.get("inputs_embeds") if tokens is None else tokens
     if not isinstance(tokens, Tensor):
         raise MixtureError("a mixture needs input_ids or inputs_embeds")
-    mask = arguments.get("attention_mask")
+    return tokens
+
+
+def _valid(arguments: Arguments) -> Bool[Tensor, "B T"]:
+    """Return which tokens of the stack's own input are real, from its attention mask; all if there is none."""
+    tokens, mask = _tokens(arguments), arguments.get("attention_mask")
+    rows, length, past = len(tokens), tokens.shape[1], _cache_length(arguments)
     if isinstance(mask, dict):  # one mask for each kind of attention layer
-        mask = mask.get("full_attention")
+        mask = mask.get("full_attention", next(iter(mask.values())))
     if mask is None:
-        return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        return torch.ones(rows, length, dtype=torch.bool, device=tokens.device)
     if not isinstance(mask, Tensor):
+        raise MixtureError(f"a gate cannot read an attention mask of type {type(mask).__name__}; pass a (B, T) tensor")
+    if mask.shape[-1] < past + length:
         raise MixtureError(
-            f"a prompt gate cannot read an attention mask of type {type(mask).__name__}; pass a (B, T) tensor"
+            f"the attention mask covers {mask.shape[-1]} tokens, but {past} lie in the cache and {length} are new"
         )
-    return _as_2d(mask)[:, : tokens.shape[1]]
+    if mask.dim() == 2:
+        return mask[:, past : past + length].bool()
+    queries = mask[:, 0].expand(-1, length, -1)
+    itself = queries.diagonal(past, -2, -1)[:, :length]  # (B, T): whether each token may attend to itself
+    return (itself if itself.dtype == torch.bool else itself >= 0).expand(rows, -1)
 
 
-def _as_2d(mask: Tensor) -> Bool[Tensor, "B T"]:
-    """Return a (B, T) mask as booleans; of a (B, 1, Q, T) one, what its last query may attend to."""
+def _of_last_query(mask: Tensor) -> Bool[Tensor, "B S"]:
+    """Return a (B, S) mask as booleans; of a (B, 1, Q, S) one, what its last query may attend to."""
     if mask.dim() == 2:
         return mask.bool()
     last = mask[:, 0, -1]
