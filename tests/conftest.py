@@ -101,10 +101,10 @@ def strengthen(mixture: MixtureModel) -> MixtureModel:
     generator = torch.Generator().manual_seed(3)
     wide = 4.0 if mixture.gate_config.context == "reference" else 1.0  # it reads its input unscaled
     for gate in mixture.gates.values():
-        for linear, scale in ((gate.lift, 2.0 * wide), (gate.score, 4.0 * wide)):
-            for parameter in linear.parameters():
-                noise = torch.randn(parameter.shape, generator=generator) * scale / linear.in_features**0.5
-                parameter.copy_(noise)
+        for linear, scale in ((gate.lift, 2.0 * wide), (gate.score, 4.0)):
+            linear.weight.copy_(torch.randn(linear.weight.shape, generator=generator) * scale / linear.in_features**0.5)
+            if linear.bias is not None:
+                linear.bias.copy_(torch.randn(linear.bias.shape, generator=generator) / 2)
     return mixture.eval()
 
 

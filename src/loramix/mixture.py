@@ -160,8 +160,8 @@ class MixtureModel(nn.Module):
         return output
 
     @torch.no_grad()
-    def generate(self, **inputs: object) -> Tensor:
-        """Return token ids, as the base model's `generate` does and with its arguments."""
+    def generate(self, **inputs: object) -> "Tensor | ModelOutput":
+        """Return token ids or, with `return_dict_in_generate`, an output: what the base model's `generate` returns."""
         self._refuse_generation(inputs)
         prompt = next((inputs[key] for key in ("input_ids", "inputs", "inputs_embeds") if key in inputs), None)
         fixed = fixed_weights.get()
@@ -169,7 +169,7 @@ class MixtureModel(nn.Module):
             bound(prompt_length, prompt.shape[1] if isinstance(prompt, Tensor) else None),
             bound(fixed_weights, fixed and replace(fixed, repeats=True)),
         ):
-            tokens: Tensor = self.base.generate(**inputs)
+            tokens: Tensor | ModelOutput = self.base.generate(**inputs)
         return tokens
 
     @torch.no_grad()
