@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from loramix.gate import GateConfig
+    from loramix.config import GateConfig
     from loramix.mixture import MixtureModel
 
 __all__ = ["GateConfig", "MixtureModel", "__version__"]
@@ -17,7 +17,7 @@ def __getattr__(name: str) -> object:
 
         return MixtureModel
     if name == "GateConfig":
-        from loramix.gate import GateConfig
+        from loramix.config import GateConfig
 
         return GateConfig
     raise AttributeError(f"module 'loramix' has no attribute {name!r}")

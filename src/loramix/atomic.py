@@ -39,6 +39,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_replaceable(path: Path, marker: str) -> None:
+    """Raise FileExistsError if `path` is a file, or holds anything without the file that marks what replaces it."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / marker).is_file()):
+        raise FileExistsError(f"{path} exists and holds no {marker}, so it is not replaced; choose another folder")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` atomically."""
     with atomic_file(path) as temporary:

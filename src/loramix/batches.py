@@ -54,7 +54,7 @@ def encode(
     end token included, loses its end. Raises DataError if the template alone is too long.
     """
     text = _fitting_input(tokenizer, task, sample_input, causal=causal, chat=chat)
-    prompt = _prompt_ids(tokenizer, task.render(text), causal=causal, chat=chat)
+    prompt = prompt_ids(tokenizer, task.render(text), causal=causal, chat=chat)
     target_ids = [] if target is None else _target_ids(tokenizer, target, causal=causal)
     return Encoded(prompt, target_ids[: task.max_new_tokens])
 
@@ -106,6 +106,18 @@ def generation_batch(
     return _with_mask([sample.prompt for sample in encoded], _pad_id(tokenizer), side="left" if causal else "right")
 
 
+def prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompt: str, *, causal: bool, chat: bool) -> list[int]:
+    """Return the token ids of a whole prompt, as `encode` does, whatever its length."""
+    if chat:
+        turns = [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)  # the template has its own
+    if not causal:
+        return list(tokenizer(prompt, verbose=False).input_ids)
+    ids = list(tokenizer(prompt + "\n", verbose=False).input_ids)
+    return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids  # some end every text, and nothing follows an end
+
+
 def length_order(lengths: Sequence[int]) -> list[int]:
     """Return the indices from the longest to the shortest, so that neighbours need little padding.
 
@@ -118,7 +130,7 @@ def _fitting_input(tokenizer: "PreTrainedTokenizerBase", task: Task, text: str, 
     """Return the longest beginning of `text` with which the whole prompt stays within the task's limit."""
 
     def length(characters: int) -> int:
-        return len(_prompt_ids(tokenizer, task.render(text[:characters]), causal=causal, chat=chat))
+        return len(prompt_ids(tokenizer, task.render(text[:characters]), causal=causal, chat=chat))
 
     limit = task.max_input_tokens
     if length(len(text)) <= limit:
@@ -129,17 +141,6 @@ def _fitting_input(tokenizer: "PreTrainedTokenizerBase", task: Task, text: str, 
             f"task '{task.name}': the prompt takes {length(0)} tokens without any input; max_input_tokens is {limit}"
         )
     return text[: fitting - 1]
-
-
-def _prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompt: str, *, causal: bool, chat: bool) -> list[int]:
-    if chat:
-        turns = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)  # the template has its own
-    if not causal:
-        return list(tokenizer(prompt, verbose=False).input_ids)
-    ids = list(tokenizer(prompt + "\n", verbose=False).input_ids)
-    return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids  # some end every text, and nothing follows an end
 
 
 def _target_ids(tokenizer: "PreTrainedTokenizerBase", target: str, *, causal: bool) -> list[int]:

@@ -13,6 +13,8 @@ from typing import NamedTuple, TypeVar
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from loramix.gate import masked_mean
+
 Value = TypeVar("Value")
 
 
@@ -42,8 +44,22 @@ class Call:
     outer: "Call | None" = None
 
 
+class Used(NamedTuple):
+    """The weights that a layer used: for each row, or for each token, of which `mask_BT` marks the real ones."""
+
+    weights: Float[Tensor, "B _ E"]
+    mask_BT: Bool[Tensor, "B T"] | None
+
+    @property
+    def row_mean(self) -> Float[Tensor, "B E"]:
+        """The mean over each row's real tokens."""
+        if self.mask_BT is None or self.weights.shape[1] == 1:
+            return self.weights.mean(1)
+        return masked_mean(self.weights, self.mask_BT)[:, 0]
+
+
 _current: ContextVar[Call | None] = ContextVar("loramix_call", default=None)
-_record: ContextVar[dict[str, Tensor] | None] = ContextVar("loramix_record", default=None)
+_record: ContextVar[dict[str, Used] | None] = ContextVar("loramix_record", default=None)
 
 
 def current_call() -> Call | None:
@@ -67,18 +83,18 @@ def close_call(stack: nn.Module) -> Call | None:
 
 
 @contextmanager
-def recording() -> Iterator[dict[str, Float[Tensor, "B _ E"]]]:
+def recording() -> Iterator[dict[str, Used]]:
     """Collect the weights that every layer uses inside the block, by layer name."""
-    record: dict[str, Tensor] = {}
+    record: dict[str, Used] = {}
     with bound(_record, record):
         yield record
 
 
-def note(layer: str, weights_BTE: Float[Tensor, "B _ E"]) -> None:
+def note(layer: str, used: Used) -> None:
     """Tell who records that `layer` uses these weights."""
     record = _record.get()
     if record is not None:
-        record[layer] = weights_BTE
+        record[layer] = used
 
 
 @contextmanager

@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file, save_file
 
 from loramix.atomic import atomic_folder
+from loramix.config import GateConfig
 from loramix.errors import CheckpointError
 from loramix.experts import load_expert
-from loramix.gate import GateConfig
 from loramix.mixture import MixtureModel
 
 if TYPE_CHECKING:

@@ -1,9 +1,11 @@
 """Experts: LoRA adapters read from PEFT's files, refused by name where they cannot be mixed exactly."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -15,39 +17,70 @@ from torch import Tensor, nn
 from loramix.errors import ExpertError, did_you_mean
 from loramix.layer import LowRank
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
+_OUTPUT = ("lm_head.", "embed_out.")
+_MARKS = {  # in the names of tensors that are no low-rank update of a linear layer
+    "dora": ("lora_magnitude_vector",),
+    "embeddings": ("lora_embedding_", ".base_layer.weight"),  # PEFT saves a copy of adapted embeddings
+    "token_rows": ("token_adapter", "trainable_tokens"),
+    "bias": (".bias",),
+}
+
+
+LOSSY = {
+    "dora": "DoRA's magnitudes (use_dora)",
+    "bias": "trained biases (bias, lora_bias)",
+    "modules_to_save": "fully trained modules (modules_to_save)",
+    "token_rows": "trained token rows (trainable_token_indices)",
+    "embeddings": "low-rank updates of embeddings",
+    "lm_head": "a low-rank update of the output layer",  # it computes some tokens' logits alone: no gate can read there
+}
 
 
 @dataclass(frozen=True)
 class Expert:
-    """One adapter: its update of every layer that it adapts, by layer name, and the folder that it came from."""
+    """One adapter: its update of every layer that it adapts, by layer name, and the folder that it came from.
+
+    lossy: the parts of the adapter that were left out, as named in `LOSSY`.
+    """
 
     name: str
     source: str
     folder: Path
     updates: Mapping[str, LowRank]
+    lossy: tuple[str, ...] = ()
 
 
-def load_expert(name: str, source: str | Path) -> Expert:
+def load_expert(name: str, source: str | Path, *, lossy: Sequence[str] = ()) -> Expert:
     """Read a PEFT LoRA adapter from a folder or a Hub id.
 
-    Raises ExpertError if it is no LoRA adapter or holds more than low-rank updates of linear layers.
+    Raises ExpertError if it is no LoRA adapter, or holds more than low-rank updates of linear layers. Parts named in
+    `lossy` are left out instead: the expert is then not the adapter that was trained.
     """
+    for part in lossy:
+        if part not in LOSSY:
+            raise ExpertError(f"lossy: there is no part '{part}'{did_you_mean(part, LOSSY)}; it can name {list(LOSSY)}")
     folder = _folder(name, str(source))
     config = PeftConfig.from_pretrained(str(folder))
     if not isinstance(config, LoraConfig):
         raise ExpertError(f"expert '{name}' is a {config.peft_type} adapter; only LoRA adapters can be mixed")
-    _refuse_extras(name, config)
     tensors = load_file(folder / _WEIGHTS)
-    _refuse_unknown(name, tensors)
-    layers = [key.removeprefix(_PREFIX).removesuffix(_DOWN) for key in tensors if key.endswith(_DOWN)]
-    updates = {layer: _update(layer, tensors, config) for layer in layers}
-    return Expert(name, str(source), folder, updates)
+    parts = {key: _part(key, config) for key in tensors}
+    _refuse(name, config, parts, lossy)
+    kept = {key: tensor for key, tensor in tensors.items() if parts[key] == "update"}
+    if not kept:
+        raise ExpertError(f"expert '{name}' holds no low-rank update of a linear layer")
+    layers = [key.removeprefix(_PREFIX).removesuffix(_DOWN) for key in kept if key.endswith(_DOWN)]
+    updates = {layer: _update(layer, kept, config) for layer in layers}
+    return Expert(name, str(source), folder, updates, tuple(part for part in LOSSY if part in lossy))
 
 
-def check_fits(expert: Expert, base: nn.Module) -> None:
+def check_fits(expert: Expert, base: "PreTrainedModel") -> None:
     """Raise ExpertError if the expert adapts a layer that `base` lacks, or one of another shape."""
     layers = dict(base.named_modules())
     for layer, update in expert.updates.items():
@@ -55,6 +88,10 @@ def check_fits(expert: Expert, base: nn.Module) -> None:
             raise ExpertError(
                 f"expert '{expert.name}' adapts '{layer}', which the base model does not have"
                 f"{did_you_mean(layer, layers)}; it was trained on another base"
+            )
+        if layers[layer] is base.get_output_embeddings():
+            raise ExpertError(
+                f"expert '{expert.name}' adapts the output layer '{layer}', which cannot be mixed exactly"
             )
         found = linear_shape(layers[layer])
         wanted = (update.down_RD.shape[1], update.up_OR.shape[0])
@@ -91,29 +128,38 @@ def _folder(name: str, source: str) -> Path:
     return folder
 
 
-def _refuse_extras(name: str, config: LoraConfig) -> None:
-    """Refuse what a sum of low-rank updates cannot express."""
-    extras = {
-        "DoRA (use_dora)": config.use_dora,
-        f"bias training (bias='{config.bias}')": config.bias != "none",
-        "LoRA bias (lora_bias)": config.lora_bias,
-        f"fully trained modules (modules_to_save={config.modules_to_save})": bool(config.modules_to_save),
-        "repeated layers (layer_replication)": bool(config.layer_replication),
-        "trained token rows (trainable_token_indices)": bool(config.trainable_token_indices),
-    }
-    found = [label for label, used in extras.items() if used]
-    if found:
-        raise ExpertError(f"expert '{name}' uses {', '.join(found)}, which cannot be mixed exactly")
+def _part(key: str, config: LoraConfig) -> str:
+    """Return which part of an adapter a tensor belongs to: an `update`, one of `LOSSY`, or `unknown`."""
+    layer = key.removeprefix(_PREFIX)
+    if any(re.search(rf"(^|\.){re.escape(module)}\.", layer) for module in config.modules_to_save or ()):
+        return "modules_to_save"
+    if layer.startswith(_OUTPUT):
+        return "lm_head"
+    if key.endswith((_DOWN, _UP)):
+        return "update"
+    for part, marks in _MARKS.items():
+        if any(mark in key for mark in marks):
+            return part
+    return "unknown"
 
 
-def _refuse_unknown(name: str, tensors: Mapping[str, Tensor]) -> None:
-    odd = [key for key in tensors if not key.endswith((_DOWN, _UP))]
-    if odd:
+def _refuse(name: str, config: LoraConfig, parts: Mapping[str, str], lossy: Sequence[str]) -> None:
+    """Refuse what a sum of low-rank updates of linear layers cannot express, unless it may be left out."""
+    if config.layer_replication:
+        raise ExpertError(f"expert '{name}' repeats layers (layer_replication), which this base does not have")
+    unknown = [key for key, part in parts.items() if part == "unknown"]
+    if unknown:
         raise ExpertError(
-            f"expert '{name}' holds '{odd[0]}' ({len(odd)} such tensors), which is no low-rank update of a linear layer"
+            f"expert '{name}' holds '{unknown[0]}' ({len(unknown)} such tensors), which is no low-rank update of a "
+            "linear layer"
         )
-    if not tensors:
-        raise ExpertError(f"expert '{name}' holds no low-rank update at all")
+    for part, what in LOSSY.items():
+        keys = [key for key, found in parts.items() if found == part]
+        if keys and part not in lossy:
+            raise ExpertError(
+                f"expert '{name}' holds {what}, which cannot be mixed exactly: '{keys[0]}' and {len(keys) - 1} more; "
+                f"to leave them out and lose what they add: lossy=['{part}']"
+            )
 
 
 def _update(layer: str, tensors: Mapping[str, Tensor], config: LoraConfig) -> LowRank:

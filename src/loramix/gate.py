@@ -1,74 +1,21 @@
 """Context gates: small networks that give every expert a weight, from what their layer reads.
 
-    context_BTD  = what the gate may see of the layer's input: see `GateConfig.context`
-    scores_BTE   = W2 relu(W1 context + b1) + b2
-    weights_BTE  = softmax(scores / temperature), or another activation
+    context_BTD = what the gate may see of the layer's input: `ContextGate.read`
+    scores_BTE  = (W2 relu(W1 context + b1) + b2) / temperature
+    weights_BTE = softmax(scores), or another activation
 
 Axes: `B` batch, `T` tokens (1 where one decision holds for a whole row), `D` input width, `E` experts, `S` slots: the
 experts and, where the gate may turn all of them off, the base.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from loramix.config import GateConfig
 from loramix.errors import MixtureError
-
-Context = Literal["prompt", "running", "token", "reference"]
-Scope = Literal["layer", "block", "model"]
-Activation = Literal["softmax", "sigmoid", "top-k", "top-1"]
-Mixing = Literal["output", "parameter"]
-
-
-class GateConfig(BaseModel):
-    """What a gate reads and how its weights mix the experts.
-
-    context: `prompt` pools the layer's input over the prompt tokens (in a decoder with cross-attention: the encoder's
-        output), so that the weights are fixed before the first generated token. `running` pools the tokens so far, so
-        that the weights follow the text. `token` lets every token decide for itself. `reference` averages the scores of
-        all valid tokens, future ones included; it scores given targets but cannot generate through a decoder.
-    scope: one gate for every adapted `layer`, for every `block`, or for the whole `model` (an encoder-decoder has two:
-        one for each side). A shared gate reads at the first adapted layer of its block or side.
-    hidden: width of the gate's hidden layer.
-    activation: `softmax`; `sigmoid`, where every expert has its own weight in (0, 1); `top-k`, a softmax of which the
-        `k` largest weights are kept and scaled to sum to 1; `top-1`, which keeps one. What is not kept gets gradients
-        as if it had been (straight-through: Bengio et al. 2013, arXiv:1308.3432).
-    k: how many experts `top-k` keeps; other activations do not use it.
-    temperature: divides the scores before the activation; below 1 sharpens.
-    base_slot: whether the base takes part as one more expert that adds nothing: the gate can then turn all experts off.
-    mixing: `output` adds Σ_e g_e s_e B_e A_e x; `parameter` adds (Σ_e g_e s_e B_e)(Σ_e g_e A_e) x, for equal ranks.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    context: Context = "prompt"
-    scope: Scope = "layer"
-    hidden: int = Field(default=8, ge=1)
-    activation: Activation = "softmax"
-    k: int = Field(default=2, ge=1)
-    temperature: float = Field(default=1.0, gt=0)
-    base_slot: bool = False
-    mixing: Mixing = "output"
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "GateConfig":
-        if self.base_slot and self.activation == "sigmoid":
-            raise ValueError("base_slot: a sigmoid gate can turn every expert off by itself; use it with softmax")
-        return self
-
-    @classmethod
-    def reference(cls) -> "GateConfig":
-        """Return the reference gate: non-causal mean of the scores, hidden width 4, matrices mixed separately."""
-        return cls(context="reference", hidden=4, mixing="parameter")
-
-    @property
-    def per_token(self) -> bool:
-        """Whether the weights may differ between the tokens of a row."""
-        return self.context in ("running", "token")
 
 
 class ContextGate(nn.Module):
@@ -109,16 +56,29 @@ class ContextGate(nn.Module):
         One decision for each row (`prompt`, `reference`: over the tokens where `mask_BT` is true) or for each token.
         """
         with torch.autocast(hidden_BTD.device.type, enabled=False):
-            match self.config.context:
-                case "prompt":
-                    return self._weights(self._scores(_unit_scale(masked_mean(hidden_BTD, mask_BT)))), None
-                case "running":
-                    mean_BTD, state_BF = running_mean(hidden_BTD, mask_BT, state_BF)
-                    return self._weights(self._scores(_unit_scale(mean_BTD))), state_BF
-                case "token":
-                    return self._weights(self._scores(_unit_scale(hidden_BTD.float()))), None
-                case "reference":
-                    return self._weights(masked_mean(self._scores(hidden_BTD.float()), mask_BT)), None
+            context, state_BF = self.read(hidden_BTD, mask_BT, state_BF)
+            scores = self.score(self.lift(context).relu()) / self.config.temperature
+            if self.config.context == "reference":
+                scores = masked_mean(scores, mask_BT)
+            return self._weights(scores), state_BF
+
+    def read(
+        self,
+        hidden_BTD: Float[Tensor, "B T D"],
+        mask_BT: Bool[Tensor, "B T"],
+        state_BF: Float[Tensor, "B F"] | None = None,
+    ) -> tuple[Float[Tensor, "B _ D"], Float[Tensor, "B F"] | None]:
+        """Return what the perceptron sees of the layer's input, and the state with which a running mean goes on."""
+        match self.config.context:
+            case "prompt":
+                return _unit_scale(masked_mean(hidden_BTD, mask_BT)), None
+            case "running":
+                mean_BTD, state_BF = running_mean(hidden_BTD, mask_BT, state_BF)
+                return _unit_scale(mean_BTD), state_BF
+            case "token":
+                return _unit_scale(hidden_BTD.float()), None
+            case "reference":
+                return hidden_BTD.float(), None
 
     def rearranged(self, order: Sequence[int | None]) -> "ContextGate":
         """Return a copy whose expert i is this gate's expert order[i]; None stands for one that it does not know."""
@@ -136,10 +96,6 @@ class ContextGate(nn.Module):
         """Let the priors be trained where they are not all one, and return the gate."""
         self.prior.requires_grad_(bool((self.prior != 1).any()))
         return self
-
-    def _scores(self, hidden: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch S"]:
-        scores: Tensor = self.score(self.lift(hidden).relu())
-        return scores / self.config.temperature
 
     def _weights(self, scores: Float[Tensor, "*batch S"]) -> Float[Tensor, "*batch E"]:
         # Forward, a prior below zero counts as zero; backward, it still gets its gradient and can come back.

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loramix.call import Call, Memory, current_call, note
+from loramix.call import Call, Memory, Used, current_call, note
 from loramix.errors import MixtureError
 from loramix.gate import ContextGate
 
@@ -103,19 +103,23 @@ class MixtureLinear(nn.Module):
         if call is None:
             raise MixtureError(f"layer '{self.name}' was called outside its mixture; call the whole model instead")
         if call.fixed_B1E is not None:
-            weights_BTE = call.fixed_B1E.to(x_BTD.device).expand(len(x_BTD), -1, -1)
+            used = Used(call.fixed_B1E.to(x_BTD.device).expand(len(x_BTD), -1, -1), None)
         else:
-            weights_BTE = self._decision(x_BTD, call)
-        note(self.name, weights_BTE)
-        return weights_BTE
+            used = self._decision(x_BTD, call)
+        note(self.name, used)
+        return used.weights
 
-    def _decision(self, x_BTD: Float[Tensor, "B T D"], call: Call) -> Float[Tensor, "B _ E"]:
+    def _decision(self, x_BTD: Float[Tensor, "B T D"], call: Call) -> Used:
+        """Return the decision that this layer's group has made, or make it."""
         memory = call.memory if self.config.context != "prompt" else None
-        reads_memory = memory is not None and x_BTD is memory.hidden_BSD  # the keys and values of cross-attention
-        key = f"{self.group} of memory" if reads_memory else self.group
-        if key not in call.decided:
-            call.decided[key] = self._decide_of_memory(memory) if reads_memory and memory else self._decide(x_BTD, call)
-        return call.decided[key]
+        if memory is None or x_BTD is not memory.hidden_BSD:
+            if self.group not in call.decided:
+                call.decided[self.group] = self._decide(x_BTD, call)
+            return Used(call.decided[self.group], call.mask_BT)
+        of_memory = f"{self.group} of memory"  # the keys and values of cross-attention have the encoder's tokens
+        if of_memory not in call.decided:
+            call.decided[of_memory] = self._decide_of_memory(memory)
+        return Used(call.decided[of_memory], memory.mask_BS)
 
     def _decide(self, x_BTD: Float[Tensor, "B T D"], call: Call) -> Float[Tensor, "B _ E"]:
         """Let the gate decide from this layer's input or, as a prompt gate in a decoder, from the encoder's output."""

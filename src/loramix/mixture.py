@@ -10,13 +10,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from loramix.call import bound, checkpoint_contexts, recording
-from loramix.errors import ExpertError, MixtureError, did_you_mean
+from loramix.call import Used, bound, checkpoint_contexts, recording
+from loramix.config import GateConfig
+from loramix.errors import ExpertError, LoramixError, MixtureError, did_you_mean
 from loramix.experts import Expert, check_fits, load_expert
-from loramix.gate import ContextGate, GateConfig
+from loramix.gate import ContextGate
 from loramix.layer import MixtureLinear
+from loramix.prompts import Prompting, text_inputs
 from loramix.routing import Fixed, attach, fixed_weights, prompt_length
-from loramix.wrapping import mixture_layers, wrap
+from loramix.wrapping import adapted_layers, check_readers, mixture_layers, new_gates, unwrap, wrap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -37,6 +39,7 @@ class MixtureModel(nn.Module):
         *,
         base_name: str,
         revision: str | None,
+        prompting: Prompting | None = None,
     ) -> None:
         super().__init__()
         if not experts:
@@ -45,8 +48,9 @@ class MixtureModel(nn.Module):
             check_fits(expert, base)
         self.base, self.experts, self.gate_config = base, tuple(experts), gate
         self.base_name, self.revision = base_name, revision
+        self.prompting = prompting or Prompting()
         base.requires_grad_(False)
-        wrap(base, experts, gate, {})
+        wrap(base, experts, gate, new_gates(base, adapted_layers(experts), gate, len(experts)))
         attach(base, gate)
 
     @classmethod
@@ -57,12 +61,14 @@ class MixtureModel(nn.Module):
         *,
         gate: GateConfig | None = None,
         dtype: str = "float32",
+        lossy: Sequence[str] = (),
     ) -> "MixtureModel":
         """Return an untrained mixture (uniform weights) of PEFT LoRA adapters.
 
         base: a model name, a path or a loaded model, which is changed in place.
         experts: a folder or Hub id for every expert's name, in order.
         dtype: of the base, where it is not loaded yet.
+        lossy: what may be left out of adapters that hold more than low-rank updates, see `loramix.experts.LOSSY`.
         """
         from loramix.bases import load_base
 
@@ -72,7 +78,7 @@ class MixtureModel(nn.Module):
             model, name, revision = loaded.model, loaded.name, loaded.revision
         else:
             model, name = base, base.config.name_or_path
-        read = [load_expert(expert, source) for expert, source in experts.items()]
+        read = [load_expert(expert, source, lossy=lossy) for expert, source in experts.items()]
         return cls(model, read, gate or GateConfig(), base_name=name, revision=revision)
 
     @classmethod
@@ -87,6 +93,68 @@ class MixtureModel(nn.Module):
         from loramix.checkpoint import save
 
         save(self, Path(path))
+
+    def add_expert(self, name: str, source: str | Path, *, lossy: Sequence[str] = ()) -> None:
+        """Add a PEFT adapter as the last expert; every answer stays as it was until the gates are trained again.
+
+        The gates are new objects afterwards, so an optimizer that was made before does not train them.
+        """
+        if name in self.expert_names:
+            raise MixtureError(f"there is an expert '{name}' already; the experts are {self.expert_names}")
+        expert = load_expert(name, source, lossy=lossy)
+        self._rearrange([*self.experts, expert], [*range(len(self.experts)), None])
+
+    def remove_expert(self, name: str) -> None:
+        """Take an expert away; the weights of the others keep their proportions."""
+        index = self._index(name)
+        order = [other for other in range(len(self.experts)) if other != index]
+        if not order:
+            raise MixtureError(f"'{name}' is the only expert, and a mixture needs at least one")
+        self._rearrange([self.experts[other] for other in order], order)
+
+    def _rearrange(self, experts: Sequence[Expert], order: Sequence[int | None]) -> None:
+        """Exchange the experts; the gates know expert i as the one that was order[i]. On an error nothing changes."""
+        old, config = self.gates, self.gate_config
+        unwrap(self.base)
+        try:
+            for expert in experts:
+                check_fits(expert, self.base)
+            layers = adapted_layers(experts)
+            check_readers(self.base, adapted_layers(self.experts), layers, config.scope)
+            gates = {**new_gates(self.base, layers, config, len(self.experts)), **old}
+            wrap(self.base, experts, config, {name: gate.rearranged(order) for name, gate in gates.items()})
+        except LoramixError:
+            unwrap(self.base)
+            wrap(self.base, self.experts, config, old)
+            raise
+        self.experts = tuple(experts)
+
+    def export(
+        self,
+        path: str | Path,
+        *,
+        weights: Mapping[str, float] | None = None,
+        prompt: str | Mapping[str, Tensor] | None = None,
+        merged: bool = False,
+    ) -> None:
+        """Write the mixture at fixed weights to folder `path`, as a PEFT adapter or, `merged`, as a whole model.
+
+        weights: of every expert, in all layers; unnamed experts get 0.
+        prompt: a text, or the model's inputs for one (for several rows: their mean), whose weights are taken.
+
+        Raises MixtureError unless exactly one of both is given, or if the gates do not decide once for each prompt.
+        """
+        from loramix.export import prompt_weights, write_adapter, write_merged
+
+        if (weights is None) == (prompt is None):
+            raise MixtureError("export needs either weights={expert: weight} or prompt='…'")
+        if isinstance(prompt, str):
+            prompt = text_inputs(self, prompt)
+        if prompt is not None:
+            chosen = prompt_weights(self, prompt)
+        else:
+            chosen = dict.fromkeys(self.layers, torch.tensor(self._row(weights or {})))
+        (write_merged if merged else write_adapter)(self, chosen, Path(path))
 
     @property
     def expert_names(self) -> list[str]:
@@ -180,13 +248,21 @@ class MixtureModel(nn.Module):
         cross-attention have the encoder's tokens. An encoder-decoder model runs its first decoder step if no
         `decoder_input_ids` are given.
         """
+        per_token = self.gate_config.per_token and fixed_weights.get() is None
+        return {name: each.weights if per_token else each.weights[:, 0] for name, each in self._used(inputs).items()}
+
+    @torch.no_grad()
+    def mean_weights(self, **inputs: Tensor) -> dict[str, Float[Tensor, "B E"]]:
+        """Return `weights`, averaged over each row's real tokens where the gates decide for every token."""
+        return {name: each.row_mean for name, each in self._used(inputs).items()}
+
+    def _used(self, inputs: dict[str, Tensor]) -> dict[str, Used]:
         if self.base.config.is_encoder_decoder and not {"decoder_input_ids", "labels"} & inputs.keys():
             start = self.base.config.decoder_start_token_id
             inputs["decoder_input_ids"] = inputs["input_ids"].new_full((len(inputs["input_ids"]), 1), start)
         with recording() as record:
             self(**inputs, use_cache=False)
-        per_token = self.gate_config.per_token and fixed_weights.get() is None
-        return {name: record[name] if per_token else record[name][:, 0] for name in self.layers}
+        return {name: record[name] for name in self.layers}
 
     @contextmanager
     def fixed(self, weights: Mapping[str, float] | Sequence[Mapping[str, float]]) -> Iterator[None]:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from loramix.cache import carried_by, carry
 from loramix.call import Call, Memory, close_call, open_call
+from loramix.config import GateConfig
 from loramix.errors import MixtureError
-from loramix.gate import GateConfig, masked_mean
+from loramix.gate import masked_mean
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel

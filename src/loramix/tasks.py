@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from loramix.errors import DataError, did_you_mean
+from loramix.prompts import PLACEHOLDER, fill
 
-PLACEHOLDER = "{input}"
 PACKAGE = "package:"  # prefix of sources that ship with loramix, the same in every recipe on every machine
 
 Metric = Literal["rouge", "bertscore", "haiku"]
@@ -76,8 +76,7 @@ class Task(BaseModel):
 
     def render(self, text: str) -> str:
         """Return the prompt for one input; braces in `text` and other braces in the template mean nothing."""
-        before, after = self.prompt.split(PLACEHOLDER)
-        return before + text + after
+        return fill(self.prompt, text)
 
 
 def built_in(name: str) -> Task:

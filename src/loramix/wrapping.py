@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import nn
 
+from loramix.config import GateConfig, Scope
+from loramix.errors import MixtureError
 from loramix.experts import Expert, linear_shape
-from loramix.gate import ContextGate, GateConfig, Scope
+from loramix.gate import ContextGate
 from loramix.layer import MixtureLinear
 
 if TYPE_CHECKING:
@@ -33,23 +35,43 @@ def places(base: "PreTrainedModel", layers: Collection[str], scope: Scope) -> li
     return found
 
 
+def check_readers(base: "PreTrainedModel", old: Collection[str], new: Collection[str], scope: Scope) -> None:
+    """Raise MixtureError if a shared gate would read another layer, once `new` layers are adapted instead of `old`."""
+    readers = {place.group: place.reader for place in places(base, old, scope)}
+    for place in places(base, new, scope):
+        before = readers.get(place.group, place.reader)
+        if before != place.reader:
+            raise MixtureError(
+                f"the gate of '{place.group}' was made to read at '{before}', the first adapted layer; with these "
+                f"experts that would be '{place.reader}'. Build a new mixture, or one with scope='layer'"
+            )
+
+
+def new_gates(
+    base: "PreTrainedModel", layers: Collection[str], config: GateConfig, experts: int
+) -> dict[str, ContextGate]:
+    """Return an untrained gate for every layer that one reads from."""
+    gates = {}
+    for place in places(base, layers, config.scope):
+        if place.layer == place.reader:
+            device = base.get_submodule(place.layer).weight.device
+            gates[place.layer] = ContextGate(_gate_width(base, place.layer, config), experts, config).to(device)
+    return gates
+
+
 def wrap(
     base: "PreTrainedModel", experts: Sequence[Expert], config: GateConfig, gates: Mapping[str, ContextGate]
 ) -> None:
-    """Put a MixtureLinear in the place of every layer that an expert adapts; readers not in `gates` get a new gate."""
-    known = dict(gates)
-    for place in places(base, {layer for expert in experts for layer in expert.updates}, config.scope):
+    """Put a MixtureLinear in the place of every layer that an expert adapts; `gates` as `new_gates` names them."""
+    for place in places(base, adapted_layers(experts), config.scope):
         module = base.get_submodule(place.layer)
         weight = module.weight
         assert isinstance(weight, torch.Tensor)
-        if place.layer == place.reader and place.reader not in known:
-            gate = ContextGate(_gate_width(base, place.layer, config), len(experts), config)
-            known[place.reader] = gate.to(weight.device)
         layer = MixtureLinear(
             module,
             place.layer,
             [expert.updates.get(place.layer) for expert in experts],
-            known[place.reader],
+            gates[place.reader],
             group=place.group,
             reads=place.layer == place.reader,
             dtype=weight.dtype if weight.is_floating_point() else torch.get_default_dtype(),
@@ -64,6 +86,11 @@ def unwrap(base: "PreTrainedModel") -> None:
         _replace(base, layer.name, layer.base)
 
 
+def adapted_layers(experts: Sequence[Expert]) -> set[str]:
+    """Return the names of the layers that any of the experts adapts."""
+    return {layer for expert in experts for layer in expert.updates}
+
+
 def mixture_layers(base: nn.Module) -> Iterator[MixtureLinear]:
     """Yield the adapted layers in model order."""
     return (module for module in base.modules() if isinstance(module, MixtureLinear))
@@ -72,6 +99,11 @@ def mixture_layers(base: nn.Module) -> Iterator[MixtureLinear]:
 def in_decoder(base: "PreTrainedModel", layer: str) -> bool:
     """Return whether the layer lies beside an encoder."""
     return bool(base.config.is_encoder_decoder) and not layer.startswith(_encoder_prefix(base))
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Return whether a linear layer keeps its weight as (input, output): GPT-2's Conv1D."""
+    return isinstance(getattr(module, "nf", None), int)
 
 
 def _group(base: "PreTrainedModel", layer: str, scope: Scope) -> str:

@@ -4,8 +4,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from loramix.batches import encode, generation_batch
+from loramix.config import GateConfig
 from loramix.experts import load_expert
-from loramix.gate import GateConfig
 from loramix.mixture import MixtureModel
 from loramix.recipe import Recipe
 from loramix.stages.answers import test_samples, write_answers
