@@ -28,10 +28,14 @@ IGNORED = -100  # a label that no loss counts
 
 @dataclass(frozen=True)
 class Encoded:
-    """One sample as token ids; `target` ends with the end token unless it was cut, and is empty where there is none."""
+    """One sample as token ids; `target` ends with the end token unless it was cut, and is empty where there is none.
+
+    task: the task's place in the recipe, where batches say of which task they are.
+    """
 
     prompt: list[int]
     target: list[int]
+    task: int | None = None
 
 
 def encode(
@@ -64,7 +68,7 @@ class Collator:
 
     Encoder-decoder: `input_ids`, `attention_mask` (B, P) and `labels` (B, T). Causal: `input_ids`, `attention_mask`,
     `position_ids` (B, P+T), `labels` (B, T+1) for the last T+1 columns alone, the first of them ignored as it is the
-    prompt's last token, and `logits_to_keep` = T+1.
+    prompt's last token, and `logits_to_keep` = T+1. Samples of one known task give `task`, its place.
 
     accepted: the names of the model's inputs. One without `logits_to_keep` gets labels (B, P+T) and computes every
     logit; one without `position_ids` finds positions by itself (BLOOM from the mask). None: the model takes both.
@@ -82,8 +86,11 @@ class Collator:
         if not all(targets):
             raise DataError("a training batch needs a target for every sample")
         labels_BT = _padded(targets, IGNORED, side="right")
+        tasks = {sample.task for sample in samples}
+        first = samples[0].task
+        of_task = {"task": first} if first is not None and len(tasks) == 1 else {}
         if not self.causal:
-            return {**_with_mask(prompts, self.pad, side="right"), "labels": labels_BT}
+            return {**_with_mask(prompts, self.pad, side="right"), "labels": labels_BT, **of_task}
         left, right = _with_mask(prompts, self.pad, side="left"), _with_mask(targets, self.pad, side="right")
         mask = torch.cat([left["attention_mask"], right["attention_mask"]], dim=1)
         keeps = "logits_to_keep" in self.accepted
@@ -94,6 +101,7 @@ class Collator:
             "position_ids": (mask.cumsum(1) - 1).clamp(min=0),  # learned positions count from the first real token
             "labels": torch.cat([ignored, labels_BT], dim=1),
             "logits_to_keep": labels_BT.shape[1] + 1,
+            **of_task,
         }
         optional = {"position_ids", "logits_to_keep"}
         return {key: value for key, value in batch.items() if key not in optional or key in self.accepted}

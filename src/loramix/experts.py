@@ -20,7 +20,7 @@ from loramix.layer import LowRank
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_FILES = _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 _OUTPUT = ("lm_head.", "embed_out.")
@@ -47,6 +47,7 @@ class Expert:
     """One adapter: its update of every layer that it adapts, by layer name, and the folder that it came from.
 
     lossy: the parts of the adapter that were left out, as named in `LOSSY`.
+    revision: the commit of an adapter from the Hub.
     """
 
     name: str
@@ -54,10 +55,11 @@ class Expert:
     folder: Path
     updates: Mapping[str, LowRank]
     lossy: tuple[str, ...] = ()
+    revision: str | None = None
 
 
-def load_expert(name: str, source: str | Path, *, lossy: Sequence[str] = ()) -> Expert:
-    """Read a PEFT LoRA adapter from a folder or a Hub id.
+def load_expert(name: str, source: str | Path, *, revision: str | None = None, lossy: Sequence[str] = ()) -> Expert:
+    """Read a PEFT LoRA adapter from a folder, or from a Hub id at `revision`.
 
     Raises ExpertError if it is no LoRA adapter, or holds more than low-rank updates of linear layers. Parts named in
     `lossy` are left out instead: the expert is then not the adapter that was trained.
@@ -65,7 +67,7 @@ def load_expert(name: str, source: str | Path, *, lossy: Sequence[str] = ()) -> 
     for part in lossy:
         if part not in LOSSY:
             raise ExpertError(f"lossy: there is no part '{part}'{did_you_mean(part, LOSSY)}; it can name {list(LOSSY)}")
-    folder = _folder(name, str(source))
+    folder, revision = _folder(name, str(source), revision)
     config = PeftConfig.from_pretrained(str(folder))
     if not isinstance(config, LoraConfig):
         raise ExpertError(f"expert '{name}' is a {config.peft_type} adapter; only LoRA adapters can be mixed")
@@ -77,7 +79,7 @@ def load_expert(name: str, source: str | Path, *, lossy: Sequence[str] = ()) -> 
         raise ExpertError(f"expert '{name}' holds no low-rank update of a linear layer")
     layers = [key.removeprefix(_PREFIX).removesuffix(_DOWN) for key in kept if key.endswith(_DOWN)]
     updates = {layer: _update(layer, kept, config) for layer in layers}
-    return Expert(name, str(source), folder, updates, tuple(part for part in LOSSY if part in lossy))
+    return Expert(name, str(source), folder, updates, tuple(part for part in LOSSY if part in lossy), revision)
 
 
 def check_fits(expert: Expert, base: "PreTrainedModel") -> None:
@@ -111,21 +113,23 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def _folder(name: str, source: str) -> Path:
-    folder = Path(source)
+def _folder(name: str, source: str, revision: str | None) -> tuple[Path, str | None]:
+    """Return the adapter's folder and, if it comes from the Hub, its commit."""
+    folder, commit = Path(source), None
     if not folder.is_dir():
         try:
-            folder = Path(snapshot_download(source, allow_patterns=["adapter_*"]))
+            folder = Path(snapshot_download(source, revision=revision, allow_patterns=["adapter_*"]))
         except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             raise ExpertError(
                 f"expert '{name}': '{source}' is neither a folder nor a reachable Hub id ({error})"
             ) from error
-    for file in (_CONFIG, _WEIGHTS):
+        commit = folder.name  # a snapshot's folder is named after its commit
+    for file in ADAPTER_FILES:
         if not (folder / file).is_file():
             raise ExpertError(
                 f"expert '{name}': {folder} holds no {file}; an expert is a PEFT adapter folder with both"
             )
-    return folder
+    return folder, commit
 
 
 def _part(key: str, config: LoraConfig) -> str:

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -82,17 +83,30 @@ class MixtureModel(nn.Module):
         return cls(model, read, gate or GateConfig(), base_name=name, revision=revision)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, base: "str | Path | PreTrainedModel | None" = None) -> "MixtureModel":
+    def from_pretrained(
+        cls, path: str | Path, base: "str | Path | PreTrainedModel | None" = None, *, revision: str | None = None
+    ) -> "MixtureModel":
         """Return the mixture saved at `path`, a folder or Hub id; `base` replaces the recorded base model."""
         from loramix.checkpoint import load
 
-        return load(path, base)
+        return load(path, base, revision=revision)
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Write gates, experts and their order to folder `path`, whole or not at all; the base is only named."""
+    def save_pretrained(self, path: str | Path, *, experts: Literal["copy", "reference"] = "copy") -> None:
+        """Write gates, experts and their order to folder `path`, whole or not at all; the base is only named.
+
+        experts: `reference` stores where each came from (and, of the Hub, the commit) instead of a copy.
+        """
         from loramix.checkpoint import save
 
-        save(self, Path(path))
+        save(self, Path(path), experts=experts)
+
+    def push_to_hub(self, repository: str, *, private: bool | None = None, token: str | None = None) -> str:
+        """Upload the mixture to a repository of the Hub, made if needed, and return the commit's address."""
+        from loramix.hub import push
+
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder) / "mixture")
+            return push(Path(folder) / "mixture", repository, private=private, token=token)
 
     def add_expert(self, name: str, source: str | Path, *, lossy: Sequence[str] = ()) -> None:
         """Add a PEFT adapter as the last expert; every answer stays as it was until the gates are trained again.

@@ -8,6 +8,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from loramix.config import GateConfig
 from loramix.errors import DataError, LoramixError, RecipeError, did_you_mean
 from loramix.sources import locate
 from loramix.tasks import BUILT_IN, Task
@@ -65,15 +66,26 @@ class LoraSpec(TrainSpec):
     targets: tuple[str, ...] | None = None
 
 
-class GateSpec(TrainSpec):
-    """The gates of the mixture; the settings of the gate itself mean what they mean in `GateConfig`."""
+class GateSpec(TrainSpec, GateConfig):
+    """The gates of the mixture and how to train them.
+
+    init: how they start: at the uniform mixture (`zero`), at the `prototype` of each task's first training prompts, or
+        at the directions that each adapter amplifies most (`arrow`); see `loramix.prototypes`.
+    entropy, balance, supervised: coefficients of the auxiliary losses, see `loramix.auxiliary`.
+    """
 
     learning_rate: float = Field(default=3e-3, gt=0)
     patience: int = Field(default=10, ge=1)
-    context: Literal["prompt"] = "prompt"
-    hidden: int = Field(default=8, ge=1)
-    mixing: Literal["output", "parameter"] = "output"
-    temperature: float = Field(default=1.0, gt=0)
+    context: Literal["prompt", "running", "token"] = "prompt"  # the reference gate cannot generate
+    init: Literal["zero", "prototype", "arrow"] = "zero"
+    entropy: float = Field(default=0.0, ge=0)
+    balance: float = Field(default=0.0, ge=0)
+    supervised: float = Field(default=0.0, ge=0)
+
+    @property
+    def config(self) -> GateConfig:
+        """The settings of the gates alone."""
+        return GateConfig.model_validate(self.model_dump(include=set(GateConfig.model_fields)))
 
 
 class GenerationSpec(_Strict):
@@ -241,6 +253,12 @@ def _contradictions(recipe: Recipe) -> list[str]:
     names = [task.name for task in recipe.tasks]
     if len(set(names)) < len(names):
         problems.append(f"tasks: names must differ, found {names}")
+    gate, experts = recipe.gate, len(names)
+    if gate.activation == "top-k" and gate.k > experts:
+        problems.append(f"gate.k: keeps {gate.k} experts, but there are {experts} tasks; use {experts} or less")
+    needed = {"zero": 1, "prototype": experts, "arrow": 2 * experts}[gate.init]
+    if gate.hidden < needed:
+        problems.append(f"gate.hidden: init '{gate.init}' needs {needed} hidden units for {experts} tasks")
     if recipe.base.name not in base_names():
         try:
             resolve_revision(recipe.base.name, recipe.base.revision)

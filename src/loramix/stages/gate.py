@@ -1,28 +1,46 @@
 """Gate: all adapters frozen in one mixture, its gates trained on every task in turn."""
 
+from collections.abc import Iterator, Sequence
+from functools import partial
+
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from loramix.bases import Base
 from loramix.batches import encode, generation_batch
-from loramix.config import GateConfig
+from loramix.data import Sample, read_manifest
 from loramix.experts import load_expert
 from loramix.mixture import MixtureModel
+from loramix.prompts import Prompting
+from loramix.prototypes import from_adapters, from_examples
 from loramix.recipe import Recipe
 from loramix.stages.answers import test_samples, write_answers
+from loramix.stages.gate_training import GateTrainer
 from loramix.stages.layout import WEIGHT_COLUMNS, Layout, write_csv
 from loramix.stages.training import recipe_base, train
 from loramix.tasks import Task
 
+EXAMPLES = 16  # prompts per task for prototypes
+
 
 def learn(recipe: Recipe, layout: Layout) -> None:
     """Write the mixture and the losses of its gates under cgm."""
-    base, folder = recipe_base(recipe), layout.folder("gate")
+    base, folder, spec = recipe_base(recipe), layout.folder("gate"), recipe.gate
     experts = [load_expert(task.name, layout.folder("lora", task.name) / "models") for task in recipe.tasks]
+    prompting = Prompting(chat=recipe.base.chat, templates={task.name: task.prompt for task in recipe.tasks})
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        mixture = MixtureModel(base.model, experts, _config(recipe), base_name=base.name, revision=base.revision)
-    label = "gates of CGM LoRA"
-    train(mixture, base.tokenizer, recipe, recipe.gate, recipe.tasks, layout=layout, folder=folder, label=label)
+        mixture = MixtureModel(
+            base.model, experts, spec.config, base_name=base.name, revision=base.revision, prompting=prompting
+        )
+    if spec.init == "prototype":
+        from_examples(mixture, _examples(recipe, layout, base))
+    elif spec.init == "arrow":
+        from_adapters(mixture)
+    train(
+        mixture, base.tokenizer, recipe, spec, recipe.tasks, layout=layout, folder=folder, label="gates of CGM LoRA",
+        trainer_class=partial(GateTrainer, spec=spec),
+    )  # fmt: skip
     mixture.save_pretrained(folder / "models")
 
 
@@ -35,23 +53,53 @@ def answer(recipe: Recipe, layout: Layout) -> None:
     write_csv(folder / "weights.csv", WEIGHT_COLUMNS, rows)
 
 
-def _config(recipe: Recipe) -> GateConfig:
-    spec = recipe.gate
-    return GateConfig(context=spec.context, hidden=spec.hidden, mixing=spec.mixing, temperature=spec.temperature)
+def _examples(recipe: Recipe, layout: Layout, base: Base) -> dict[str, list[dict[str, torch.Tensor]]]:
+    """Return the first training prompts of every task, one by one."""
+    samples = read_manifest(layout.manifest)
+    return {
+        task.name: list(
+            _prompt_batches(
+                recipe,
+                task,
+                base.tokenizer,
+                [each for each in samples if each.task == task.name and each.split == "train"][:EXAMPLES],
+                causal=not base.model.config.is_encoder_decoder,
+                device=base.model.device,
+                size=1,
+            )
+        )
+        for task in recipe.tasks
+    }
+
+
+def _prompt_batches(
+    recipe: Recipe,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    samples: Sequence[Sample],
+    *,
+    causal: bool,
+    device: torch.device,
+    size: int,
+) -> Iterator[dict[str, torch.Tensor]]:
+    encoded = [encode(tokenizer, task, each.input, None, causal=causal, chat=recipe.base.chat) for each in samples]
+    for first in range(0, len(encoded), size):
+        batch = generation_batch(tokenizer, encoded[first : first + size], causal)
+        yield {key: value.to(device) for key, value in batch.items()}
 
 
 def mean_weights(
     mixture: MixtureModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, layout: Layout, task: Task
 ) -> list[tuple[str, str, str, float]]:
     """Return (layer, task, expert, mean weight over the test prompts) for every layer and expert."""
-    causal = not mixture.config.is_encoder_decoder
     samples = test_samples(recipe, layout, task)
-    encoded = [encode(tokenizer, task, each.input, None, causal=causal, chat=recipe.base.chat) for each in samples]
+    batches = _prompt_batches(
+        recipe, task, tokenizer, samples, causal=not mixture.config.is_encoder_decoder, device=mixture.device,
+        size=recipe.generation.batch_size,
+    )  # fmt: skip
     sums: dict[str, torch.Tensor] = {}
-    for first in range(0, len(encoded), recipe.generation.batch_size):
-        batch = generation_batch(tokenizer, encoded[first : first + recipe.generation.batch_size], causal)
-        batch = {key: value.to(mixture.device) for key, value in batch.items()}
-        for layer, weights_BE in mixture.weights(**batch).items():
+    for batch in batches:
+        for layer, weights_BE in mixture.mean_weights(**batch).items():
             sums[layer] = sums.get(layer, 0) + weights_BE.sum(0)
     return [
         (layer, task.name, expert, round(float(total), 6))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from loramix.card import METRICS
 from loramix.recipe import Recipe
 from loramix.stages import benchmark, evaluate, finetune, gate, lora, prepare, report
 from loramix.stages.layout import CHECKPOINTS, TEST_LOSS, Layout
@@ -80,7 +81,7 @@ def _model(
         **recipe.model_dump(mode="json", include={stage, "base", "seed"}),
         "prompts": _part(own or recipe.tasks, _PROMPT_KEYS),
     }
-    trained = (folder / "models", folder / "losses.csv", folder / "losses.png")
+    kept = ["models", "losses.csv", "losses.png", *(["auxiliary.csv"] if stage == "gate" else [])]
     files = _answer_files(folder, asked) + ((folder / "weights.csv",) if stage == "gate" else ())
     return [
         Node(
@@ -88,7 +89,7 @@ def _model(
             stage,
             settings,
             tuple(needs),
-            trained,
+            tuple(folder / name for name in kept),
             partial(learn, recipe, layout, *own),
             scratch=folder / CHECKPOINTS,
         ),
@@ -103,7 +104,7 @@ def _evaluate(recipe: Recipe, layout: Layout, needs: Sequence[str]) -> Node:
 
 
 def _report(recipe: Recipe, layout: Layout) -> Node:
-    outputs = (layout.root / "report.html",)
+    outputs = (layout.root / "report.html", layout.folder("gate") / "models" / METRICS)
     return Node("report", "report", {"name": recipe.name}, ("evaluate",), outputs, partial(report.run, recipe, layout))
 
 

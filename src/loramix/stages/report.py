@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from loramix.atomic import write_text
+from loramix.card import add_measurements
 from loramix.recipe import Recipe
+from loramix.report.heatmap import mean_weights
 from loramix.report.html import LossRow, Report, SampleRow, Table, WeightRow, render
 from loramix.stages.evaluate import Answers, read_answers
 from loramix.stages.layout import Layout, read_csv
@@ -22,7 +24,8 @@ _BEST: dict[str, Literal["max", "min"]] = {"rouge": "max", "bertscore": "max", "
 
 
 def run(recipe: Recipe, layout: Layout) -> None:
-    """Write report.html."""
+    """Write report.html, and tell what the run found in the mixture's model card."""
+    _describe_mixture(recipe, layout)
     answers = read_answers(recipe, layout)
     report = Report(
         title=f"loramix: {recipe.name}",
@@ -34,6 +37,19 @@ def run(recipe: Recipe, layout: Layout) -> None:
         recipe=recipe.to_yaml(),
     )
     write_text(layout.root / "report.html", render(report))
+
+
+def _describe_mixture(recipe: Recipe, layout: Layout) -> None:
+    tables = {
+        _TITLES[name]: read_csv(layout.root / f"{name}.csv")
+        for name in _NOTES
+        if (layout.root / f"{name}.csv").is_file()
+    }
+    weights: list[dict[str, object]] = [
+        {"task": task, **{expert: round(float(mean), 4) for expert, mean in of_task.items()}}
+        for task, of_task in mean_weights(_weights(layout)).items()
+    ]
+    add_measurements(layout.folder("gate") / "models", recipe.to_yaml(), tables, weights)
 
 
 def _summary(recipe: Recipe, layout: Layout) -> list[tuple[str, str]]:

@@ -1,7 +1,8 @@
 """Training through `transformers.Trainer`, for finetuning, adapters and gates alike: resumable, best weights kept."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -92,11 +93,21 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, object]:
         """Return the mean loss per target token; in training, of the whole accumulated batch."""
-        outputs = model(**inputs)
+        outputs = model(**{key: value for key, value in inputs.items() if key != "task"})
         loss: Tensor = outputs.loss
         if num_items_in_batch is not None:
             loss = loss * (inputs["labels"] != IGNORED).sum() / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
+
+    def write_history(self, folder: Path, label: str) -> None:
+        """Write losses.csv and losses.png."""
+        rows = [
+            LossRow(int(entry["step"]), float(entry["epoch"]), entry.get("loss"), entry.get("eval_loss"))
+            for entry in self.state.log_history
+            if "loss" in entry or "eval_loss" in entry
+        ]
+        write_csv(folder / "losses.csv", LOSS_COLUMNS, [(r.step, r.epoch, r.training, r.validation) for r in rows])
+        plot_losses(label, rows, folder / "losses.png")
 
     def evaluation_loop(self, *args: object, metric_key_prefix: str = "eval", **kwargs: object) -> EvalLoopOutput:
         """Put the mean per target token in the place of the library's mean of batch means."""
@@ -162,6 +173,7 @@ def train(
     layout: Layout,
     folder: Path,
     label: str,
+    trainer_class: Callable[..., MixingTrainer] = MixingTrainer,
 ) -> None:
     """Train `model` on `tasks`, taking turns, and leave the best weights in it; write losses.csv and losses.png.
 
@@ -174,7 +186,7 @@ def train(
         split: _encoded(samples, tokenizer, recipe, tasks, split, limit, causal=causal)
         for split, limit in limits.items()
     }
-    trainer = MixingTrainer(
+    trainer = trainer_class(
         model=model,
         args=_arguments(recipe, spec, folder / CHECKPOINTS, steps=_steps(data["train"], spec)),
         train_dataset=data["train"],
@@ -191,7 +203,7 @@ def train(
         len(data["validation"]), spec.optimizer, spec.learning_rate,
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS))
-    _write_losses(trainer, folder, label)
+    trainer.write_history(folder, label)
 
 
 def _encoded(
@@ -205,10 +217,15 @@ def _encoded(
     causal: bool,
 ) -> Samples:
     parts = []
-    for task in tasks:
+    for place, task in enumerate(tasks):
         chosen = [sample for sample in samples if sample.task == task.name and sample.split == split][:limit]
         parts.append(
-            [encode(tokenizer, task, each.input, each.target, causal=causal, chat=recipe.base.chat) for each in chosen]
+            [
+                replace(
+                    encode(tokenizer, task, each.input, each.target, causal=causal, chat=recipe.base.chat), task=place
+                )
+                for each in chosen
+            ]
         )
     return Samples(parts)
 
@@ -255,14 +272,3 @@ def _last_checkpoint(folder: Path) -> str | None:
     """Return the newest whole checkpoint; the trainer's state is the last file that a checkpoint gets."""
     whole = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
-
-
-def _write_losses(trainer: Trainer, folder: Path, label: str) -> None:
-    history = trainer.state.log_history
-    rows = [
-        LossRow(int(entry["step"]), float(entry["epoch"]), entry.get("loss"), entry.get("eval_loss"))
-        for entry in history
-        if "loss" in entry or "eval_loss" in entry
-    ]
-    write_csv(folder / "losses.csv", LOSS_COLUMNS, [(r.step, r.epoch, r.training, r.validation) for r in rows])
-    plot_losses(label, rows, folder / "losses.png")

@@ -1,0 +1,78 @@
+"""Training of gates: the language model's loss and, where a recipe asks for them, losses on the gates' decisions."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from loramix.auxiliary import entropy, imbalance, label_loss
+from loramix.call import Used, recording
+from loramix.recipe import GateSpec
+from loramix.stages.layout import write_csv
+from loramix.stages.training import MixingTrainer
+
+AUXILIARY = ("entropy", "balance", "supervised")
+
+
+class GateTrainer(MixingTrainer):
+    """Trainer that measures the auxiliary losses of the gates, and adds those that have a coefficient.
+
+    A batch holds one task, whose expert has the task's place in the mixture. The balance over tasks takes the other
+    tasks' means from their last batches.
+    """
+
+    def __init__(self, *args: object, spec: GateSpec, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self._coefficients = {name: float(getattr(spec, name)) for name in AUXILIARY}
+        self._measured: dict[str, list[float]] = defaultdict(list)
+        self._last_means: dict[str, dict[int, Tensor]] = defaultdict(dict)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, object]:
+        """Return the loss; in training with the auxiliary losses, a mean over the accumulated batches."""
+        task = int(inputs["task"])
+        with recording() as used:
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if model.training:
+            for name, value in self._auxiliary(used, task).items():
+                self._measured[name].append(float(value))
+                if self._coefficients[name]:
+                    loss = loss + self._coefficients[name] * value / self.args.gradient_accumulation_steps
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: object, **kwargs: object) -> None:
+        """Add the means of the auxiliary losses since the last entry."""
+        if "loss" in logs:
+            logs |= {name: sum(values) / len(values) for name, values in self._measured.items() if values}
+            self._measured.clear()
+        super().log(logs, *args, **kwargs)
+
+    def write_history(self, folder: Path, label: str) -> None:
+        """Write losses.csv, losses.png and auxiliary.csv: the auxiliary losses, with or without coefficient."""
+        super().write_history(folder, label)
+        rows = [
+            (int(entry["step"]), float(entry["epoch"]), *(round(entry[name], 6) for name in AUXILIARY))
+            for entry in self.state.log_history
+            if AUXILIARY[0] in entry
+        ]
+        write_csv(folder / "auxiliary.csv", ("step", "epoch", *AUXILIARY), rows)
+
+    def _auxiliary(self, used: Mapping[str, Used], task: int) -> dict[str, Tensor]:
+        """Return every auxiliary loss, the mean over layers."""
+        losses: dict[str, list[Tensor]] = {name: [] for name in AUXILIARY}
+        for layer, each in used.items():
+            rows = each.row_mean
+            means = self._last_means[layer]
+            means[task] = rows.mean(0)
+            losses["entropy"].append(entropy(rows))
+            losses["balance"].append(imbalance(torch.stack(list(means.values()))))
+            losses["supervised"].append(label_loss(rows, task))
+            means[task] = means[task].detach()
+        return {name: torch.stack(values).mean() for name, values in losses.items()}

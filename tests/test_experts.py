@@ -1,0 +1,170 @@
+"""Experts: what can be mixed, what is refused by name, and how a mixture gains and loses them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import close, peft_logits, strengthen, target_logits, tiny_model, tokens
+
+from loramix import GateConfig, MixtureModel
+from loramix.errors import ExpertError, MixtureError
+from loramix.experts import LOSSY, load_expert
+
+MakeExpert = Callable[..., Path]
+IDS, TARGET = tokens(2, 6), tokens(2, 4, seed=1)
+
+
+def test_experts_may_differ_in_rank_scale_and_layers(make_expert: MakeExpert) -> None:
+    folders = {
+        "wide": make_expert("llama", "wide", seed=1, r=6, lora_alpha=3, use_rslora=True),
+        "part of it": make_expert(
+            "llama", "part", seed=2, r=2, target_modules=["q_proj"], rank_pattern={"layers.1.self_attn.q_proj": 3},
+            alpha_pattern={"layers.1.self_attn.q_proj": 5},
+        ),
+        "mlp/…": make_expert("llama", "mlp", seed=3, target_modules="all-linear"),
+    }  # fmt: skip
+    mixture = strengthen(MixtureModel.from_experts(tiny_model("llama"), folders))
+    for name, folder in folders.items():
+        with mixture.fixed({name: 1.0}):
+            close(target_logits(mixture, IDS, TARGET), peft_logits("llama", folder, IDS, TARGET))
+    with pytest.raises(MixtureError, match="equal ranks"):
+        MixtureModel.from_experts(tiny_model("llama"), folders, gate=GateConfig(mixing="parameter"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "part"),
+    [
+        ("llama", {"use_dora": True}, "dora"),
+        ("gpt2", {"bias": "lora_only"}, "bias"),
+        ("llama", {"lora_bias": True}, "bias"),
+        ("llama", {"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ("llama", {"target_modules": ["q_proj", "embed_tokens"]}, "embeddings"),
+        ("llama", {"target_modules": ["q_proj", "lm_head"]}, "lm_head"),
+        ("llama", {"trainable_token_indices": [3, 4]}, "token_rows"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_cannot_be_mixed_is_refused_by_name_or_left_out_on_request(
+    make_expert: MakeExpert, tmp_path: Path, shape: str, settings: dict[str, object], part: str
+) -> None:
+    folder = make_expert(shape, "odd", seed=1, **settings)
+    with pytest.raises(
+        ExpertError, match=rf"(?s){LOSSY[part].split('(')[0]}.*lossy=\['{part}'\]".replace("'s ", ".s ")
+    ):
+        MixtureModel.from_experts(tiny_model(shape), {"odd": folder})
+    mixture = MixtureModel.from_experts(tiny_model(shape), {"odd": folder}, lossy=[part])
+    assert mixture.experts[0].lossy == (part,)
+    mixture.save_pretrained(tmp_path / "saved")
+    again = MixtureModel.from_pretrained(tmp_path / "saved", base=tiny_model(shape))
+    assert again.experts[0].lossy == (part,)
+    assert torch.equal(target_logits(again, IDS, TARGET), target_logits(mixture, IDS, TARGET))
+    assert f"| odd | `{folder}` | {part} |" in (tmp_path / "saved" / "README.md").read_text()
+
+
+def test_other_adapters_and_bases_are_refused(make_expert: MakeExpert, tmp_path: Path) -> None:
+    folder = make_expert("llama", "a", seed=1)
+    with pytest.raises(ExpertError, match="another base"):
+        MixtureModel.from_experts(tiny_model("gpt2"), {"a": folder})
+    with pytest.raises(ExpertError, match="neither a folder"):
+        MixtureModel.from_experts(tiny_model("gpt2"), {"a": "no/such/folder"})
+    with pytest.raises(ExpertError, match=r"no part 'doora' \(did you mean 'dora'\?\)"):
+        load_expert("a", folder, lossy=["doora"])
+    wide = make_expert("llama", "wide", seed=1, target_modules=["gate_proj"])
+    base = tiny_model("llama")
+    base.model.layers[0].mlp.gate_proj = torch.nn.Linear(32, 48, bias=False)
+    with pytest.raises(ExpertError, match="as 32 → 64, but the base model's layer is 32 → 48"):
+        MixtureModel.from_experts(base, {"wide": wide})
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(ExpertError, match=r"holds no adapter_model\.safetensors"):
+        load_expert("a", folder)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "top-k", "top-1"])
+@pytest.mark.parametrize("context", ["prompt", "token", "reference"])
+@pytest.mark.parametrize("shape", ["t5", "llama"])
+def test_a_new_expert_changes_no_answer_until_it_is_trained(
+    make_expert: MakeExpert, shape: str, context: str, activation: str
+) -> None:
+    folders = {name: make_expert(shape, name, seed=index) for index, name in enumerate("ab")}
+    config = GateConfig(context=context, activation=activation, base_slot=activation == "softmax")
+    mixture = strengthen(MixtureModel.from_experts(tiny_model(shape), folders, gate=config))
+    before = target_logits(mixture, IDS, TARGET)
+    more = {} if shape == "t5" else {"target_modules": "all-linear"}  # with layers that no other expert adapts
+    mixture.add_expert("new", make_expert(shape, "new", seed=9, **more))
+    assert mixture.expert_names == ["a", "b", "new"]
+    close(target_logits(mixture, IDS, TARGET), before)
+    trained = [parameter for parameter in mixture.parameters() if parameter.requires_grad]
+    labels = TARGET if shape == "t5" else torch.cat([torch.full((2, 3), -100), IDS[:, 3:]], 1)
+    mixture(input_ids=IDS, labels=labels).loss.backward()
+    gradients = [gate.prior.grad[2] for gate in mixture.gates.values()]
+    assert sum(float(gradient.abs()) for gradient in gradients) > 0
+    torch.optim.SGD(trained, lr=1.0).step()
+    assert max(float(w[..., 2].max()) for w in mixture.weights(input_ids=IDS).values()) > 0 or activation in (
+        "top-k",
+        "top-1",
+    )
+    mixture.remove_expert("new")
+    assert mixture.expert_names == ["a", "b"]
+
+
+def test_removing_the_new_expert_restores_the_mixture(make_expert: MakeExpert) -> None:
+    folders = {name: make_expert("llama", name, seed=index) for index, name in enumerate("ab")}
+    mixture = strengthen(MixtureModel.from_experts(tiny_model("llama"), folders))
+    before, state = target_logits(mixture, IDS, TARGET), mixture.gate_state()
+    mixture.add_expert("new", make_expert("llama", "new", seed=9, target_modules="all-linear"))
+    mixture.remove_expert("new")
+    assert torch.equal(target_logits(mixture, IDS, TARGET), before)
+    assert all(torch.equal(value, state[key]) for key, value in mixture.gate_state().items())
+    mixture.remove_expert("a")
+    close(target_logits(mixture, IDS, TARGET), peft_logits("llama", folders["b"], IDS, TARGET))
+
+
+def test_experts_that_do_not_fit_leave_the_mixture_as_it_was(make_expert: MakeExpert) -> None:
+    folders = {name: make_expert("llama", name, seed=index) for index, name in enumerate("ab")}
+    mixture = strengthen(
+        MixtureModel.from_experts(tiny_model("llama"), folders, gate=GateConfig(mixing="parameter", scope="block"))
+    )
+    before = target_logits(mixture, IDS, TARGET)
+    with pytest.raises(MixtureError, match="equal ranks"):
+        mixture.add_expert("rank 2", make_expert("llama", "two", seed=3, r=2))
+    with pytest.raises(ExpertError, match="another base"):
+        mixture.add_expert("gpt2", make_expert("gpt2", "gpt2", seed=3))
+    with pytest.raises(MixtureError, match="an expert 'a' already"):
+        mixture.add_expert("a", folders["b"])
+    with pytest.raises(MixtureError, match="no expert 'z'"):
+        mixture.remove_expert("z")
+    assert torch.equal(target_logits(mixture, IDS, TARGET), before)
+    mixture.remove_expert("a")
+    with pytest.raises(MixtureError, match="only expert"):
+        mixture.remove_expert("b")
+
+
+def test_a_shared_gate_keeps_the_layer_that_it_reads(make_expert: MakeExpert) -> None:
+    folders = {
+        "q": make_expert("llama", "q", seed=1, target_modules=["q_proj"]),
+        "v": make_expert("llama", "v", seed=2, target_modules=["v_proj"]),
+    }
+    mixture = MixtureModel.from_experts(tiny_model("llama"), folders, gate=GateConfig(scope="block"))
+    with pytest.raises(MixtureError, match="made to read at"):
+        mixture.remove_expert("q")
+    assert mixture.expert_names == ["q", "v"]
+    later = MixtureModel.from_experts(tiny_model("llama"), {"v": folders["v"]}, gate=GateConfig(scope="model"))
+    with pytest.raises(MixtureError, match="scope='layer'"):
+        later.add_expert("q", folders["q"])
+
+
+def test_a_quantised_base_is_only_called(make_expert: MakeExpert) -> None:
+    torchao = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    folders = {name: make_expert("llama", name, seed=index) for index, name in enumerate("ab")}
+    base, plain = tiny_model("llama"), tiny_model("llama")
+    for model in (base, plain):
+        torchao.quantize_(model.model, torchao.Int8WeightOnlyConfig())
+    mixture = strengthen(MixtureModel.from_experts(base, folders))
+    with mixture.fixed({}):
+        close(target_logits(mixture, IDS, TARGET), target_logits(plain, IDS, TARGET))
+    exact = strengthen(MixtureModel.from_experts(tiny_model("llama"), folders))
+    difference = (target_logits(mixture, IDS, TARGET) - target_logits(exact, IDS, TARGET)).abs().mean()
+    assert float(difference) < 0.1
+    with pytest.raises(MixtureError, match="quantised"):
+        mixture.export("nowhere", weights={"a": 1.0}, merged=True)
