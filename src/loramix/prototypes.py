@@ -10,6 +10,8 @@ Both write a rule into the gate's perceptron, which training can then refine. Wi
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -44,7 +46,7 @@ def from_examples(mixture: MixtureModel, examples: Mapping[str, Examples], *, sh
     _check(mixture, units=len(names))
     if mixture.gate_config.context == "reference":
         raise MixtureError("a reference gate has no biases, which prototypes of examples need; use from_adapters")
-    means = [_mean_contexts(mixture, examples[name]) for name in names]
+    means = [_mean_contexts(mixture, index, examples[name]) for index, name in enumerate(names)]
     for reader, gate in mixture.gates.items():
         _nearest_mean(gate, torch.stack([mean[reader] for mean in means]), sharpness)
 
@@ -78,14 +80,14 @@ def _check(mixture: MixtureModel, *, units: int) -> None:
         )
 
 
-def _mean_contexts(mixture: MixtureModel, examples: Examples) -> dict[str, Float[Tensor, " D"]]:
-    """Return what each gate reads of these prompts, the mean over their real tokens and then over the prompts."""
+def _mean_contexts(mixture: MixtureModel, expert: int, examples: Examples) -> dict[str, Float[Tensor, " D"]]:
+    """Return what each gate reads of an expert's prompts, the mean over their real tokens and then over prompts."""
     tokenizer = mixture_tokenizer(mixture) if any(isinstance(example, str) for example in examples) else None
     sums: dict[str, Tensor] = {}
     rows = 0
     for example in examples:
         inputs = text_inputs(mixture, example, tokenizer=tokenizer) if isinstance(example, str) else dict(example)
-        with _contexts(mixture) as contexts:
+        with _contexts(mixture, expert) as contexts:
             mixture.weights(**inputs)
         rows += len(inputs["input_ids"])
         for reader, context_BD in contexts.items():
@@ -94,19 +96,26 @@ def _mean_contexts(mixture: MixtureModel, examples: Examples) -> dict[str, Float
 
 
 @contextmanager
-def _contexts(mixture: MixtureModel) -> Iterator[dict[str, Float[Tensor, "B D"]]]:
-    """Collect, by reader, the mean context of each row that the gates read inside the block."""
+def _contexts(mixture: MixtureModel, expert: int) -> Iterator[dict[str, Float[Tensor, "B D"]]]:
+    """Collect, by reader, the mean context of each row that the gates read inside the block.
+
+    The gates choose `expert` there, so that deeper layers read what they will read once the gates are right.
+    """
     found: dict[str, Tensor] = {}
 
-    def keep(reader: str, gate: ContextGate, args: tuple[Tensor, Tensor, Tensor | None]) -> None:
-        context, _ = gate.read(*args)
-        mask = args[1] if context.shape[1] == args[1].shape[1] else torch.ones_like(context[..., 0], dtype=torch.bool)
+    def choose(
+        reader: str, gate: ContextGate, args: tuple[Any, ...], output: tuple[Tensor, Tensor | None]
+    ) -> tuple[Tensor, Tensor | None]:
+        hidden, mask = args[:2]
+        context, _ = gate.read(hidden, mask)
+        if context.shape[1] != mask.shape[1]:  # one for the whole row
+            mask = torch.ones_like(context[..., 0], dtype=torch.bool)
         found.setdefault(reader, masked_mean(context, mask)[:, 0])
+        chosen = torch.zeros_like(output[0])
+        chosen[..., expert] = 1.0
+        return chosen, output[1]
 
-    hooks = [
-        gate.register_forward_pre_hook(lambda gate, args, reader=reader: keep(reader, gate, args))
-        for reader, gate in mixture.gates.items()
-    ]
+    hooks = [gate.register_forward_hook(partial(choose, reader)) for reader, gate in mixture.gates.items()]
     try:
         yield found
     finally:

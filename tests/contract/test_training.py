@@ -16,6 +16,8 @@ def without_dropout(mixture: MixtureModel) -> MixtureModel:
     for module in mixture.train().modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+        if isinstance(getattr(module, "dropout", None), float):  # of T5's attention
+            module.dropout = 0.0
     return mixture
 
 

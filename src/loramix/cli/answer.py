@@ -1,48 +1,45 @@
 """`generate` and `explain`: ask a saved mixture."""
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
+from loramix.atomic import write_text
 from loramix.mixture import MixtureModel
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from loramix.prompts import mixture_tokenizer, text_inputs
+from loramix.report.explanation import Explanation, explain, explanation_page
 
 _BAR = 10  # cells of a whole bar: a layer's full name and two experts fit into 80 columns
 
 
-def generate_text(path: str, prompt: str, max_new_tokens: int) -> str:
-    """Return the mixture's greedy answer to a prompt."""
-    mixture, inputs, tokenizer = _load(path, prompt)
-    tokens = mixture.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    new = tokens[0] if mixture.base.config.is_encoder_decoder else tokens[0, inputs["input_ids"].shape[1] :]
-    return str(tokenizer.decode(new, skip_special_tokens=True)).strip()  # type: ignore[attr-defined]
-
-
-def explain_prompt(path: str, prompt: str) -> None:
-    """Print every layer's weights for a prompt, and their mean, as bars."""
-    mixture, inputs, _ = _load(path, prompt)
-    weights = {name: weights_BE[0].tolist() for name, weights_BE in mixture.weights(**inputs).items()}
-    mean = [sum(column) / len(weights) for column in zip(*weights.values(), strict=True)]
-    table = Table(Column("layer", no_wrap=True), *mixture.expert_names, title=f"weights for {prompt!r}")
-    for name, row in weights.items():
-        table.add_row(name, *(_bar(value) for value in row))
-    table.add_section()
-    table.add_row("mean", *(_bar(value) for value in mean))
-    Console().print(table)
-
-
-def _load(path: str, prompt: str) -> "tuple[MixtureModel, dict[str, Tensor], object]":
-    from loramix.bases import load_tokenizer
-
+def generate_text(path: str, text: str, *, task: str | None, max_new_tokens: int) -> str:
+    """Return the mixture's greedy answer to a prompt, or to the input of a task."""
     mixture = MixtureModel.from_pretrained(path)
-    tokenizer = load_tokenizer(mixture.base_name, revision=mixture.revision)
-    text = prompt if mixture.base.config.is_encoder_decoder else prompt + "\n"
-    inputs = tokenizer(text, return_tensors="pt")
-    return mixture, {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}, tokenizer
+    tokenizer = mixture_tokenizer(mixture)
+    inputs = text_inputs(mixture, text, task=task, tokenizer=tokenizer)
+    tokens = mixture.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    new = tokens[0] if mixture.config.is_encoder_decoder else tokens[0, inputs["input_ids"].shape[1] :]
+    return str(tokenizer.decode(new, skip_special_tokens=True)).strip()
 
 
-def _bar(value: float) -> str:
-    return f"{value:.2f} {'█' * round(value * _BAR)}"
+def explain_prompt(path: str, text: str, *, task: str | None, page: Path | None) -> None:
+    """Print every layer's weights for a prompt, and their mean, as bars; write them as an HTML page if asked."""
+    explanation = explain(MixtureModel.from_pretrained(path), text, task=task)
+    console = Console()
+    console.print(_table("layer", explanation, {**explanation.layers, "mean": explanation.mean}))
+    if explanation.tokens:
+        console.print(_table("token", explanation, dict(enumerate(weights for _, weights in explanation.tokens))))
+    if page is not None:
+        write_text(page, explanation_page(explanation))
+
+
+def _table(what: str, explanation: Explanation, rows: dict[str, list[float]] | dict[int, list[float]]) -> Table:
+    table = Table(Column(what, no_wrap=True), *explanation.experts, title=Text(f"weights for {explanation.prompt!r}"))
+    for key, weights in rows.items():
+        if key == "mean":
+            table.add_section()
+        name = repr(explanation.tokens[key][0]) if isinstance(key, int) else key
+        table.add_row(Text(name), *(f"{weight:.2f} {'█' * round(weight * _BAR)}" for weight in weights))
+    return table

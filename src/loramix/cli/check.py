@@ -36,6 +36,7 @@ def _sizes(recipe: Recipe) -> str:
 
     from loramix.experts import linear_shape
     from loramix.stages.lora import attention_layers
+    from loramix.wrapping import new_gates
 
     config = load_config(recipe.base.name, revision=recipe.base.revision)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -44,13 +45,14 @@ def _sizes(recipe: Recipe) -> str:
     model.tie_weights()
     total = sum(parameter.numel() for parameter in model.parameters())
     targets = recipe.lora.targets or attention_layers(model)
-    shapes = [
-        shape
+    shapes = {
+        name: shape
         for name, module in model.named_modules()
         if name.rpartition(".")[2] in targets and (shape := linear_shape(module))
-    ]
-    adapter = sum(recipe.lora.rank * (wide + out) for wide, out in shapes)
-    gates = sum(recipe.gate.hidden * (wide + 1) + len(recipe.tasks) * (recipe.gate.hidden + 1) for wide, _ in shapes)
+    }
+    adapter = sum(recipe.lora.rank * (wide + out) for wide, out in shapes.values())
+    modules = new_gates(model, shapes.keys(), recipe.gate.config, len(recipe.tasks)).values()
+    gates = sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
     width = 4 if recipe.base.dtype == "float32" else 2
     full = total * width * (2 if recipe.finetune.optimizer == "adafactor" else 4)
     return (

@@ -65,27 +65,96 @@ def check(recipe: str, overrides: tuple[str, ...]) -> None:
     click.echo(describe(load_recipe(recipe, overrides)))
 
 
+_task = click.option("--task", help="Put PROMPT into this task's prompt template, as in training.")
+
+
 @cli.command()
 @click.argument("mixture")
 @click.argument("prompt")
+@_task
 @click.option("--max-new-tokens", default=64, show_default=True)
-def generate(mixture: str, prompt: str, max_new_tokens: int) -> None:
-    """Let the MIXTURE in a folder answer PROMPT."""
+def generate(mixture: str, prompt: str, task: str | None, max_new_tokens: int) -> None:
+    """Let a MIXTURE (a folder or Hub id) answer PROMPT."""
     from loramix.cli.answer import generate_text
 
     _one_display()
-    click.echo(generate_text(mixture, prompt, max_new_tokens))
+    click.echo(generate_text(mixture, prompt, task=task, max_new_tokens=max_new_tokens))
 
 
 @cli.command()
 @click.argument("mixture")
 @click.argument("prompt")
-def explain(mixture: str, prompt: str) -> None:
-    """Show how much of each expert the MIXTURE uses for PROMPT, layer by layer."""
+@_task
+@click.option(
+    "--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with the same to this file."
+)
+def explain(mixture: str, prompt: str, task: str | None, html: Path | None) -> None:
+    """Show how much of each expert a MIXTURE (a folder or Hub id) uses for PROMPT, layer by layer."""
     from loramix.cli.answer import explain_prompt
 
     _one_display()
-    explain_prompt(mixture, prompt)
+    explain_prompt(mixture, prompt, task=task, page=html)
+    if html is not None:
+        click.echo(f"Page:    {html}", err=True)
+
+
+@cli.command()
+@click.argument("mixture")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--weight", "weights", multiple=True, metavar="EXPERT=VALUE", help="An expert's weight; others get 0.")
+@click.option("--prompt", help="Take the weights that the gates give this prompt.")
+@_task
+@click.option("--merged", is_flag=True, help="Write a whole model instead of an adapter.")
+def export(
+    mixture: str, out: Path, weights: tuple[str, ...], prompt: str | None, task: str | None, merged: bool
+) -> None:
+    """Write a MIXTURE at fixed weights to folder OUT: an ordinary PEFT adapter, or a merged model."""
+    from loramix.cli.convert import export_mixture
+
+    _one_display()
+    export_mixture(mixture, out, weights=weights, prompt=prompt, task=task, merged=merged)
+    click.echo(out)
+
+
+@cli.command("import")
+@click.argument("kind", type=click.Choice(["loralib"]))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--base", required=True, help="The base model: a name, a folder or a Hub id.")
+@click.option("--expert", "experts", multiple=True, required=True, metavar="NAME=FILE", help="In the gates' order.")
+@click.option("--gates", required=True, type=click.Path(path_type=Path), help="The file with the gates' parameters.")
+@click.option("--alpha", default=1.0, show_default=True, help="loralib's lora_alpha.")
+def import_(kind: str, out: Path, base: str, experts: tuple[str, ...], gates: Path, alpha: float) -> None:
+    """Write a mixture with the reference gate to folder OUT, from checkpoints in loralib's form."""
+    from loramix.cli.convert import import_loralib
+
+    _one_display()
+    import_loralib(out, base=base, experts=experts, gates=gates, alpha=alpha)
+    click.echo(out)
+
+
+@cli.command()
+@click.argument("mixture", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("repository")
+@click.option("--private", is_flag=True, help="Let nobody else see a new repository.")
+def push(mixture: Path, repository: str, private: bool) -> None:
+    """Upload the MIXTURE in a folder to a REPOSITORY (user/name) of the Hugging Face Hub."""
+    from loramix import hub
+
+    _one_display()
+    click.echo(hub.push(mixture, repository, private=private or None))
+
+
+@cli.command()
+@click.argument("repository")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--revision", help="A branch, tag or commit.")
+def pull(repository: str, out: Path, revision: str | None) -> None:
+    """Copy the mixture in a REPOSITORY of the Hugging Face Hub to folder OUT."""
+    from loramix import hub
+
+    _one_display()
+    hub.pull(repository, out, revision=revision)
+    click.echo(out)
 
 
 @cli.command()

@@ -1,0 +1,117 @@
+"""Gates that know their experts before training."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import close, tiny_model, tokens
+
+from loramix import GateConfig, MixtureModel
+from loramix.errors import MixtureError
+from loramix.gate import masked_mean
+from loramix.prototypes import from_adapters, from_examples
+
+Experts = Callable[..., dict[str, Path]]
+NAMES = ["a", "b", "c"]
+
+
+def build(experts: Experts, shape: str, **gate: object) -> MixtureModel:
+    return MixtureModel.from_experts(tiny_model(shape), experts(shape), gate=GateConfig(**gate)).eval()
+
+
+def prompts(expert: str, count: int, seed: int) -> list[dict[str, torch.Tensor]]:
+    """Return prompts over a few words of the expert's own."""
+    start = 5 + 30 * NAMES.index(expert)
+    generator = torch.Generator().manual_seed(seed)
+    return [{"input_ids": torch.randint(start, start + 3, (1, 8), generator=generator)} for _ in range(count)]
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "top-k"])
+@pytest.mark.parametrize("context", ["prompt", "running", "token"])
+@pytest.mark.parametrize("shape", ["t5", "llama", "gpt2"])
+def test_a_few_examples_are_enough_to_prefer_the_right_expert(
+    experts: Experts, shape: str, context: str, activation: str
+) -> None:
+    mixture = build(experts, shape, context=context, activation=activation, temperature=0.5)
+    from_examples(mixture, {name: prompts(name, 6, seed=1) for name in NAMES})
+    for index, name in enumerate(NAMES):
+        right = total = 0.0
+        for prompt in prompts(name, 5, seed=2):
+            found = mixture.mean_weights(**prompt)
+            if shape == "t5" and context != "prompt":  # a decoder that has read one token knows nothing yet
+                found = {layer: weights for layer, weights in found.items() if layer.startswith("encoder")}
+            shares = torch.stack([weights[0, index] / weights[0].sum() for weights in found.values()])
+            right, total = right + float(shares.sum()), total + len(shares)
+        enough = 0.42 if activation == "sigmoid" else 0.6  # a sigmoid does not take from one what it gives another
+        assert right / total > enough, (name, right / total)
+
+
+def test_prototypes_are_the_nearest_mean(experts: Experts) -> None:
+    """The rule in the perceptron against the rule on paper."""
+    mixture = build(experts, "llama")
+    examples = {name: prompts(name, 4, seed=1) for name in NAMES}
+    reader, gate = next(iter(mixture.gates.items()))
+    seen: list[torch.Tensor] = []
+    hook = gate.register_forward_pre_hook(lambda module, args: seen.append(module.read(*args)[0][:, 0]))
+    for name in NAMES:
+        for prompt in examples[name]:
+            mixture.weights(**prompt)
+    hook.remove()
+    means = torch.cat(seen).view(3, 4, -1).mean(1)
+    from_examples(mixture, examples, sharpness=3.0)
+    scale = 2 * 3.0 / torch.pdist(means).square().mean()
+    distances = (torch.cat(seen)[:1] - means).square().sum(1)
+    close(mixture.weights(**examples["a"][0])[reader][0], (-scale / 2 * distances).softmax(0))
+
+
+@pytest.mark.parametrize("context", ["token", "running", "prompt", "reference"])
+def test_arrow_prefers_the_update_that_amplifies_the_input(experts: Experts, context: str) -> None:
+    mixture = build(experts, "llama", context=context)
+    from_adapters(mixture, sharpness=2.0)
+    reader, gate = next(iter(mixture.gates.items()))
+    x = mixture.base.model.layers[0].input_layernorm(mixture.base.model.embed_tokens(tokens(1, 1)))
+    context_BTD = x if context == "reference" else torch.nn.functional.rms_norm(x, x.shape[-1:], eps=1e-6)
+    scores = []
+    for expert in mixture.experts:
+        update = expert.updates[reader]
+        direction = torch.linalg.svd(update.up_OR @ update.down_RD, full_matrices=False).Vh[0]
+        scores.append(2.0 * (context_BTD[0, 0] @ direction).abs())
+    found = mixture.weights(input_ids=tokens(1, 1))[reader]
+    close(found.flatten(), torch.stack(scores).softmax(0))
+    assert isinstance(masked_mean(x, torch.ones(1, 1).bool()), torch.Tensor)
+    assert gate.width == 32
+
+
+def test_experts_without_an_update_where_a_gate_reads_score_nothing(make_expert: Callable[..., Path]) -> None:
+    folders = {
+        "q": make_expert("llama", "q", seed=1, target_modules=["q_proj"]),
+        "v": make_expert("llama", "v", seed=2, target_modules=["v_proj"]),
+    }
+    mixture = MixtureModel.from_experts(tiny_model("llama"), folders)
+    from_adapters(mixture)
+    weights = mixture.weights(input_ids=tokens(1, 4))["model.layers.0.self_attn.q_proj"][0]
+    assert float(weights[0]) > 0.5
+
+
+def test_prototypes_can_be_trained_further(experts: Experts) -> None:
+    mixture = build(experts, "llama")
+    from_examples(mixture, {name: prompts(name, 2, seed=1) for name in NAMES})
+    mixture(**prompts("a", 1, seed=3)[0], labels=tokens(1, 8)).loss.backward()
+    assert all(float(gate.score.bias.grad.abs().sum()) > 0 for gate in mixture.gates.values())
+
+
+def test_what_prototypes_need_is_said(experts: Experts) -> None:
+    examples = {name: prompts(name, 1, seed=1) for name in NAMES}
+    with pytest.raises(MixtureError, match="none for b, c"):
+        from_examples(build(experts, "llama"), {"a": examples["a"]})
+    with pytest.raises(MixtureError, match="no expert 'd'"):
+        from_examples(build(experts, "llama"), {**examples, "d": examples["a"]})
+    with pytest.raises(MixtureError, match=r"GateConfig\(hidden=3\)"):
+        from_examples(build(experts, "llama", hidden=2), examples)
+    with pytest.raises(MixtureError, match=r"GateConfig\(hidden=6\)"):
+        from_adapters(build(experts, "llama", hidden=5))
+    with pytest.raises(MixtureError, match="use from_adapters"):
+        from_examples(build(experts, "llama", context="reference"), examples)
+    with pytest.raises(MixtureError, match="on which no adapter acts"):
+        from_adapters(build(experts, "t5"))
