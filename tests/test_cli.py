@@ -21,7 +21,9 @@ def test_help_does_not_import_torch() -> None:
     assert "explain" in call("--help").stdout
 
 
-@pytest.mark.parametrize("command", ["run", "recipes", "check", "generate", "explain", "env"])
+@pytest.mark.parametrize(
+    "command", ["run", "recipes", "check", "generate", "explain", "export", "import", "push", "pull", "env"]
+)
 def test_every_command_has_help(command: str) -> None:
     result = CliRunner().invoke(cli, [command, "--help"])
     assert result.exit_code == 0
@@ -48,22 +50,114 @@ def test_check_shows_settings_samples_and_sizes() -> None:
         assert expected in result.output
 
 
-def test_generate_and_explain_answer_for_a_saved_mixture(tmp_path: Path) -> None:
+@pytest.fixture
+def mixture(tmp_path: Path) -> Path:
+    return saved_mixture(tmp_path, "tiny-llama")
+
+
+def saved_mixture(folder: Path, base: str, **gate: object) -> Path:
+    """Save a mixture of two adapters `a` and `b` over a shipped tiny model, and return its folder."""
     from peft import LoraConfig, get_peft_model
 
-    from loramix import MixtureModel
+    from loramix import GateConfig, MixtureModel
     from loramix.bases import load_base
+    from loramix.prompts import Prompting
 
+    target = "q_proj" if base == "tiny-llama" else "q"
     for name in ("a", "b"):
-        base = load_base("tiny-llama").model
-        get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / name)
-    mixture = MixtureModel.from_experts("tiny-llama", {name: tmp_path / name for name in ("a", "b")})
-    mixture.save_pretrained(tmp_path / "mix")
-    result = CliRunner().invoke(cli, ["explain", str(tmp_path / "mix"), "some words"])
+        model = get_peft_model(load_base(base).model, LoraConfig(r=2, target_modules=[target], init_lora_weights=False))
+        model.save_pretrained(folder / name)
+    experts = {name: folder / name for name in ("a", "b")}
+    mixture = MixtureModel.from_experts(base, experts, gate=GateConfig(**gate))
+    mixture.prompting = Prompting(templates={"poem": "write a poem about {input}"})
+    mixture.save_pretrained(folder / "mix")
+    return folder / "mix"
+
+
+def test_generate_and_explain_answer_for_a_saved_mixture(mixture: Path) -> None:
+    result = CliRunner().invoke(cli, ["explain", str(mixture), "some words"])
     assert "0.50" in result.output
     assert "mean" in result.output
     assert "model.layers.0.self_attn.q_proj" in result.output
+    plain = CliRunner().invoke(cli, ["generate", str(mixture), "write a poem about tea", "--max-new-tokens", "3"])
+    asked = CliRunner().invoke(cli, ["generate", str(mixture), "tea", "--task", "poem", "--max-new-tokens", "3"])
+    assert plain.exit_code == 0
+    assert plain.output == asked.output
     assert (
-        CliRunner().invoke(cli, ["generate", str(tmp_path / "mix"), "some words", "--max-new-tokens", "3"]).exit_code
-        == 0
+        "'write a poem about tea'" in CliRunner().invoke(cli, ["explain", str(mixture), "tea", "--task", "poem"]).output
     )
+    result = call("generate", str(mixture), "tea", "--task", "peom")
+    assert result.stderr.startswith("error: this mixture has no prompt for a task 'peom' (did you mean 'poem'?)")
+
+
+@pytest.mark.parametrize("base", ["tiny-llama", "tiny-t5"])
+def test_explain_shows_every_token_of_a_token_gate(tmp_path: Path, base: str) -> None:
+    mixture, page = saved_mixture(tmp_path, base, context="token"), tmp_path / "page.html"
+    result = CliRunner().invoke(cli, ["explain", str(mixture), "<b>tea & milk</b>", "--html", str(page)])
+    assert result.exit_code == 0, result.output
+    assert "'tea" in result.output.replace("▁", "").replace("Ġ", "").replace("' tea", "'tea") or "tea" in result.output
+    html = page.read_text()
+    assert "&lt;b&gt;tea &amp; milk&lt;/b&gt;" in html
+    assert "<b>tea" not in html
+    assert html.count('style="--share:') > 3
+    assert html.count('class="bar') >= 2 * 2
+
+
+def test_export_writes_an_adapter_or_a_model(mixture: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from loramix.bases import load_base
+
+    out = tmp_path / "adapter"
+    result = CliRunner().invoke(cli, ["export", str(mixture), str(out), "--weight", "a=0.7", "--weight", "b=0.3"])
+    assert (result.exit_code, result.output) == (0, f"{out}\n")
+    PeftModel.from_pretrained(load_base("tiny-llama").model, out)
+    merged = tmp_path / "model"
+    command = ["export", str(mixture), str(merged), "--prompt", "tea", "--task", "poem", "--merged"]
+    assert CliRunner().invoke(cli, command).exit_code == 0
+    AutoModelForCausalLM.from_pretrained(merged)
+    assert AutoTokenizer.from_pretrained(merged)("tea").input_ids
+    for wrong, message in (
+        ([], "needs either"),
+        (["--weight", "a"], "write EXPERT=VALUE"),
+        (["--weight", "z=1"], "no expert 'z'"),
+    ):
+        result = call("export", str(mixture), str(tmp_path / "no"), *wrong)
+        assert result.returncode == 1
+        assert message in result.stderr
+
+
+def test_export_never_replaces_what_it_did_not_write(mixture: Path, tmp_path: Path) -> None:
+    result = call("export", str(mixture), str(tmp_path), "--weight", "a=1")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ")
+    assert (tmp_path / "a" / "adapter_config.json").is_file()
+
+
+def test_import_reads_the_reference(tmp_path: Path) -> None:
+    import torch
+
+    layer = "encoder.block.0.layer.0.SelfAttention.q"
+    from loramix.bases import load_base
+
+    linear = load_base("tiny-t5").model.get_submodule(layer)
+    for name in ("a", "b"):
+        state = {
+            f"{layer}.lora_A": torch.randn(2, linear.in_features),
+            f"{layer}.lora_B": torch.randn(linear.out_features, 2),
+        }
+        torch.save(state, tmp_path / f"{name}.pt")
+    gates = {
+        f"{layer}.context_gated_mixing.lin1.weight": torch.randn(4, linear.in_features),
+        f"{layer}.context_gated_mixing.output.weight": torch.randn(2, 4),
+    }
+    torch.save(gates, tmp_path / "gates.pt")
+    out = tmp_path / "mixture"
+    experts = [part for name in ("a", "b") for part in ("--expert", f"{name}={tmp_path / name}.pt")]
+    command = ["import", "loralib", str(out), "--base", "tiny-t5", *experts, "--gates", str(tmp_path / "gates.pt")]
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 0, result.output
+    assert "0." in CliRunner().invoke(cli, ["explain", str(out), "some words"]).output
+    command[6] = "a"
+    assert "write NAME=FILE" in call(*command).stderr

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import close, peft_logits, strengthen, target_logits, tiny_model, tokens
+from transformers import BitsAndBytesConfig, LlamaForCausalLM, PreTrainedModel
 
 from loramix import GateConfig, MixtureModel
 from loramix.errors import ExpertError, MixtureError
@@ -154,17 +155,49 @@ def test_a_shared_gate_keeps_the_layer_that_it_reads(make_expert: MakeExpert) ->
         later.add_expert("q", folders["q"])
 
 
-def test_a_quantised_base_is_only_called(make_expert: MakeExpert) -> None:
-    torchao = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+class Int8Linear(torch.nn.Module):
+    """A linear layer whose weight is whole numbers and a scale for each row, as quantisers keep it."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        self.scale = linear.weight.data.abs().amax(1, keepdim=True) / 127
+        self.weight = torch.nn.Parameter((linear.weight.data / self.scale).round().to(torch.int8), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(x, self.weight * self.scale, self.bias)
+
+
+def quantised_in_code(folder: Path) -> PreTrainedModel:
+    base = tiny_model("llama")
+    for layer in base.model.layers:
+        for name, module in layer.self_attn.named_children():
+            setattr(layer.self_attn, name, Int8Linear(module))
+    return base
+
+
+def quantised_by_bitsandbytes(folder: Path) -> PreTrainedModel:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    tiny_model("llama").save_pretrained(folder)
+    return LlamaForCausalLM.from_pretrained(folder, quantization_config=BitsAndBytesConfig(load_in_8bit=True)).eval()
+
+
+@pytest.mark.parametrize("quantised", [quantised_in_code, quantised_by_bitsandbytes])
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_a_quantised_base_is_only_called(
+    make_expert: MakeExpert, tmp_path: Path, quantised: Callable[[Path], PreTrainedModel]
+) -> None:
     folders = {name: make_expert("llama", name, seed=index) for index, name in enumerate("ab")}
-    base, plain = tiny_model("llama"), tiny_model("llama")
-    for model in (base, plain):
-        torchao.quantize_(model.model, torchao.Int8WeightOnlyConfig())
+    base, plain = quantised(tmp_path / "base"), quantised(tmp_path / "base")
+    assert base.model.layers[0].self_attn.q_proj.weight.dtype == torch.int8
     mixture = strengthen(MixtureModel.from_experts(base, folders))
     with mixture.fixed({}):
-        close(target_logits(mixture, IDS, TARGET), target_logits(plain, IDS, TARGET))
-    exact = strengthen(MixtureModel.from_experts(tiny_model("llama"), folders))
-    difference = (target_logits(mixture, IDS, TARGET) - target_logits(exact, IDS, TARGET)).abs().mean()
-    assert float(difference) < 0.1
+        assert torch.equal(target_logits(mixture, IDS, TARGET), target_logits(plain, IDS, TARGET))
+    exact = target_logits(strengthen(MixtureModel.from_experts(tiny_model("llama"), folders)), IDS, TARGET)
+    assert float((target_logits(mixture, IDS, TARGET) - exact).abs().mean() / exact.std()) < 0.1
+    mixture(input_ids=IDS, labels=IDS).loss.backward()
+    assert all(parameter.grad is not None for parameter in mixture.parameters() if parameter.requires_grad)
     with pytest.raises(MixtureError, match="quantised"):
-        mixture.export("nowhere", weights={"a": 1.0}, merged=True)
+        mixture.export(tmp_path / "no", weights={"a": 1.0}, merged=True)
+    mixture.export(tmp_path / "adapter", weights={"a": 1.0})
+    close(peft_logits("llama", tmp_path / "adapter", IDS, TARGET), peft_logits("llama", folders["a"], IDS, TARGET))

@@ -176,3 +176,48 @@ def test_tasks_take_turns_one_batch_each() -> None:
     sampler = TurnSampler([10, 6], batch=4, seed=1)
     sampler.set_epoch(1)
     assert list(sampler) != order
+
+
+def test_the_mixture_of_a_run_says_what_it_is(finished: Path) -> None:
+    models = finished / "cgm" / "models"
+    card = (models / "README.md").read_text()
+    for part in ("### ROUGE", "| CGM LoRA |", "## Mean weights", "name: tiny", "haiku: `write a haiku about {input}`"):
+        assert part in card
+    measured = json.loads((models / "metrics.json").read_text())
+    assert [row["model"] for row in measured["scores"]["ROUGE"]] == [
+        row["model"] for row in rows(finished / "rouge.csv")
+    ]
+    assert [row["task"] for row in measured["mean_weights"]] == ["haiku", "title"]
+    auxiliary = rows(finished / "cgm" / "auxiliary.csv")
+    assert list(auxiliary[0]) == ["step", "epoch", "entropy", "balance", "supervised"]
+    assert float(auxiliary[0]["entropy"]) == pytest.approx(0.693, abs=0.05)  # two experts, near the uniform start
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["gate.context=running", "gate.scope=block", "gate.activation=sigmoid", "gate.init=prototype"],
+        ["gate.context=token", "gate.activation=top-1", "gate.init=arrow", "gate.base_slot=true", "gate.balance=0.1"],
+    ],
+    ids=["running", "token"],
+)
+def test_every_kind_of_gate_goes_through_a_run(tmp_path: Path, finished: Path, settings: list[str]) -> None:
+    root = tmp_path / "tiny"
+    shutil.copytree(finished, root)
+    runner.run(load_recipe("tiny", [*SMALL, *settings]), root)
+    mixture = MixtureModel.from_pretrained(root / "cgm" / "models")
+    assert mixture.gate_config.context == settings[0].partition("=")[2]
+    assert len(rows(root / "cgm" / "weights.csv")) == 2 * 2 * len(mixture.layers)
+    assert "CGM LoRA" in (root / "report.html").read_text()
+
+
+def test_auxiliary_losses_do_what_they_are_for(tmp_path: Path, finished: Path) -> None:
+    """Supervised by the task, the gates learn to tell the tasks apart; without, the tiny models give no reason to."""
+    last = {}
+    for coefficient in (0, 2):
+        root = tmp_path / f"with-{coefficient}"
+        shutil.copytree(finished, root)
+        settings = [*SMALL, f"gate.supervised={coefficient}", "gate.learning_rate=0.02", "gate.epochs=3"]
+        runner.run(load_recipe("tiny", settings), root, stage="gate")
+        last[coefficient] = float(rows(root / "cgm" / "auxiliary.csv")[-1]["supervised"])
+    assert last[2] < 0.2 < 0.5 < last[0]
