@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from loramix.errors import OutputError
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
@@ -40,9 +42,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def check_replaceable(path: Path, marker: str) -> None:
-    """Raise FileExistsError if `path` is a file, or holds anything without the file that marks what replaces it."""
+    """Raise OutputError if `path` is a file, or holds anything without the file that marks what replaces it."""
     if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / marker).is_file()):
-        raise FileExistsError(f"{path} exists and holds no {marker}, so it is not replaced; choose another folder")
+        raise OutputError(f"{path} exists and holds no {marker}, so it is not replaced; choose another folder")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -32,6 +32,10 @@ class CheckpointError(LoramixError, ValueError):
     """A mixture on disk that is incomplete, damaged or from a newer version."""
 
 
+class OutputError(LoramixError, FileExistsError):
+    """A place to write to that holds something else."""
+
+
 class StageError(LoramixError, RuntimeError):
     """A stage that cannot start or go on."""
 
