@@ -37,11 +37,10 @@ class GateTrainer(MixingTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, object]:
         """Return the loss; in training with the auxiliary losses, a mean over the accumulated batches."""
-        task = int(inputs["task"])
         with recording() as used:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
-            for name, value in self._auxiliary(used, task).items():
+            for name, value in self._auxiliary(used, int(inputs["task"])).items():
                 self._measured[name].append(float(value))
                 if self._coefficients[name]:
                     loss = loss + self._coefficients[name] * value / self.args.gradient_accumulation_steps
