@@ -22,6 +22,7 @@ from transformers import (
 from loramix import MixtureModel
 
 VOCABULARY = 97
+torch.set_num_threads(1)  # models this small are slower on more
 
 
 def tiny_model(shape: str) -> PreTrainedModel:

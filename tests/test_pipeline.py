@@ -220,4 +220,4 @@ def test_auxiliary_losses_do_what_they_are_for(tmp_path: Path, finished: Path) -
         settings = [*SMALL, f"gate.supervised={coefficient}", "gate.learning_rate=0.02", "gate.epochs=3"]
         runner.run(load_recipe("tiny", settings), root, stage="gate")
         last[coefficient] = float(rows(root / "cgm" / "auxiliary.csv")[-1]["supervised"])
-    assert last[2] < 0.2 < 0.5 < last[0]
+    assert last[2] < 0.4 < 0.5 < last[0]
