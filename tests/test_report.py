@@ -1,6 +1,7 @@
 """The report: one page that needs nothing beside itself, trusts no text, and shows everything it is given."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -197,3 +198,9 @@ def test_few_or_useless_losses_still_make_a_plot(tmp_path: Path, rows: list[Loss
 
 def test_the_same_losses_give_the_same_drawing() -> None:
     assert losses_svg("LoRA haiku", LOSSES) == losses_svg("LoRA haiku", LOSSES)
+
+
+def test_two_experts_are_both_shown_where_one_weight_does_not_follow_from_the_other() -> None:
+    rows = [WeightRow("h.0.attn.c_attn", "haiku", expert, weight) for expert, weight in (("a", 0.9), ("b", 0.8))]
+    assert [panel.expert for panel in arrange(rows).panels] == ["a", "b"]
+    assert [panel.expert for panel in arrange([rows[0], replace(rows[1], weight=0.1)]).panels] == ["a"]

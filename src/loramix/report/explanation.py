@@ -11,6 +11,9 @@ from loramix.prompts import mixture_tokenizer, text_inputs
 if TYPE_CHECKING:
     from loramix.mixture import MixtureModel
 
+# Okabe and Ito's colours, which most eyes tell apart (https://jfly.uni-koeln.de/color/)
+_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#f0e442", "#999999")
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -50,19 +53,15 @@ def explanation_page(explanation: Explanation) -> str:
         raise MissingExtraError("jinja2", "report") from error
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     template = environment.from_string((files("loramix.report") / "explanation.html").read_text(encoding="utf-8"))
-    return template.render(explanation=explanation, hues=_hues(len(explanation.experts)), leader=_leader)
+    return template.render(
+        explanation=explanation,
+        colours=[_COLOURS[index % len(_COLOURS)] for index in range(len(explanation.experts))],
+        leader=_leader,
+    )
 
 
 def _mean(rows: Sequence[Sequence[float]]) -> list[float]:
     return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
-
-
-def _hues(count: int) -> list[int]:
-    """Return hues in degrees, as far apart as that many can be; the first two, blue and orange, suit all eyes."""
-    return [
-        round(250 + 180 * index) % 360 if count == 2 else round(250 + 360 * index / count) % 360
-        for index in range(count)
-    ]
 
 
 def _leader(weights: Sequence[float]) -> tuple[int, int]:

@@ -28,17 +28,18 @@ class Heatmap:
 def arrange(rows: Sequence[WeightRow]) -> Heatmap:
     """Return the heat map of `rows`, in their order.
 
-    With two experts the second one's weight follows from the first one's, so only the first is shown.
+    Where the weights of two experts sum to 1, the second's follows from the first's, and only the first is shown.
     """
     tasks, experts = _unique(row.task for row in rows), _unique(row.expert for row in rows)
     places = _places(_unique(row.layer for row in rows))
     blocks, projections = _unique(b for b, _ in places.values()), _unique(p for _, p in places.values())
     weights = {(row.task, row.expert, *places[row.layer]): row.weight for row in rows}
     labels = _block_labels(blocks)
+    follows = len(experts) == 2 and _sum_to_one(rows)
     panels = [
         Panel(task, expert, [(labels[b], [weights.get((task, expert, b, p)) for p in projections]) for b in blocks])
         for task in tasks
-        for expert in (experts if len(experts) > 2 else experts[:1])
+        for expert in (experts[:1] if follows else experts)
     ]
     return Heatmap(_short(projections), panels, 1 / max(len(experts), 1))
 
@@ -49,6 +50,13 @@ def mean_weights(rows: Sequence[WeightRow]) -> dict[str, dict[str, float]]:
     for row in rows:
         groups.setdefault(row.task, {}).setdefault(row.expert, []).append(row.weight)
     return {task: {expert: sum(w) / len(w) for expert, w in of.items()} for task, of in groups.items()}
+
+
+def _sum_to_one(rows: Sequence[WeightRow]) -> bool:
+    sums: dict[tuple[str, str], float] = {}
+    for row in rows:
+        sums[row.task, row.layer] = sums.get((row.task, row.layer), 0.0) + row.weight
+    return all(abs(total - 1) < 1e-3 for total in sums.values())
 
 
 def _places(layers: Sequence[str]) -> dict[str, tuple[str, str]]:
