@@ -18,7 +18,7 @@ from loramix.experts import Expert, check_fits, load_expert
 from loramix.gate import ContextGate
 from loramix.layer import MixtureLinear
 from loramix.prompts import Prompting, text_inputs
-from loramix.routing import Fixed, attach, fixed_weights, prompt_length
+from loramix.routing import Fixed, attach, fixed_weights, prompt_length, refuse_generation
 from loramix.wrapping import adapted_layers, check_readers, mixture_layers, new_gates, unwrap, wrap
 
 if TYPE_CHECKING:
@@ -244,9 +244,10 @@ class MixtureModel(nn.Module):
     @torch.no_grad()
     def generate(self, **inputs: object) -> "Tensor | ModelOutput":
         """Return token ids or, with `return_dict_in_generate`, an output: what the base model's `generate` returns."""
-        self._refuse_generation(inputs)
-        prompt = next((inputs[key] for key in ("input_ids", "inputs", "inputs_embeds") if key in inputs), None)
         fixed = fixed_weights.get()
+        if fixed is None:
+            refuse_generation(self.gate_config, inputs)
+        prompt = next((inputs[key] for key in ("input_ids", "inputs", "inputs_embeds") if key in inputs), None)
         with (
             bound(prompt_length, prompt.shape[1] if isinstance(prompt, Tensor) else None),
             bound(fixed_weights, fixed and replace(fixed, repeats=True)),
@@ -255,7 +256,7 @@ class MixtureModel(nn.Module):
         return tokens
 
     @torch.no_grad()
-    def weights(self, **inputs: Tensor) -> dict[str, Float[Tensor, "B *tokens E"]]:
+    def weights(self, **inputs: object) -> dict[str, Float[Tensor, "B *tokens E"]]:
         """Return the weights that every adapted layer gives the experts for these inputs, in model order.
 
         Their shape is (B, E), or (B, T, E) where the gates decide for every token; the keys and values of
@@ -266,17 +267,22 @@ class MixtureModel(nn.Module):
         return {name: each.weights if per_token else each.weights[:, 0] for name, each in self._used(inputs).items()}
 
     @torch.no_grad()
-    def mean_weights(self, **inputs: Tensor) -> dict[str, Float[Tensor, "B E"]]:
+    def mean_weights(self, **inputs: object) -> dict[str, Float[Tensor, "B E"]]:
         """Return `weights`, averaged over each row's real tokens where the gates decide for every token."""
         return {name: each.row_mean for name, each in self._used(inputs).items()}
 
-    def _used(self, inputs: dict[str, Tensor]) -> dict[str, Used]:
+    def _used(self, inputs: dict[str, object]) -> dict[str, Used]:
         if self.base.config.is_encoder_decoder and not {"decoder_input_ids", "labels"} & inputs.keys():
+            prompts = inputs["input_ids"] if "input_ids" in inputs else inputs.get("inputs_embeds")
+            if not isinstance(prompts, Tensor):
+                raise MixtureError(
+                    "weights need input_ids or inputs_embeds; encoder_outputs need decoder_input_ids too"
+                )
             start = self.base.config.decoder_start_token_id
-            inputs["decoder_input_ids"] = inputs["input_ids"].new_full((len(inputs["input_ids"]), 1), start)
+            inputs["decoder_input_ids"] = torch.full((len(prompts), 1), start, device=prompts.device)
         with recording() as record:
             self(**inputs, use_cache=False)
-        return {name: record[name] for name in self.layers}
+        return {name: record[name] for name in self.layers if name in record}  # no encoder runs with encoder_outputs
 
     @contextmanager
     def fixed(self, weights: Mapping[str, float] | Sequence[Mapping[str, float]]) -> Iterator[None]:
@@ -310,15 +316,3 @@ class MixtureModel(nn.Module):
         self.base.activation_checkpointing_enable({**chosen, "use_reentrant": False, "context_fn": checkpoint_contexts})
 
     gradient_checkpointing_enable = activation_checkpointing_enable
-
-    def _refuse_generation(self, inputs: Mapping[str, object]) -> None:
-        if self.gate_config.context == "reference":
-            raise MixtureError(
-                "the reference gate averages over the whole target, which does not exist yet during generation; "
-                "train a gate with context='prompt' to generate"
-            )
-        chunk = inputs.get("prefill_chunk_size")
-        if chunk is None:
-            chunk = getattr(inputs.get("generation_config"), "prefill_chunk_size", None)
-        if chunk is not None and self.gate_config.context == "prompt":
-            raise MixtureError("a prompt gate needs the whole prompt at once; generate without prefill_chunk_size")

@@ -5,7 +5,7 @@ in training, in scoring and in each step of generation, so that masks and encode
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -65,6 +65,20 @@ def before_labels(labels: Int[Tensor, "B L"], tokens: int) -> Bool[Tensor, "B T"
         raise MixtureError(f"there are {labels.shape[1]} labels for {tokens} tokens")
     counted_BT = nn.functional.pad(labels != -100, (missing, 0))
     return counted_BT.cumsum(1) == 0
+
+
+def refuse_generation(config: GateConfig, inputs: Mapping[str, object]) -> None:
+    """Raise MixtureError if these gates cannot decide in generation with these inputs as they do in training."""
+    if config.context == "reference":
+        raise MixtureError(
+            "the reference gate averages over the whole target, which does not exist yet during generation; "
+            "train a gate with context='prompt' to generate"
+        )
+    chunk = inputs.get("prefill_chunk_size")
+    if chunk is None:
+        chunk = getattr(inputs.get("generation_config"), "prefill_chunk_size", None)
+    if chunk is not None and config.context == "prompt":
+        raise MixtureError("a prompt gate needs the whole prompt at once; generate without prefill_chunk_size")
 
 
 def _surround(stack: nn.Module, make_call: MakeCall, config: GateConfig) -> None:

@@ -17,6 +17,8 @@ def test_the_reference_gate_does_not_generate(shape: str, experts: Experts) -> N
     mixture = Case(shape, "reference").build(experts)
     with pytest.raises(MixtureError, match="context='prompt'"):
         mixture.generate(input_ids=tokens(1, 4), max_new_tokens=2)
+    with mixture.fixed({"a": 1.0}):  # then no gate decides
+        assert mixture.generate(input_ids=tokens(1, 4), max_new_tokens=2).shape[0] == 1
     cache = tiny_model("llama")(input_ids=tokens(1, 4), use_cache=True).past_key_values
     if shape == "llama":
         with pytest.raises(MixtureError, match="whole sequence"):

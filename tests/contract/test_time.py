@@ -12,6 +12,7 @@ from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from loramix import MixtureModel
+from loramix.errors import MixtureError
 
 PROMPT, TARGET = 6, 5
 
@@ -128,7 +129,11 @@ def test_c4_encoder_outputs_of_the_user_are_those_that_gates_read(case: Case, ex
         plain = mixture(input_ids=ids, decoder_input_ids=target).logits
         close(plain, mixture(encoder_outputs=BaseModelOutput(hidden), decoder_input_ids=target).logits)
         swapped = mixture(encoder_outputs=BaseModelOutput(hidden.flip(0)), decoder_input_ids=target.flip(0)).logits
-    close(plain.flip(0), swapped)
+        close(plain.flip(0), swapped)
+        decided = mixture.weights(encoder_outputs=BaseModelOutput(hidden), decoder_input_ids=target)
+    assert list(decided) == [name for name in mixture.layers if name.startswith("decoder.")]
+    with pytest.raises(MixtureError, match="need decoder_input_ids too"):
+        mixture.weights(encoder_outputs=BaseModelOutput(hidden))
 
 
 @over([case for case in GENERATING if case.activation == "softmax" and case.mixing == "output"])
