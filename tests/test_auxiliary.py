@@ -9,20 +9,20 @@ from loramix.auxiliary import entropy, imbalance, label_loss, shares
 
 
 def test_their_values_at_the_ends_of_their_ranges() -> None:
-    even, sure = torch.full((2, 4), 0.25), torch.eye(4)[:2]
+    even, sure = torch.full((1, 2, 4), 0.25), torch.eye(4)[None, :2]
     assert float(entropy(even)) == pytest.approx(math.log(4))
     assert float(entropy(sure)) == pytest.approx(0.0, abs=1e-6)
-    assert float(imbalance(torch.eye(4))) == pytest.approx(0.0, abs=1e-6)
-    assert float(imbalance(sure[:1])) == pytest.approx(3.0)
+    assert float(imbalance(torch.eye(4)[None])) == pytest.approx(0.0, abs=1e-6)
+    assert float(imbalance(sure[:, :1])) == pytest.approx(3.0)
     assert float(label_loss(even, 2)) == pytest.approx(math.log(4))
-    assert float(label_loss(sure[:1], 0)) == pytest.approx(0.0, abs=1e-6)
-    assert math.isfinite(float(label_loss(sure[:1], 1)))
+    assert float(label_loss(sure[:, :1], 0)) == pytest.approx(0.0, abs=1e-6)
+    assert math.isfinite(float(label_loss(sure[:, :1], 1)))
 
 
 def test_weights_that_do_not_sum_to_one_count_by_their_shares() -> None:
     assert torch.allclose(shares(torch.tensor([[0.1, 0.3]])), torch.tensor([[0.25, 0.75]]))
     assert shares(torch.zeros(1, 2)).tolist() == [[0.0, 0.0]]
-    assert float(entropy(torch.tensor([[0.2, 0.2]]))) == pytest.approx(math.log(2))
+    assert float(entropy(torch.tensor([[[0.2, 0.2]]]))) == pytest.approx(math.log(2))
 
 
 @pytest.mark.parametrize("start", [torch.zeros(3, 3), torch.tensor([[2.0, 0.0, 0.0]] * 3)])
@@ -36,6 +36,6 @@ def test_descending_each_does_what_it_is_for(start: torch.Tensor) -> None:
         optimizer = torch.optim.Adam([scores], lr=0.1)
         for _ in range(200):
             optimizer.zero_grad()
-            loss(scores.softmax(-1)).backward()
+            loss(scores.softmax(-1)[None]).backward()
             optimizer.step()
         assert done(scores.detach().softmax(-1))

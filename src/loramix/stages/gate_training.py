@@ -27,7 +27,7 @@ class GateTrainer(MixingTrainer):
         super().__init__(*args, **kwargs)
         self._coefficients = {name: float(getattr(spec, name)) for name in AUXILIARY}
         self._measured: dict[str, list[float]] = defaultdict(list)
-        self._last_means: dict[str, dict[int, Tensor]] = defaultdict(dict)
+        self._last_means: dict[int, Tensor] = {}
 
     def compute_loss(
         self,
@@ -41,7 +41,7 @@ class GateTrainer(MixingTrainer):
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
             for name, value in self._auxiliary(used, int(inputs["task"])).items():
-                self._measured[name].append(float(value))
+                self._measured[name].append(float(value.detach()))
                 if self._coefficients[name]:
                     loss = loss + self._coefficients[name] * value / self.args.gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
@@ -65,13 +65,12 @@ class GateTrainer(MixingTrainer):
 
     def _auxiliary(self, used: Mapping[str, Used], task: int) -> dict[str, Tensor]:
         """Return every auxiliary loss, the mean over layers."""
-        losses: dict[str, list[Tensor]] = {name: [] for name in AUXILIARY}
-        for layer, each in used.items():
-            rows = each.row_mean
-            means = self._last_means[layer]
-            means[task] = rows.mean(0)
-            losses["entropy"].append(entropy(rows))
-            losses["balance"].append(imbalance(torch.stack(list(means.values()))))
-            losses["supervised"].append(label_loss(rows, task))
-            means[task] = means[task].detach()
-        return {name: torch.stack(values).mean() for name, values in losses.items()}
+        weights_LBE = torch.stack([each.row_mean for each in used.values()])
+        means_LE = weights_LBE.mean(1)
+        others = [means for other, means in self._last_means.items() if other != task]
+        self._last_means[task] = means_LE.detach()
+        return {
+            "entropy": entropy(weights_LBE),
+            "balance": imbalance(torch.stack([means_LE, *others], dim=1)),
+            "supervised": label_loss(weights_LBE, task),
+        }
