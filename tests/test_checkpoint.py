@@ -156,3 +156,18 @@ def test_the_card_tells_what_a_mixture_is_and_what_a_run_found(experts: Experts,
         assert line in card
     again = MixtureModel.from_pretrained(tmp_path / "saved", base=tiny_model("llama"))
     assert again.prompting == mixture.prompting
+
+
+@pytest.mark.parametrize(
+    ("base", "named"), [("google-t5/t5-large", True), ("smollm2-135m", False), ("/models/t5", False)]
+)
+def test_the_card_names_the_base_to_the_hub_if_it_lies_there(
+    experts: Experts, tmp_path: Path, base: str, named: bool
+) -> None:
+    mixture = build(experts)
+    mixture.base_name = base
+    mixture.save_pretrained(tmp_path / "saved")
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert (f"\nbase_model: {base}\n" in card) is named
+    assert f"Base model: `{base}`" in card
+    assert "| k |" not in card

@@ -1,6 +1,7 @@
 """The model card of a mixture: what it is made of, and what a run measured."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -28,11 +29,12 @@ def write_card(folder: Path) -> None:
     template = Template((files("loramix") / "card.md").read_text(encoding="utf-8"))
     card = template.substitute(
         base=config.base,
+        base_id=f"base_model: {config.base}\n" if _is_hub_id(config.base) else "",
         revision=f" at revision `{config.revision}`" if config.revision else "",
         count=len(config.experts),
         prompts=_prompts(config),
         experts=_lines((each.name, f"`{each.source}`", ", ".join(each.lossy) or "nothing") for each in config.experts),
-        gate=_lines((key, value) for key, value in config.gate.model_dump().items()),
+        gate=_lines(_gate_settings(config)),
         weights=_section("Mean weights", [_table(measured.get("mean_weights", []))]),
         metrics=_section(
             "Scores on withheld test samples",
@@ -48,6 +50,16 @@ def _prompts(config: MixtureConfig) -> str:
     form = "one user turn in the tokenizer's chat template" if config.prompting.chat else "plain text"
     templates = "; ".join(f"{task}: `{template}`" for task, template in config.prompting.templates.items())
     return f"{form}; {templates}" if templates else form
+
+
+def _gate_settings(config: MixtureConfig) -> list[tuple[str, object]]:
+    unused = set() if config.gate.activation == "top-k" else {"k"}
+    return list(config.gate.model_dump(exclude=unused).items())
+
+
+def _is_hub_id(name: str) -> bool:
+    """Return whether a base is one of the Hub, whose cards may name no other: not a path, not an embedded model."""
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not Path(name).exists()
 
 
 def _section(title: str, parts: Sequence[str]) -> str:

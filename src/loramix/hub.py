@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from loramix.atomic import atomic_folder, check_replaceable
 from loramix.checkpoint import CONFIG, local_folder, read_config
@@ -18,7 +18,7 @@ def push(folder: Path, repository: str, *, private: bool | None = None, token: s
     try:
         name = api.create_repo(repository, private=private, exist_ok=True).repo_id
         return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload mixture").commit_url)
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:  # ValueError: a name, a card
         raise CheckpointError(f"the mixture was not uploaded to '{repository}': {error}") from error
 
 
