@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from loramix.errors import MissingExtraError
 from loramix.prompts import mixture_tokenizer, text_inputs
+from loramix.report.page import page
 
 if TYPE_CHECKING:
     from loramix.mixture import MixtureModel
@@ -47,17 +46,8 @@ def explain(mixture: "MixtureModel", text: str, *, task: str | None = None) -> E
 
 def explanation_page(explanation: Explanation) -> str:
     """Return one HTML page that needs nothing beside itself; every text is escaped."""
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ImportError as error:
-        raise MissingExtraError("jinja2", "report") from error
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    template = environment.from_string((files("loramix.report") / "explanation.html").read_text(encoding="utf-8"))
-    return template.render(
-        explanation=explanation,
-        colours=[_COLOURS[index % len(_COLOURS)] for index in range(len(explanation.experts))],
-        leader=_leader,
-    )
+    colours = [_COLOURS[index % len(_COLOURS)] for index in range(len(explanation.experts))]
+    return page("explanation.html", explanation=explanation, colours=colours, leader=_leader)
 
 
 def _mean(rows: Sequence[Sequence[float]]) -> list[float]:

@@ -2,11 +2,10 @@
 
 import base64
 import math
-from importlib.resources import files
 
-from loramix.errors import MissingExtraError
 from loramix.report.content import LossRow, Report, SampleRow, Table, WeightRow
 from loramix.report.heatmap import arrange, mean_weights
+from loramix.report.page import page
 from loramix.report.plots import losses_svg
 
 __all__ = ["LossRow", "Report", "SampleRow", "Table", "WeightRow", "render"]
@@ -16,13 +15,8 @@ _SAMPLES = 20  # shown per task
 
 def render(report: Report) -> str:
     """Return the page; every text from data or models is escaped."""
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ImportError as error:
-        raise MissingExtraError("jinja2", "report") from error
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    template = environment.from_string((files("loramix.report") / "template.html").read_text(encoding="utf-8"))
-    return template.render(
+    return page(
+        "template.html",
         report=report,
         samples={task: rows[:_SAMPLES] for task, rows in report.samples.items()},
         losses={label: _picture(losses_svg(label, rows)) for label, rows in report.losses.items()},
