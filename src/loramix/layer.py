@@ -86,7 +86,7 @@ class MixtureLinear(nn.Module):
         return y_BTO + self._update(x_BTD.to(self.down_RD.dtype), weights_BTE).to(y_BTO.dtype)
 
     def _update(self, x_BTD: Float[Tensor, "B T D"], weights_BTE: Float[Tensor, "B _ E"]) -> Float[Tensor, "B T O"]:
-        weights_BTR = weights_BTE[..., self.expert_of_rank].to(x_BTD.dtype)
+        weights_BTR = weights_BTE.to(x_BTD.device, x_BTD.dtype)[..., self.expert_of_rank]
         low_BTR = nn.functional.linear(x_BTD, self.down_RD) * weights_BTR
         if self.config.mixing == "parameter":
             low_BTR = self._sum_of_experts(low_BTR) * weights_BTR
@@ -103,7 +103,7 @@ class MixtureLinear(nn.Module):
         if call is None:
             raise MixtureError(f"layer '{self.name}' was called outside its mixture; call the whole model instead")
         if call.fixed_B1E is not None:
-            used = Used(call.fixed_B1E.to(x_BTD.device).expand(len(x_BTD), -1, -1), None)
+            used = Used(call.fixed_B1E.expand(len(x_BTD), -1, -1), None)
         else:
             used = self._decision(x_BTD, call)
         note(self.name, used)
