@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from cases import ALL, GENERATING, SHAPES, Case, Experts, over
+from cases import ALL, GENERATING, Case, Experts, over
 from conftest import close, target_logits, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -171,12 +171,10 @@ def test_c4_what_a_cache_carries_follows_its_rows(case: Case, experts: Experts) 
         close(run(rest[order], held, order).logits, plain[order])
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", ["llama", "gpt2"])  # prompt lookup needs a decoder-only model
 @pytest.mark.parametrize("context", ["prompt", "token"])
 def test_assisted_generation_gives_the_same_text(shape: str, context: str, experts: Experts) -> None:
     mixture, ids = Case(shape, context).build(experts), tokens(1, 4).repeat(1, 3)
-    if shape == "t5":
-        pytest.skip("prompt lookup needs a decoder-only model")
     plain = mixture.generate(input_ids=ids, max_new_tokens=8, do_sample=False)
     assert torch.equal(
         plain, mixture.generate(input_ids=ids, max_new_tokens=8, do_sample=False, prompt_lookup_num_tokens=3)
