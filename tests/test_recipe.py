@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from loramix import GateConfig
 from loramix.errors import RecipeError
 from loramix.recipe import load_recipe, shipped
 
@@ -62,3 +63,25 @@ def test_the_reference_recipe_holds_the_reference_settings(monkeypatch: pytest.M
     assert (recipe.gate.learning_rate, recipe.gate.hidden, recipe.gate.train_samples) == (3e-3, 4, 4096)
     assert recipe.samples == 26707
     assert set(shipped()) == {"demo", "tiny", "haiku-title-smollm2", "haiku-title-t5-large"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (["gate.activation=top-k", "gate.k=3"], "gate.k: keeps 3 experts, but there are 2 tasks; use 2 or less"),
+        (["gate.init=arrow", "gate.hidden=3"], "gate.hidden: init 'arrow' needs 4 hidden units for 2 tasks"),
+        (["gate.init=arrow", "base.name=tiny-t5"], "use init 'prototype', or context 'token'"),
+        (["gate.context=reference"], "gate.context"),
+        (["gate.activation=sigmoid", "gate.base_slot=true"], "base_slot"),
+        (["gate.activaton=sigmoid"], "did you mean 'activation'?"),
+    ],
+)
+def test_gates_that_could_not_be_trained_are_found_before_any_work(settings: list[str], problem: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        load_recipe("tiny", settings)
+    assert problem in str(error.value)
+
+
+def test_the_settings_of_a_gate_are_those_of_gate_config() -> None:
+    gate = load_recipe("tiny", ["gate.scope=block", "gate.temperature=0.5"]).gate
+    assert gate.config == GateConfig(scope="block", temperature=0.5)

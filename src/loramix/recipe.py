@@ -253,15 +253,29 @@ def _contradictions(recipe: Recipe) -> list[str]:
     names = [task.name for task in recipe.tasks]
     if len(set(names)) < len(names):
         problems.append(f"tasks: names must differ, found {names}")
-    gate, experts = recipe.gate, len(names)
-    if gate.activation == "top-k" and gate.k > experts:
-        problems.append(f"gate.k: keeps {gate.k} experts, but there are {experts} tasks; use {experts} or less")
-    needed = {"zero": 1, "prototype": experts, "arrow": 2 * experts}[gate.init]
-    if gate.hidden < needed:
-        problems.append(f"gate.hidden: init '{gate.init}' needs {needed} hidden units for {experts} tasks")
     if recipe.base.name not in base_names():
         try:
             resolve_revision(recipe.base.name, recipe.base.revision)
         except LoramixError as error:
             problems.append(f"base.name: {error}")
+    return problems or _gate_problems(recipe)
+
+
+def _gate_problems(recipe: Recipe) -> list[str]:
+    """Return what the gates of this recipe could not do; the base must be there."""
+    from loramix.bases import load_config
+
+    gate, experts, problems = recipe.gate, len(recipe.tasks), []
+    if gate.activation == "top-k" and gate.k > experts:
+        problems.append(f"gate.k: keeps {gate.k} experts, but there are {experts} tasks; use {experts} or less")
+    needed = {"zero": 1, "prototype": experts, "arrow": 2 * experts}[gate.init]
+    if gate.hidden < needed:
+        problems.append(f"gate.hidden: init '{gate.init}' needs {needed} hidden units for {experts} tasks")
+    if gate.init != "arrow" or gate.context != "prompt":
+        return problems
+    if load_config(recipe.base.name, revision=recipe.base.revision).is_encoder_decoder:
+        problems.append(
+            "gate.init: 'arrow' needs gates that read their layer's input, and a decoder's prompt gates read the "
+            "encoder's output; use init 'prototype', or context 'token'"
+        )
     return problems
