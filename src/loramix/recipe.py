@@ -258,11 +258,11 @@ def _contradictions(recipe: Recipe) -> list[str]:
             resolve_revision(recipe.base.name, recipe.base.revision)
         except LoramixError as error:
             problems.append(f"base.name: {error}")
-    return problems or _gate_problems(recipe)
+    return problems + _gate_problems(recipe)
 
 
 def _gate_problems(recipe: Recipe) -> list[str]:
-    """Return what the gates of this recipe could not do; the base must be there."""
+    """Return what the gates of this recipe could not do."""
     from loramix.bases import load_config
 
     gate, experts, problems = recipe.gate, len(recipe.tasks), []
@@ -273,7 +273,11 @@ def _gate_problems(recipe: Recipe) -> list[str]:
         problems.append(f"gate.hidden: init '{gate.init}' needs {needed} hidden units for {experts} tasks")
     if gate.init != "arrow" or gate.context != "prompt":
         return problems
-    if load_config(recipe.base.name, revision=recipe.base.revision).is_encoder_decoder:
+    try:
+        seq2seq = load_config(recipe.base.name, revision=recipe.base.revision).is_encoder_decoder
+    except LoramixError:
+        return problems  # a missing base is a problem of its own, found above
+    if seq2seq:
         problems.append(
             "gate.init: 'arrow' needs gates that read their layer's input, and a decoder's prompt gates read the "
             "encoder's output; use init 'prototype', or context 'token'"
