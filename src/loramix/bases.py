@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from loramix.errors import BaseModelError, did_you_mean
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _BASES, _ENCODERS, _TINY = ("smollm2-135m",), ("minilm-l6",), ("tiny-gpt2", "tiny-llama", "tiny-t5")
@@ -61,6 +62,9 @@ def load_base(name: str, *, revision: str | None = None, dtype: str = "float32")
         )
     if report["missing_keys"]:  # transformers would go on with random numbers in their place
         raise BaseModelError(f"base model '{name}' lacks weights: {', '.join(sorted(report['missing_keys']))}")
+    head = model.get_output_embeddings()
+    if head is not None:
+        head.register_forward_pre_hook(_contiguous)
     return Base(model.eval(), tokenizer, name, revision)
 
 
@@ -126,6 +130,15 @@ def encoder_path(name: str) -> str:
 
         return str(made_once(name, save_tiny_encoder))
     return str(embedded_folder(name)) if name in _ENCODERS else name
+
+
+def _contiguous(head: "nn.Module", args: "tuple[Tensor, ...]") -> "tuple[Tensor, ...]":
+    """Give the output layer its input in one piece.
+
+    With `logits_to_keep` it would get a slice, which torch multiplies row by row, each with its own copy of a frozen
+    weight: for SmolLM2-135M that took longer than all layers together.
+    """
+    return tuple(arg.contiguous() for arg in args)
 
 
 def _source(name: str) -> str:

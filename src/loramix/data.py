@@ -100,7 +100,7 @@ def split_of(text: str, *, seed: int) -> Split:
 
     The task plays no part, so that an input that two tasks share is never trained on for one and tested for the other.
     """
-    position = int(_digest("split", str(seed), text.casefold()), 16) / 2**64  # in [0, 1)
+    position = int(digest("split", str(seed), text.casefold()), 16) / 2**64  # in [0, 1)
     return next(split for split, end in SPLIT_ENDS.items() if position < end)
 
 
@@ -135,7 +135,7 @@ def _select(task: Task, pairs: list[Pair], counts: dict[str, int], *, wanted: in
             f"task '{task.name}': {wanted or 'some'} samples are asked for, and cleaning leaves {len(pairs)} "
             f"({_in_words(counts)}); lower samples, loosen cleaning or give a larger source"
         )
-    return sorted(pairs, key=lambda pair: _digest("select", str(seed), *pair))[:wanted]
+    return sorted(pairs, key=lambda pair: digest("select", str(seed), *pair))[:wanted]
 
 
 def _split(task: Task, pairs: list[Pair], dropped: dict[str, int], *, seed: int) -> Prepared:
@@ -167,10 +167,10 @@ def _duplicate_key(cleaning: Cleaning, pair: Pair) -> object:
 
 
 def _sample_id(pair: Pair) -> str:
-    return _digest("id", *pair)
+    return digest("id", *pair)
 
 
-def _digest(*parts: str) -> str:
+def digest(*parts: str) -> str:
     """Return 16 hex digits that depend on all parts and on where one ends and the next begins."""
     return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 

@@ -40,6 +40,10 @@ class StageError(LoramixError, RuntimeError):
     """A stage that cannot start or go on."""
 
 
+class LeakError(StageError):
+    """A model that has seen samples which it is to be tested on."""
+
+
 class MissingExtraError(LoramixError, ImportError):
     """An optional dependency that is not installed."""
 

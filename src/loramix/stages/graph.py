@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from loramix.card import METRICS
+from loramix.leaks import RECORD
 from loramix.recipe import Recipe
 from loramix.stages import benchmark, evaluate, finetune, gate, lora, prepare, report
 from loramix.stages.layout import CHECKPOINTS, TEST_LOSS, Layout
@@ -81,7 +82,7 @@ def _model(
         **recipe.model_dump(mode="json", include={stage, "base", "seed"}),
         "prompts": _part(own or recipe.tasks, _PROMPT_KEYS),
     }
-    kept = ["models", "losses.csv", "losses.png", *(["auxiliary.csv"] if stage == "gate" else [])]
+    kept = ["models", "losses.csv", "losses.png", RECORD, *(["auxiliary.csv"] if stage == "gate" else [])]
     files = _answer_files(folder, asked) + ((folder / "weights.csv",) if stage == "gate" else ())
     return [
         Node(

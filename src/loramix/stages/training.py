@@ -21,6 +21,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from loramix.bases import Base, load_base
 from loramix.batches import IGNORED, Collator, Encoded, encode
 from loramix.data import Sample, Split, read_manifest
+from loramix.leaks import RECORD, record
 from loramix.recipe import Recipe, TrainSpec
 from loramix.report.html import LossRow
 from loramix.report.plots import plot_losses
@@ -156,9 +157,9 @@ def load_trainable(model: nn.Module, file: Path) -> None:
             parameter.copy_(saved[name])
 
 
-def recipe_base(recipe: Recipe) -> Base:
-    """Return the recipe's base model, on the accelerator if there is one."""
-    base = load_base(recipe.base.name, revision=recipe.base.revision, dtype=recipe.base.dtype)
+def recipe_base(recipe: Recipe, *, dtype: str | None = None) -> Base:
+    """Return the recipe's base model, in its number format or in `dtype`, on the accelerator if there is one."""
+    base = load_base(recipe.base.name, revision=recipe.base.revision, dtype=dtype or recipe.base.dtype)
     base.model.to("cuda" if torch.cuda.is_available() else "cpu")
     return base
 
@@ -180,12 +181,8 @@ def train(
     Checkpoints lie in `folder`/checkpoints; if there are any, training goes on from the last.
     """
     causal = not model.config.is_encoder_decoder
-    samples = read_manifest(layout.manifest)
-    limits: dict[Split, int | None] = {"train": spec.train_samples, "validation": spec.validation_samples}
-    data = {
-        split: _encoded(samples, tokenizer, recipe, tasks, split, limit, causal=causal)
-        for split, limit in limits.items()
-    }
+    chosen = chosen_samples(read_manifest(layout.manifest), spec, tasks)
+    data = {split: _encoded(parts, tokenizer, recipe, tasks, causal=causal) for split, parts in chosen.items()}
     trainer = trainer_class(
         model=model,
         args=_arguments(recipe, spec, folder / CHECKPOINTS, steps=_steps(data["train"], spec)),
@@ -204,30 +201,42 @@ def train(
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS))
     trainer.write_history(folder, label)
+    record(folder / RECORD, (sample for parts in chosen.values() for part in parts for sample in part))
+
+
+def chosen_samples(
+    samples: Sequence[Sample], spec: TrainSpec, tasks: Sequence[Task]
+) -> dict[Split, list[list[Sample]]]:
+    """Return the samples of every task that `spec` trains and validates on, by split."""
+    limits: dict[Split, int | None] = {"train": spec.train_samples, "validation": spec.validation_samples}
+    return {
+        split: [
+            [sample for sample in samples if sample.task == task.name and sample.split == split][:limit]
+            for task in tasks
+        ]
+        for split, limit in limits.items()
+    }
 
 
 def _encoded(
-    samples: Sequence[Sample],
+    parts: Sequence[Sequence[Sample]],
     tokenizer: PreTrainedTokenizerBase,
     recipe: Recipe,
     tasks: Sequence[Task],
-    split: Split,
-    limit: int | None,
     *,
     causal: bool,
 ) -> Samples:
-    parts = []
-    for place, task in enumerate(tasks):
-        chosen = [sample for sample in samples if sample.task == task.name and sample.split == split][:limit]
-        parts.append(
+    return Samples(
+        [
             [
                 replace(
                     encode(tokenizer, task, each.input, each.target, causal=causal, chat=recipe.base.chat), task=place
                 )
-                for each in chosen
+                for each in part
             ]
-        )
-    return Samples(parts)
+            for place, (task, part) in enumerate(zip(tasks, parts, strict=True))
+        ]
+    )
 
 
 def _steps(data: Samples, spec: TrainSpec) -> int:
@@ -259,6 +268,8 @@ def _arguments(recipe: Recipe, spec: TrainSpec, folder: Path, *, steps: int) -> 
         restore_callback_states_from_checkpoint=True,
         logging_steps=max(1, steps // 10),
         seed=recipe.seed,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=recipe.base.dtype == "bfloat16",  # what is trained stays in float32 and is computed with in bfloat16
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
