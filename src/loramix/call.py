@@ -4,7 +4,7 @@ A base model calls its linear layers with their input alone. The mixture therefo
 layers (the encoder, the decoder, or the whole of a decoder-only model), and a layer asks for the one it is in.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from loramix.errors import MixtureError
 from loramix.gate import masked_mean
 
 Value = TypeVar("Value")
@@ -26,19 +27,40 @@ class Memory(NamedTuple):
     mean_B1D: Float[Tensor, "B 1 D"]
 
 
+@dataclass(frozen=True)
+class Fixed:
+    """Weights set by hand, for all layers or by layer: one row for all sequences or one for each.
+
+    repeats: in generation, a row stands for all its beams.
+    """
+
+    weights: Float[Tensor, "B E"] | Mapping[str, Float[Tensor, "B E"]]
+    repeats: bool = False
+
+    def of(self, layer: str, rows: int) -> Float[Tensor, "B 1 E"]:
+        """Return a layer's weights for `rows` sequences; raises MixtureError if they are of more or fewer rows."""
+        weights_BE = self.weights if isinstance(self.weights, Tensor) else self.weights[layer]
+        own = len(weights_BE)
+        if own != 1 and (rows % own or (rows != own and not self.repeats)):
+            raise MixtureError(
+                f"there are fixed weights for {own} rows, but the call has {rows}; give one dict per row, or one for all rows"
+            )
+        return weights_BE.repeat_interleave(rows // own, 0)[:, None]
+
+
 @dataclass
 class Call:
     """One pass through one stack.
 
     `mask_BT` marks the tokens of the stack's own input that a gate may read. `decided` holds the gates' decisions, by
     the name of what shares the gate: first those that came with a cache, then those of this pass. `states` holds the
-    states of running means likewise. `fixed_B1E` overrides every gate.
+    states of running means likewise. `fixed` overrides every gate.
     """
 
     stack: nn.Module
     mask_BT: Bool[Tensor, "B T"] | None  # None where no gate will read: all is decided or fixed
     memory: Memory | None = None
-    fixed_B1E: Float[Tensor, "B 1 E"] | None = None
+    fixed: "Fixed | None" = None
     decided: dict[str, Float[Tensor, "B _ E"]] = field(default_factory=dict)
     states: dict[str, Float[Tensor, "B F"]] = field(default_factory=dict)
     outer: "Call | None" = None

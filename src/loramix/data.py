@@ -100,8 +100,13 @@ def split_of(text: str, *, seed: int) -> Split:
 
     The task plays no part, so that an input that two tasks share is never trained on for one and tested for the other.
     """
-    position = int(digest("split", str(seed), text.casefold()), 16) / 2**64  # in [0, 1)
+    position = _position("split", str(seed), text.casefold())
     return next(split for split, end in SPLIT_ENDS.items() if position < end)
+
+
+def part_of(sample: Sample, purpose: str) -> float:
+    """Return a number in [0, 1) that is random but fixed for a sample and a purpose, to draw samples by."""
+    return _position(purpose, sample.id)
 
 
 def write_manifest(path: Path, prepared: Mapping[str, Prepared]) -> None:
@@ -168,6 +173,10 @@ def _duplicate_key(cleaning: Cleaning, pair: Pair) -> object:
 
 def _sample_id(pair: Pair) -> str:
     return digest("id", *pair)
+
+
+def _position(*parts: str) -> float:
+    return int(digest(*parts), 16) / 2**64
 
 
 def digest(*parts: str) -> str:

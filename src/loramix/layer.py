@@ -102,8 +102,8 @@ class MixtureLinear(nn.Module):
         call = current_call()
         if call is None:
             raise MixtureError(f"layer '{self.name}' was called outside its mixture; call the whole model instead")
-        if call.fixed_B1E is not None:
-            used = Used(call.fixed_B1E.expand(len(x_BTD), -1, -1), None)
+        if call.fixed is not None:
+            used = Used(call.fixed.of(self.name, len(x_BTD)), None)
         else:
             used = self._decision(x_BTD, call)
         note(self.name, used)

@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from loramix.call import Used, bound, checkpoint_contexts, recording
+from loramix.call import Fixed, Used, bound, checkpoint_contexts, recording
 from loramix.config import GateConfig
 from loramix.errors import ExpertError, LoramixError, MixtureError, did_you_mean
 from loramix.experts import Expert, check_fits, load_expert
 from loramix.gate import ContextGate
 from loramix.layer import MixtureLinear
 from loramix.prompts import Prompting, text_inputs
-from loramix.routing import Fixed, attach, fixed_weights, prompt_length, refuse_generation
+from loramix.routing import attach, fixed_weights, prompt_length, refuse_generation
 from loramix.wrapping import adapted_layers, check_readers, mixture_layers, new_gates, unwrap, wrap
 
 if TYPE_CHECKING:
@@ -293,6 +293,18 @@ class MixtureModel(nn.Module):
         """
         rows = [weights] if isinstance(weights, Mapping) else list(weights)
         with bound(fixed_weights, Fixed(torch.tensor([self._row(each) for each in rows]))):
+            yield
+
+    @contextmanager
+    def fixed_layers(self, weights: Mapping[str, Float[Tensor, "B E"]]) -> Iterator[None]:
+        """Replace all gates' decisions inside the block by one of its own for every layer and row of the batch.
+
+        weights: of every layer, as `mean_weights` returns them: so the decisions on one input can be held for another.
+        """
+        missing = sorted(self.layers.keys() - weights.keys())
+        if missing:
+            raise MixtureError(f"fixed weights for {len(missing)} layers are missing, such as '{missing[0]}'")
+        with bound(fixed_weights, Fixed(dict(weights))):
             yield
 
     def _row(self, weights: Mapping[str, float]) -> list[float]:

@@ -3,107 +3,30 @@
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from loramix.config import GateConfig
 from loramix.errors import DataError, LoramixError, RecipeError, did_you_mean
 from loramix.sources import locate
+from loramix.specs import (
+    BaseSpec,
+    ComparisonSpec,
+    EvaluationSpec,
+    FinetuneSpec,
+    GateSpec,
+    GenerationSpec,
+    LoraSpec,
+    Strict,
+    TrainSpec,
+)
 from loramix.tasks import BUILT_IN, Task
 
 STAGES = ("prepare", "benchmark", "finetune", "lora", "gate", "evaluate", "report")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class BaseSpec(_Strict):
-    """Which base model, in which number format, and whether prompts use the tokenizer's chat template."""
-
-    name: str = "smollm2-135m"
-    revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    chat: bool = False
-
-
-class TrainSpec(_Strict):
-    """How to train: at most `epochs` passes, stopping after `patience` epochs without a better validation loss.
-
-    `train_samples` and `validation_samples` bound the samples used of every task; None uses the whole split.
-    """
-
-    epochs: int = Field(default=3, ge=1)
-    batch_size: int = Field(default=8, ge=1)
-    accumulation: int = Field(default=1, ge=1)
-    optimizer: Literal["adafactor", "adamw"] = "adamw"
-    learning_rate: float = Field(gt=0)
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = Field(default=0, ge=0)
-    patience: int = Field(default=5, ge=1)
-    train_samples: int | None = Field(default=None, ge=1)
-    validation_samples: int | None = Field(default=None, ge=1)
-    gradient_checkpointing: bool = False
-
-
-class FinetuneSpec(TrainSpec):
-    """Full finetuning: every parameter of the base."""
-
-    optimizer: Literal["adafactor", "adamw"] = "adafactor"
-    learning_rate: float = Field(default=3e-4, gt=0)
-
-
-class LoraSpec(TrainSpec):
-    """One LoRA adapter per task. `targets` are names of linear layers; None: q, k, v and o of every attention block."""
-
-    optimizer: Literal["adafactor", "adamw"] = "adafactor"
-    learning_rate: float = Field(default=1e-3, gt=0)
-    rank: int = Field(default=16, ge=1)
-    alpha: float = Field(default=16, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: tuple[str, ...] | None = None
-
-
-class GateSpec(TrainSpec, GateConfig):
-    """The gates of the mixture and how to train them.
-
-    init: how they start: at the uniform mixture (`zero`), at the `prototype` of each task's first training prompts, or
-        at the directions that each adapter amplifies most (`arrow`); see `loramix.prototypes`.
-    entropy, balance, supervised: coefficients of the auxiliary losses, see `loramix.auxiliary`.
-    """
-
-    learning_rate: float = Field(default=3e-3, gt=0)
-    patience: int = Field(default=10, ge=1)
-    context: Literal["prompt", "running", "token"] = "prompt"  # the reference gate cannot generate
-    init: Literal["zero", "prototype", "arrow"] = "zero"
-    entropy: float = Field(default=0.0, ge=0)
-    balance: float = Field(default=0.0, ge=0)
-    supervised: float = Field(default=0.0, ge=0)
-
-    @property
-    def config(self) -> GateConfig:
-        """The settings of the gates alone."""
-        return GateConfig.model_validate(self.model_dump(include=set(GateConfig.model_fields)))
-
-
-class GenerationSpec(_Strict):
-    """How answers are generated; how long they may be is the task's `max_new_tokens`."""
-
-    batch_size: int = Field(default=16, ge=1)
-    num_beams: int = Field(default=1, ge=1)
-    repetition_penalty: float = Field(default=1.0, gt=0)
-    test_samples: int | None = Field(default=None, ge=1)
-
-
-class EvaluationSpec(_Strict):
-    """The encoder of BERTScore: a name or folder; `minilm-l6` is the embedded one."""
-
-    encoder: str = "minilm-l6"
-
-
-class Recipe(_Strict):
+class Recipe(Strict):
     """Everything that a run depends on."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -116,6 +39,16 @@ class Recipe(_Strict):
     gate: GateSpec = GateSpec()
     generation: GenerationSpec = GenerationSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
+    comparison: ComparisonSpec = ComparisonSpec()
+
+    def mixtures(self) -> dict[str, GateSpec]:
+        """Return the gates of every mixture of the comparison, by its name; raises ValidationError for unknown keys."""
+        training = self.gate.model_dump(include=set(TrainSpec.model_fields))
+        starts = {True: training | GateConfig.reference().model_dump(), False: self.gate.model_dump()}
+        return {
+            name: GateSpec.model_validate(starts[changes.get("context") == "reference"] | changes)
+            for name, changes in self.comparison.mixtures.items()
+        }
 
     def to_yaml(self) -> str:
         """Return the resolved recipe: every setting spelled out."""
@@ -150,7 +83,8 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def _read(source: str) -> dict[str, object]:
+def _read(source: str, seen: tuple[str, ...] = ()) -> dict[str, object]:
+    """Return the settings of a recipe; one that `extends` another holds what it changes in it."""
     known = shipped()
     path = known.get(source, Path(source))
     if not path.is_file():
@@ -163,7 +97,26 @@ def _read(source: str) -> dict[str, object]:
         raise RecipeError(f"{path} is no valid YAML: {error}") from error
     if not isinstance(settings, dict):
         raise RecipeError(f"{path} holds no settings; a recipe is a YAML mapping with name, base and tasks")
-    return settings
+    if "extends" not in settings:
+        return settings
+    parent = str(settings.pop("extends"))
+    if parent in seen:
+        raise RecipeError(f"{path} extends '{parent}', which extends it in turn")
+    beside = path.parent / parent
+    return _merged(_read(str(beside) if beside.is_file() else parent, (*seen, source)), settings)
+
+
+def _merged(parent: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
+    """Return the parent's settings with those of `own` in their place; what both group by key is merged key by key.
+
+    The mixtures of a comparison are replaced as a whole: they are who is compared.
+    """
+    merged = dict(parent)
+    for key, value in own.items():
+        before = merged.get(key)
+        both = isinstance(before, dict) and isinstance(value, dict) and key != "mixtures"
+        merged[key] = _merged(before, value) if both else value  # type: ignore[arg-type]
+    return merged
 
 
 def _override(settings: dict[str, object], override: str) -> str | None:
@@ -258,19 +211,47 @@ def _contradictions(recipe: Recipe) -> list[str]:
             resolve_revision(recipe.base.name, recipe.base.revision)
         except LoramixError as error:
             problems.append(f"base.name: {error}")
-    return problems + _gate_problems(recipe)
+    return problems + _mixture_problems(recipe)
 
 
-def _gate_problems(recipe: Recipe) -> list[str]:
-    """Return what the gates of this recipe could not do."""
+def _mixture_problems(recipe: Recipe) -> list[str]:
+    """Return what is wrong with the gates of the recipe and of every mixture of its comparison."""
+    problems = _gate_problems(recipe, recipe.gate, "gate")
+    if recipe.gate.context == "reference":
+        problems.append(
+            "gate.context: the reference gate cannot generate, so a run ends with another one ('prompt'); to compare "
+            "with it, name it in comparison.mixtures"
+        )
+    try:
+        mixtures = recipe.mixtures()
+    except ValidationError as error:
+        return [*problems, *(_of_mixture(recipe, item["loc"], item["type"], item["msg"]) for item in error.errors())]
+    for name, spec in mixtures.items():
+        problems += _gate_problems(recipe, spec, f"comparison.mixtures.{name}")
+    names = [*("base", "full finetune", "oracle"), *(f"LoRA {task.name}" for task in recipe.tasks)]
+    return problems + [f"comparison.mixtures: '{name}' is another model's name" for name in mixtures if name in names]
+
+
+def _of_mixture(recipe: Recipe, location: tuple[int | str, ...], kind: str, message: str) -> str:
+    key = str(location[0]) if location else "gate"
+    named = [name for name, changes in recipe.comparison.mixtures.items() if key in changes]
+    hint = did_you_mean(key, GateSpec.model_fields) if kind == "extra_forbidden" else ""
+    said = "unknown key" if kind == "extra_forbidden" else message
+    return f"comparison.mixtures.{named[0] if named else '?'}.{key}: {said}{hint}"
+
+
+def _gate_problems(recipe: Recipe, gate: GateSpec, place: str) -> list[str]:
+    """Return what these gates could not do."""
     from loramix.bases import load_config
 
-    gate, experts, problems = recipe.gate, len(recipe.tasks), []
+    experts, problems = len(recipe.tasks), []
     if gate.activation == "top-k" and gate.k > experts:
-        problems.append(f"gate.k: keeps {gate.k} experts, but there are {experts} tasks; use {experts} or less")
+        problems.append(f"{place}.k: keeps {gate.k} experts, but there are {experts} tasks; use {experts} or less")
     needed = {"zero": 1, "prototype": experts, "arrow": 2 * experts}[gate.init]
     if gate.hidden < needed:
-        problems.append(f"gate.hidden: init '{gate.init}' needs {needed} hidden units for {experts} tasks")
+        problems.append(f"{place}.hidden: init '{gate.init}' needs {needed} hidden units for {experts} tasks")
+    if gate.init == "prototype" and gate.context == "reference":
+        problems.append(f"{place}.init: a reference gate has no biases, which prototypes need; use init 'zero'")
     if gate.init != "arrow" or gate.context != "prompt":
         return problems
     try:
@@ -279,7 +260,7 @@ def _gate_problems(recipe: Recipe) -> list[str]:
         return problems  # a missing base is a problem of its own, found above
     if seq2seq:
         problems.append(
-            "gate.init: 'arrow' needs gates that read their layer's input, and a decoder's prompt gates read the "
+            f"{place}.init: 'arrow' needs gates that read their layer's input, and a decoder's prompt gates read the "
             "encoder's output; use init 'prototype', or context 'token'"
         )
     return problems

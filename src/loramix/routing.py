@@ -7,15 +7,14 @@ in training, in scoring and in each step of generation, so that masks and encode
 import inspect
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from loramix.cache import carried_by, carry
-from loramix.call import Call, Memory, close_call, open_call
+from loramix.call import Call, Fixed, Memory, close_call, open_call
 from loramix.config import GateConfig
 from loramix.errors import MixtureError
 from loramix.gate import masked_mean
@@ -25,23 +24,6 @@ if TYPE_CHECKING:
 
 Arguments = dict[str, object]
 MakeCall = Callable[[nn.Module, Arguments, GateConfig], Call]
-
-
-@dataclass(frozen=True)
-class Fixed:
-    """Weights set by hand: one row for all sequences or one for each. In generation, a row stands for all its beams."""
-
-    weights_BE: Float[Tensor, "B E"]
-    repeats: bool = False
-
-    def for_rows(self, rows: int) -> Float[Tensor, "B 1 E"]:
-        """Return the weights of `rows` sequences; raises MixtureError if there are more or fewer rows of weights."""
-        own = len(self.weights_BE)
-        if own != 1 and (rows % own or (rows != own and not self.repeats)):
-            raise MixtureError(
-                f"there are fixed weights for {own} rows, but the call has {rows}; give one dict per row"
-            )
-        return self.weights_BE.repeat_interleave(rows // own, 0)[:, None]
 
 
 fixed_weights: ContextVar[Fixed | None] = ContextVar("loramix_fixed", default=None)
@@ -90,7 +72,7 @@ def _surround(stack: nn.Module, make_call: MakeCall, config: GateConfig) -> None
         arguments = {**bound.pop("kwargs", {}), **bound, "prompt_mask": prompt_mask}
         fixed = fixed_weights.get()
         if fixed is not None:
-            open_call(Call(module, None, fixed_B1E=fixed.for_rows(len(_tokens(arguments)))))
+            open_call(Call(module, None, fixed=fixed))
             return args, kwargs
         if _cache_length(arguments) == 0:
             call = make_call(module, arguments, config)
@@ -102,7 +84,7 @@ def _surround(stack: nn.Module, make_call: MakeCall, config: GateConfig) -> None
     def after(module: nn.Module, args: tuple[object, ...], kwargs: Arguments, output: object) -> None:
         call = close_call(module)
         cache: Cache | None = getattr(output, "past_key_values", None)
-        if call is not None and cache is not None and call.fixed_B1E is None:
+        if call is not None and cache is not None and call.fixed is None:
             carry(cache, call.decided if config.context == "prompt" else {}, call.states)
 
     stack.register_forward_pre_hook(before, with_kwargs=True)

@@ -1,16 +1,18 @@
-"""What a model makes of the withheld test samples: its answers, and its loss on the references."""
+"""What a model makes of samples: its answers, and its losses on the references."""
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from loramix.batches import IGNORED, Collator, encode, generation_batch, length_order
+from loramix.batches import IGNORED, Collator, Encoded, encode, generation_batch, length_order
 from loramix.data import Sample, read_manifest
 from loramix.mixture import MixtureModel
 from loramix.recipe import Recipe
@@ -20,7 +22,23 @@ from loramix.tasks import Task
 
 Model: TypeAlias = PreTrainedModel | PeftModel | MixtureModel
 
-Batch: TypeAlias = dict[str, Tensor | int]
+_BYTES_OF_LOGITS = 2**29  # of one batch whose losses are measured
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A generated text, white space as single spaces; `finished` says whether it ended before the length limit."""
+
+    text: str
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The mean loss per token of one reference, and its number of tokens, the end token included."""
+
+    mean: float
+    tokens: int
 
 
 def test_samples(recipe: Recipe, layout: Layout, task: Task) -> list[Sample]:
@@ -29,7 +47,6 @@ def test_samples(recipe: Recipe, layout: Layout, task: Task) -> list[Sample]:
     return samples[: recipe.generation.test_samples]
 
 
-@torch.inference_mode()
 def write_answers(
     model: Model,
     tokenizer: PreTrainedTokenizerBase,
@@ -42,54 +59,89 @@ def write_answers(
 ) -> None:
     """Let `model` answer all test samples: <task>.csv with input, generated and reference text, and test_loss.csv."""
     model.eval()
-    losses = []
+    means = []
     for task in tasks:
         samples = test_samples(recipe, layout, task)
-        inputs = [sample.input for sample in samples]
-        generated = answer(model, tokenizer, recipe, task, inputs, label=f"{label} answers {task.name}")
-        rows = [(sample.input, text, sample.target) for sample, text in zip(samples, generated, strict=True)]
+        encoded = encode_all(model, tokenizer, recipe, [(task, sample.input, sample.target) for sample in samples])
+        answers = answer(model, tokenizer, recipe, encoded, task.max_new_tokens, label=f"{label} answers {task.name}")
+        rows = [(sample.input, each.text, sample.target) for sample, each in zip(samples, answers, strict=True)]
         write_csv(folder / f"{task.name}.csv", ANSWER_COLUMNS, rows)
-        batches = list(_target_batches(model, tokenizer, recipe, task, samples))
-        losses.append((task.name, round(mean_loss(model, track(batches, f"{label} reads {task.name}")), 6)))
-    write_csv(folder / TEST_LOSS, TEST_LOSS_COLUMNS, losses)
+        losses = target_losses(model, tokenizer, recipe, encoded, label=f"{label} reads {task.name}")
+        means.append((task.name, round(mean_loss(losses), 6)))
+    write_csv(folder / TEST_LOSS, TEST_LOSS_COLUMNS, means)
 
 
-def answer(
-    model: Model, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, task: Task, inputs: list[str], *, label: str
-) -> list[str]:
-    """Return the model's answer to every input, in order; batches hold prompts of similar length."""
+def encode_all(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    samples: Sequence[tuple[Task, str, str | None]],
+) -> list[Encoded]:
+    """Return (task, input, reference) triples as token ids for this model."""
     causal = not model.config.is_encoder_decoder
-    encoded = [encode(tokenizer, task, text, None, causal=causal, chat=recipe.base.chat) for text in inputs]
+    return [
+        encode(tokenizer, task, text, target, causal=causal, chat=recipe.base.chat) for task, text, target in samples
+    ]
+
+
+@torch.inference_mode()
+def answer(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    encoded: Sequence[Encoded],
+    max_new_tokens: int,
+    *,
+    label: str,
+    use_cache: bool = True,
+) -> list[Answer]:
+    """Return the model's answer to every prompt, in order; batches hold prompts of similar length."""
+    causal = not model.config.is_encoder_decoder
     order = length_order([len(sample.prompt) for sample in encoded])
-    answers = [""] * len(inputs)
+    answers = [Answer("", finished=False)] * len(encoded)
     for chunk in track(_chunks(order, recipe.generation.batch_size), label):
         batch = generation_batch(tokenizer, [encoded[index] for index in chunk], causal)
         batch = {key: value.to(model.device) for key, value in batch.items()}
-        tokens = model.generate(
-            **batch,
-            max_new_tokens=task.max_new_tokens,
-            num_beams=recipe.generation.num_beams,
-            repetition_penalty=recipe.generation.repetition_penalty,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-        new = tokens[:, batch["input_ids"].shape[1] :] if causal else tokens
-        for index, text in zip(chunk, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
-            answers[index] = " ".join(text.split())
+        with _decided(model, batch):
+            tokens = model.generate(
+                **batch,
+                max_new_tokens=max_new_tokens,
+                num_beams=recipe.generation.num_beams,
+                repetition_penalty=recipe.generation.repetition_penalty,
+                do_sample=False,
+                use_cache=use_cache,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        new = tokens[:, batch["input_ids"].shape[1] :] if causal else tokens[:, 1:]
+        for index, ids in zip(chunk, new, strict=True):
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            answers[index] = Answer(" ".join(text.split()), finished=bool((ids == tokenizer.eos_token_id).any()))
     return answers
 
 
-def mean_loss(model: torch.nn.Module, batches: Iterable[Batch]) -> float:
-    """Return the mean loss per target token over all batches, however large each of them is."""
-    total, tokens = 0.0, 0
-    for batch in batches:
-        labels = batch["labels"]
-        assert isinstance(labels, Tensor)
-        counted = int((labels != IGNORED).sum())
-        total += float(model(**batch).loss) * counted
-        tokens += counted
-    return total / max(tokens, 1)
+@torch.inference_mode()
+def target_losses(
+    model: Model, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, encoded: Sequence[Encoded], *, label: str
+) -> list[Loss]:
+    """Return the model's loss on the target of every sample, in order."""
+    causal = not model.config.is_encoder_decoder
+    collate = Collator(tokenizer, causal, accepted_inputs(model))
+    losses = [Loss(0.0, 0)] * len(encoded)
+    longest = max(len(sample.target) for sample in encoded) + 1
+    fitting = max(1, _BYTES_OF_LOGITS // (4 * longest * model.config.get_text_config().vocab_size))
+    order = length_order([len(sample.prompt) for sample in encoded])
+    for chunk in track(_chunks(order, min(recipe.generation.batch_size, fitting)), label):
+        batch = collate([encoded[index] for index in chunk])
+        given = {key: value.to(model.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+        for index, loss in zip(chunk, _row_losses(model, given, causal=causal), strict=True):
+            losses[index] = loss
+    return losses
+
+
+def mean_loss(losses: Sequence[Loss]) -> float:
+    """Return the mean loss per target token of all samples."""
+    return sum(loss.mean * loss.tokens for loss in losses) / max(sum(loss.tokens for loss in losses), 1)
 
 
 def accepted_inputs(model: Model) -> set[str]:
@@ -99,18 +151,24 @@ def accepted_inputs(model: Model) -> set[str]:
     return set(inspect.signature(base.forward).parameters)
 
 
-def _target_batches(
-    model: Model, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, task: Task, samples: Sequence[Sample]
-) -> Iterator[Batch]:
-    causal = not model.config.is_encoder_decoder
-    collate = Collator(tokenizer, causal, accepted_inputs(model))
-    encoded = [
-        encode(tokenizer, task, each.input, each.target, causal=causal, chat=recipe.base.chat) for each in samples
-    ]
-    order = length_order([len(sample.prompt) for sample in encoded])
-    for chunk in _chunks(order, recipe.generation.batch_size):
-        batch = collate([encoded[index] for index in chunk])
-        yield {key: value.to(model.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+def _row_losses(model: Model, batch: Mapping[str, object], *, causal: bool) -> list[Loss]:
+    logits_BTV, labels_BT = model(**batch).logits.float(), batch["labels"]
+    assert isinstance(labels_BT, Tensor)
+    if causal:  # each token is predicted by the one before it
+        logits_BTV, labels_BT = logits_BTV[:, :-1], labels_BT[:, 1:]
+    losses_BT = nn.functional.cross_entropy(
+        logits_BTV.transpose(1, 2), labels_BT, reduction="none", ignore_index=IGNORED
+    )
+    tokens_B = (labels_BT != IGNORED).sum(1)
+    means_B = losses_BT.sum(1) / tokens_B
+    return [Loss(float(mean), int(tokens)) for mean, tokens in zip(means_B, tokens_B, strict=True)]
+
+
+def _decided(model: Model, batch: dict[str, Tensor]) -> AbstractContextManager[None]:
+    """Let a reference gate, which cannot decide while it generates, decide from the prompt alone."""
+    if isinstance(model, MixtureModel) and model.gate_config.context == "reference":
+        return model.fixed_layers(model.mean_weights(**batch))
+    return nullcontext()
 
 
 def _chunks(order: Sequence[int], size: int) -> list[Sequence[int]]:

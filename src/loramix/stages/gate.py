@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -25,7 +26,12 @@ EXAMPLES = 16  # prompts per task for prototypes
 
 def learn(recipe: Recipe, layout: Layout) -> None:
     """Write the mixture and the losses of its gates under cgm."""
-    base, folder, spec = recipe_base(recipe), layout.folder("gate"), recipe.gate
+    learn_gates(recipe, layout, folder=layout.folder("gate"), label="CGM LoRA")
+
+
+def learn_gates(recipe: Recipe, layout: Layout, *, folder: Path, label: str) -> None:
+    """Write the mixture of the recipe's `gate` and `seed`, and the losses of its gates, to `folder`."""
+    base, spec = recipe_base(recipe), recipe.gate
     experts = [load_expert(task.name, layout.folder("lora", task.name) / "models") for task in recipe.tasks]
     prompting = Prompting(chat=recipe.base.chat, templates={task.name: task.prompt for task in recipe.tasks})
     with torch.random.fork_rng():
@@ -38,8 +44,8 @@ def learn(recipe: Recipe, layout: Layout) -> None:
     elif spec.init == "arrow":
         from_adapters(mixture)
     train(
-        mixture, base.tokenizer, recipe, spec, recipe.tasks, layout=layout, folder=folder, label="gates of CGM LoRA",
-        trainer_class=partial(GateTrainer, spec=spec),
+        mixture, base.tokenizer, recipe, spec, recipe.tasks, layout=layout, folder=folder, label=f"gates of {label}",
+        trainer_class=partial(GateTrainer, spec=spec, tasks=recipe.tasks), bare=spec.bare,
     )  # fmt: skip
     mixture.save_pretrained(folder / "models")
 

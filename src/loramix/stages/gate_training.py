@@ -1,7 +1,7 @@
 """Training of gates: the language model's loss and, where a recipe asks for them, losses on the gates' decisions."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from loramix.auxiliary import entropy, imbalance, label_loss
 from loramix.call import Used, recording
-from loramix.recipe import GateSpec
-from loramix.stages.layout import write_csv
+from loramix.specs import GateSpec
+from loramix.stages.layout import ROUTING_STEP_COLUMNS, ROUTING_STEPS, write_csv
 from loramix.stages.training import MixingTrainer
+from loramix.tasks import Task
 
 AUXILIARY = ("entropy", "balance", "supervised")
+_WEIGHT = "weight/"  # begins the names under which the log keeps mean weights
 
 
 class GateTrainer(MixingTrainer):
@@ -23,8 +25,9 @@ class GateTrainer(MixingTrainer):
     tasks' means from their last batches.
     """
 
-    def __init__(self, *args: object, spec: GateSpec, **kwargs: object) -> None:
+    def __init__(self, *args: object, spec: GateSpec, tasks: Sequence[Task], **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
+        self._tasks = [task.name for task in tasks]
         self._coefficients = {name: float(getattr(spec, name)) for name in AUXILIARY}
         self._measured: dict[str, list[float]] = defaultdict(list)
         self._last_means: dict[int, Tensor] = {}
@@ -49,12 +52,18 @@ class GateTrainer(MixingTrainer):
     def log(self, logs: dict[str, float], *args: object, **kwargs: object) -> None:
         """Add the means of the auxiliary losses since the last entry."""
         if "loss" in logs:
+            logs |= {
+                f"{_WEIGHT}{task}/{expert}": round(float(weight), 6)
+                for task, means_LE in sorted(self._last_means.items())
+                for expert, weight in enumerate(means_LE.mean(0))
+            }
             logs |= {name: sum(values) / len(values) for name, values in self._measured.items() if values}
             self._measured.clear()
         super().log(logs, *args, **kwargs)
 
     def write_history(self, folder: Path, label: str) -> None:
-        """Write losses.csv, losses.png and auxiliary.csv: the auxiliary losses, with or without coefficient."""
+        """Write losses.csv, losses.png, auxiliary.csv (the auxiliary losses, with or without coefficient), and
+        routing_steps.csv: the mean weights over all layers of each task's last batch."""
         super().write_history(folder, label)
         rows = [
             (int(entry["step"]), float(entry["epoch"]), *(round(entry[name], 6) for name in AUXILIARY))
@@ -62,6 +71,13 @@ class GateTrainer(MixingTrainer):
             if AUXILIARY[0] in entry
         ]
         write_csv(folder / "auxiliary.csv", ("step", "epoch", *AUXILIARY), rows)
+        weights = [
+            (int(entry["step"]), *(self._tasks[int(place)] for place in key.removeprefix(_WEIGHT).split("/")), weight)
+            for entry in self.state.log_history
+            for key, weight in entry.items()
+            if key.startswith(_WEIGHT)
+        ]
+        write_csv(folder / ROUTING_STEPS, ROUTING_STEP_COLUMNS, weights)
 
     def _auxiliary(self, used: Mapping[str, Used], task: int) -> dict[str, Tensor]:
         """Return every auxiliary loss, the mean over layers."""

@@ -9,7 +9,7 @@ from loramix.card import METRICS
 from loramix.leaks import RECORD
 from loramix.recipe import Recipe
 from loramix.stages import benchmark, evaluate, finetune, gate, lora, prepare, report
-from loramix.stages.layout import CHECKPOINTS, TEST_LOSS, Layout
+from loramix.stages.layout import CHECKPOINTS, ROUTING_STEPS, TEST_LOSS, Layout
 from loramix.tasks import Task
 
 Settings = dict[str, object]
@@ -82,7 +82,13 @@ def _model(
         **recipe.model_dump(mode="json", include={stage, "base", "seed"}),
         "prompts": _part(own or recipe.tasks, _PROMPT_KEYS),
     }
-    kept = ["models", "losses.csv", "losses.png", RECORD, *(["auxiliary.csv"] if stage == "gate" else [])]
+    kept = [
+        "models",
+        "losses.csv",
+        "losses.png",
+        RECORD,
+        *(["auxiliary.csv", ROUTING_STEPS] if stage == "gate" else []),
+    ]
     files = _answer_files(folder, asked) + ((folder / "weights.csv",) if stage == "gate" else ())
     return [
         Node(

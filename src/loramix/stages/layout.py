@@ -12,6 +12,7 @@ CHECKPOINTS = "checkpoints"  # in the folder of a model, while it is trained
 ANSWER_COLUMNS = ("input", "generated", "reference")
 LOSS_COLUMNS = ("step", "epoch", "training", "validation")
 TEST_LOSS, TEST_LOSS_COLUMNS = "test_loss.csv", ("task", "loss")
+ROUTING_STEPS, ROUTING_STEP_COLUMNS = "routing_steps.csv", ("step", "task", "expert", "weight")
 WEIGHT_COLUMNS = ("layer", "task", "expert", "weight")
 
 

@@ -1,6 +1,7 @@
 """LoRA finetune: one adapter per task, trained alone on a frozen base with PEFT."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +11,8 @@ from torch import nn
 from loramix.atomic import atomic_folder
 from loramix.bases import Base
 from loramix.errors import StageError
-from loramix.recipe import LoraSpec, Recipe
+from loramix.recipe import Recipe
+from loramix.specs import LoraSpec
 from loramix.stages.answers import write_answers
 from loramix.stages.layout import Layout
 from loramix.stages.training import recipe_base, train
@@ -21,9 +23,16 @@ ATTENTION = {"q", "k", "v", "o", "q_proj", "k_proj", "v_proj", "o_proj", "out_pr
 
 def learn(recipe: Recipe, layout: Layout, task: Task) -> None:
     """Write the task's adapter and losses under lora/<task>."""
-    base, folder = recipe_base(recipe), layout.folder("lora", task.name)
-    model, label = adapted(base, recipe.lora, seed=recipe.seed), f"LoRA {task.name}"
-    train(model, base.tokenizer, recipe, recipe.lora, [task], layout=layout, folder=folder, label=label)
+    learn_adapter(recipe, layout, recipe.lora, [task], folder=layout.folder("lora", task.name), label=task.name)
+
+
+def learn_adapter(
+    recipe: Recipe, layout: Layout, spec: LoraSpec, tasks: Sequence[Task], *, folder: Path, label: str
+) -> None:
+    """Write one adapter of `tasks`, which take turns in its training, and its losses to `folder`."""
+    base = recipe_base(recipe)
+    model = adapted(base, spec, seed=recipe.seed)
+    train(model, base.tokenizer, recipe, spec, tasks, layout=layout, folder=folder, label=f"LoRA {label}")
     with atomic_folder(folder / "models") as models:
         model.save_pretrained(models)
         _name_base(models / "adapter_config.json", recipe.base.name)

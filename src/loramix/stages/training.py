@@ -20,11 +20,13 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from loramix.bases import Base, load_base
 from loramix.batches import IGNORED, Collator, Encoded, encode
-from loramix.data import Sample, Split, read_manifest
+from loramix.data import Sample, Split, part_of, read_manifest
 from loramix.leaks import RECORD, record
-from loramix.recipe import Recipe, TrainSpec
+from loramix.prompts import PLACEHOLDER
+from loramix.recipe import Recipe
 from loramix.report.html import LossRow
 from loramix.report.plots import plot_losses
+from loramix.specs import TrainSpec
 from loramix.stages.answers import Model, accepted_inputs
 from loramix.stages.layout import CHECKPOINTS, LOSS_COLUMNS, Layout, write_csv
 from loramix.stages.progress import TrainingProgress
@@ -175,14 +177,19 @@ def train(
     folder: Path,
     label: str,
     trainer_class: Callable[..., MixingTrainer] = MixingTrainer,
+    bare: float = 0.0,
 ) -> None:
     """Train `model` on `tasks`, taking turns, and leave the best weights in it; write losses.csv and losses.png.
+
+    bare: the share of the training prompts that are the input alone; always the same ones.
 
     Checkpoints lie in `folder`/checkpoints; if there are any, training goes on from the last.
     """
     causal = not model.config.is_encoder_decoder
     chosen = chosen_samples(read_manifest(layout.manifest), spec, tasks)
-    data = {split: _encoded(parts, tokenizer, recipe, tasks, causal=causal) for split, parts in chosen.items()}
+    data = {
+        split: _encoded(parts, tokenizer, recipe, tasks, causal=causal, bare=bare) for split, parts in chosen.items()
+    }
     trainer = trainer_class(
         model=model,
         args=_arguments(recipe, spec, folder / CHECKPOINTS, steps=_steps(data["train"], spec)),
@@ -225,15 +232,16 @@ def _encoded(
     tasks: Sequence[Task],
     *,
     causal: bool,
+    bare: float,
 ) -> Samples:
+    def encoded(place: int, task: Task, sample: Sample) -> Encoded:
+        asked = task.model_copy(update={"prompt": PLACEHOLDER}) if part_of(sample, "bare") < bare else task
+        ids = encode(tokenizer, asked, sample.input, sample.target, causal=causal, chat=recipe.base.chat)
+        return replace(ids, task=place)
+
     return Samples(
         [
-            [
-                replace(
-                    encode(tokenizer, task, each.input, each.target, causal=causal, chat=recipe.base.chat), task=place
-                )
-                for each in part
-            ]
+            [encoded(place, task, sample) for sample in part]
             for place, (task, part) in enumerate(zip(tasks, parts, strict=True))
         ]
     )
