@@ -62,7 +62,52 @@ def test_the_reference_recipe_holds_the_reference_settings(monkeypatch: pytest.M
     assert (recipe.finetune.learning_rate, recipe.finetune.epochs, recipe.finetune.patience) == (3e-4, 25, 5)
     assert (recipe.gate.learning_rate, recipe.gate.hidden, recipe.gate.train_samples) == (3e-3, 4, 4096)
     assert recipe.samples == 26707
-    assert set(shipped()) == {"demo", "tiny", "haiku-title-smollm2", "haiku-title-t5-large"}
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_every_shipped_recipe_can_be_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hub models and data aside, which nothing reaches here."""
+    monkeypatch.setattr("loramix.recipe.resolve_revision", lambda name, revision: revision, raising=False)
+    monkeypatch.setattr("loramix.bases.resolve_revision", lambda name, revision: revision)
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.mixtures()
+
+
+def test_a_recipe_holds_what_it_changes_in_another(tmp_path: Path) -> None:
+    (tmp_path / "child.yaml").write_text("extends: tiny\nname: child\ngate: {hidden: 3}\n")
+    (tmp_path / "grandchild.yaml").write_text(
+        "extends: child.yaml\nname: g\ncomparison: {seeds: [4], mixtures: {wide: {hidden: 9, activation: sigmoid}}}\n"
+    )
+    recipe, parent = load_recipe(str(tmp_path / "grandchild.yaml")), load_recipe("tiny")
+    assert (recipe.lora, recipe.tasks, recipe.gate.epochs) == (parent.lora, parent.tasks, parent.gate.epochs)
+    assert recipe.gate.hidden == 3
+    assert list(recipe.mixtures()) == ["wide"]
+    assert (recipe.mixtures()["wide"].hidden, recipe.mixtures()["wide"].activation) == (9, "sigmoid")
+    (tmp_path / "loop.yaml").write_text("extends: loop.yaml\nname: l\n")
+    with pytest.raises(RecipeError, match="extends it in turn"):
+        load_recipe(str(tmp_path / "loop.yaml"))
+
+
+def test_the_reference_gate_of_a_comparison_is_the_references() -> None:
+    recipe = load_recipe("tiny", ["gate.activation=sigmoid", "gate.temperature=0.5", "gate.bare=0.5", "gate.epochs=3"])
+    gate = recipe.mixtures()["reference gate"]
+    assert gate.config == GateConfig.reference()
+    assert (gate.epochs, gate.bare) == (3, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("mixtures", "problem"),
+    [
+        ("{ours: {hiden: 3}}", r"comparison.mixtures.ours.hiden: unknown key \(did you mean 'hidden'\?\)"),
+        ("{ours: {hidden: 0}}", "comparison.mixtures.ours.hidden: Input should be greater than or equal to 1"),
+        ("{ours: {init: prototype, hidden: 1}}", "comparison.mixtures.ours.hidden: init 'prototype' needs 2"),
+        ("{oracle: {}}", "'oracle' is another model's name"),
+    ],
+)
+def test_mixtures_of_a_comparison_are_checked_before_any_work(mixtures: str, problem: str) -> None:
+    with pytest.raises(RecipeError, match=problem):
+        load_recipe("tiny", [f"comparison.mixtures={mixtures}"])
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,10 @@
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from html_page import Page
 
 from loramix.report.heatmap import arrange, mean_weights
 from loramix.report.html import LossRow, Report, SampleRow, Table, WeightRow, best_cells, render
@@ -45,38 +45,6 @@ def make_report(output: str = "snow on pines / a long quiet / bell", samples: in
         samples={"haiku": [sample] * samples},
         recipe="name: demo\n# see https://example.org\n",
     )
-
-
-class Page(HTMLParser):
-    """What a page consists of: elements that are open at its end, those never closed, and what it would load."""
-
-    VOID = frozenset({"meta", "br", "img", "link", "hr"})
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.headings: list[str] = []
-        self.loads: list[str] = []
-        self.targets: list[str] = []
-        self.ids: list[str] = []
-        self.tags: set[str] = set()
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        given = {name: value or "" for name, value in attrs}
-        self.loads += [given[name] for name in ("src", "srcset", "data", "poster") if name in given]
-        self.targets += [given["href"]] if "href" in given else []
-        self.ids += [given["id"]] if "id" in given else []
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] in ("h1", "h2", "h3"):
-            self.headings.append(data)
 
 
 def test_every_section_is_present_and_reachable() -> None:
@@ -204,3 +172,10 @@ def test_two_experts_are_both_shown_where_one_weight_does_not_follow_from_the_ot
     rows = [WeightRow("h.0.attn.c_attn", "haiku", expert, weight) for expert, weight in (("a", 0.9), ("b", 0.8))]
     assert [panel.expert for panel in arrange(rows).panels] == ["a", "b"]
     assert [panel.expert for panel in arrange([rows[0], replace(rows[1], weight=0.1)]).panels] == ["a"]
+
+
+def test_the_strength_of_a_weight_is_its_way_from_even() -> None:
+    heatmap = arrange(weights(["h.0.attn.c_attn"], ("a", "b", "c", "d")))
+    assert [heatmap.strength(weight) for weight in (0.0, 0.125, 0.25, 0.625, 1.0, 1.5)] == [-100, -50, 0, 50, 100, 100]
+    alone = arrange(weights(["h.0.attn.c_attn"], ("a",)))
+    assert [alone.strength(weight) for weight in (0.5, 1.0)] == [-50, 0]

@@ -1,14 +1,23 @@
 """Tasks: what they refuse, how prompts are rendered, and what is built in."""
 
+import json
+import shlex
 import subprocess
 import sys
+from collections import Counter
+from importlib.resources import files
 
 import pytest
 from pydantic import ValidationError
 
 from loramix.errors import DataError
+from loramix.prompts import PLACEHOLDER, fill
+from loramix.recipe import load_recipe
 from loramix.sources import HUB_ID, load_rows, locate
 from loramix.tasks import BUILT_IN, Cleaning, Task, built_in
+
+GENERATIVE = {"haiku", "arxiv-title", "demo-haiku", "demo-title", "demo-command"}
+QUESTIONS = {"commonsense-qa", "medqa", "science-qa"}
 
 
 def make_task(**changes: object) -> Task:
@@ -23,8 +32,10 @@ def test_rendering_replaces_the_placeholder_and_nothing_else():
 
 @pytest.mark.parametrize("prompt", ["no place for it", "{input} and {input}", ""])
 def test_a_prompt_needs_exactly_one_placeholder(prompt: str):
-    with pytest.raises(ValidationError, match="exactly once"):
-        make_task(prompt=prompt)
+    for changes in ({"prompt": prompt}, {"paraphrases": ["about {input}", prompt]}, {"inverse": prompt}):
+        kind = next(iter(changes)).removesuffix("s")
+        with pytest.raises(ValidationError, match=f"{kind} '.*' must hold {{input}} exactly once"):
+            make_task(**changes)
 
 
 @pytest.mark.parametrize(
@@ -48,10 +59,41 @@ def test_a_task_is_frozen():
 
 
 def test_built_in_tasks_are_found_by_name():
-    assert set(BUILT_IN) == {"haiku", "arxiv-title", "demo-haiku", "demo-title"}
+    assert set(BUILT_IN) == GENERATIVE | QUESTIONS
     assert all(built_in(name).name == name for name in BUILT_IN)
     assert built_in("haiku").render("snow") == "write a haiku about snow"
     assert built_in("arxiv-title").render("We show …") == "summarize: We show …"
+    assert built_in("demo-command").render("list all files") == "write a shell command to list all files"
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_built_in_task_has_four_other_wordings(name: str):
+    task = built_in(name)
+    assert len({task.prompt, *task.paraphrases}) == 5
+    prompts = [fill(text, "SOMETHING") for text in task.paraphrases]
+    assert all("SOMETHING" in prompt and PLACEHOLDER not in prompt for prompt in prompts)
+
+
+@pytest.mark.parametrize("name", sorted(GENERATIVE))
+def test_an_inverse_is_another_question_than_its_task(name: str):
+    task = built_in(name)
+    assert task.inverse is not None
+    assert task.inverse not in (task.prompt, *task.paraphrases)
+
+
+@pytest.mark.parametrize(("name", "word"), [("haiku", "haiku"), ("arxiv-title", "title"), ("demo-command", "command")])
+def test_the_word_that_names_a_task_is_not_in_all_wordings(name: str, word: str):
+    found = [word in text.lower() for text in built_in(name).paraphrases]
+    assert any(found)
+    assert found.count(False) >= 2
+
+
+@pytest.mark.parametrize("name", sorted(QUESTIONS))
+def test_the_prompt_of_a_question_names_no_task(name: str):
+    task = built_in(name)
+    assert task.render("Why?") == "Why?"
+    assert task.paraphrases == built_in("commonsense-qa").paraphrases
+    assert task.metrics == ("exact-match", "bleu")
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():
@@ -59,12 +101,12 @@ def test_an_unknown_name_is_answered_with_the_nearest():
         built_in("hiaku")
 
 
-@pytest.mark.parametrize("name", ["haiku", "arxiv-title"])
+@pytest.mark.parametrize("name", ["haiku", "arxiv-title", *sorted(QUESTIONS)])
 def test_sources_on_the_hub_are_well_formed_ids(name: str):
     assert HUB_ID.fullmatch(built_in(name).source)
 
 
-@pytest.mark.parametrize("name", ["demo-haiku", "demo-title"])
+@pytest.mark.parametrize("name", ["demo-haiku", "demo-title", "demo-command"])
 def test_demo_data_ships_in_the_package_and_loads_from_any_folder(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     task = built_in(name)
@@ -72,6 +114,42 @@ def test_demo_data_ships_in_the_package_and_loads_from_any_folder(name, tmp_path
     rows = load_rows(task)
     assert len(rows) >= 240
     assert all(source.strip() and target.strip() for source, target in rows)
+
+
+@pytest.fixture
+def commands() -> list[dict[str, str]]:
+    text = (files("loramix") / "demo" / "command.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_the_demos_requests_and_commands_are_short_and_do_not_repeat(commands: list[dict[str, str]]):
+    for key in ("request", "command"):
+        texts = [" ".join(pair[key].split()) for pair in commands]
+        assert [text for text, times in Counter(text.casefold() for text in texts).items() if times > 1] == []
+        assert [text for text in texts if not 1 <= len(text.split()) <= 12] == []
+        assert texts == [pair[key] for pair in commands]
+
+
+def test_the_demos_requests_continue_the_prompt(commands: list[dict[str, str]]):
+    requests = [pair["request"] for pair in commands]
+    assert [text for text in requests if text != text.lower() or text.endswith((".", "?", "!"))] == []
+
+
+def test_the_demos_commands_are_whole_and_varied(commands: list[dict[str, str]]):
+    words = [shlex.split(pair["command"]) for pair in commands]  # raises ValueError for an open quotation
+    assert max(Counter(command[0] for command in words).values()) < len(words) / 10
+    assert len({command[0] for command in words}) > 100
+
+
+def test_recipes_with_three_tasks_hold_them():
+    demo, three = load_recipe("demo"), load_recipe("demo-three")
+    assert three.tasks[:2] == demo.tasks
+    assert [task.name for task in three.tasks] == ["haiku", "title", "command"]
+    assert (three.samples, three.lora, three.gate) == (240, demo.lora, demo.gate)
+    questions = load_recipe("qa-t5-base", ["base.name=tiny-t5"])
+    assert {task.name for task in questions.tasks} == QUESTIONS
+    assert (questions.lora.rank, questions.lora.alpha, questions.gate.hidden) == (16, 1, 4)
+    assert next(task.max_input_tokens for task in questions.tasks if task.name == "medqa") >= 256
 
 
 def test_importing_tasks_and_data_loads_nothing_heavy():

@@ -43,7 +43,7 @@ class Fixed:
         own = len(weights_BE)
         if own != 1 and (rows % own or (rows != own and not self.repeats)):
             raise MixtureError(
-                f"there are fixed weights for {own} rows, but the call has {rows}; give one dict per row, or one for all rows"
+                f"there are fixed weights for {own} rows, but the call has {rows}; give one dict per row"
             )
         return weights_BE.repeat_interleave(rows // own, 0)[:, None]
 

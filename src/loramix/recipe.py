@@ -83,7 +83,7 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def _read(source: str, seen: tuple[str, ...] = ()) -> dict[str, object]:
+def _read(source: str, seen: tuple[Path, ...] = ()) -> dict[str, object]:
     """Return the settings of a recipe; one that `extends` another holds what it changes in it."""
     known = shipped()
     path = known.get(source, Path(source))
@@ -100,10 +100,10 @@ def _read(source: str, seen: tuple[str, ...] = ()) -> dict[str, object]:
     if "extends" not in settings:
         return settings
     parent = str(settings.pop("extends"))
-    if parent in seen:
+    if path.resolve() in seen:
         raise RecipeError(f"{path} extends '{parent}', which extends it in turn")
     beside = path.parent / parent
-    return _merged(_read(str(beside) if beside.is_file() else parent, (*seen, source)), settings)
+    return _merged(_read(str(beside) if beside.is_file() else parent, (*seen, path.resolve())), settings)
 
 
 def _merged(parent: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Sources: read a task's two columns from a Hub data set, a folder or a file, and name what was read."""
+"""Sources: read a task's columns from a Hub data set, a folder or a file, and name what was read."""
 
 import csv
 import gzip
@@ -6,35 +6,41 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from io import TextIOWrapper
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from loramix.choices import Question, multiple_choice
 from loramix.errors import DataError, did_you_mean
 from loramix.tasks import PACKAGE, Task
+
+if TYPE_CHECKING:
+    from pyarrow import ChunkedArray
 
 SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
+Row = Mapping[str, object]  # the values of the task's columns
+
 
 def load_rows(task: Task) -> list[tuple[str, str]]:
     """Return the (input, target) texts of every row as they stand in the source; missing values are empty texts.
 
+    Rows in which `empty_column` holds something are left out. With `choices_column`, the texts are those of
+    `loramix.choices`, and both are empty for a row that lacks its question or its answer.
     Raises DataError if the source, its split or one of the columns is missing, or if it cannot be read.
     """
     path = locate(task.source)
-    if path is None or path.is_dir():
-        return _read_dataset(task, path)
-    if task.revision is not None:
-        raise DataError(f"task '{task.name}': revision is for Hub data sets, and {path} is a file; leave it out")
-    try:
-        return _read_file(task, path)
-    except DataError:
-        raise
-    except (OSError, EOFError, ValueError, csv.Error) as error:
-        raise DataError(f"task '{task.name}': cannot read {path}: {error}") from error
+    rows = _read_dataset(task, path) if path is None or path.is_dir() else _read_file(task, path)
+    numbered = list(enumerate(rows, start=1))
+    if task.empty_column is not None:
+        numbered = [(number, row) for number, row in numbered if _is_missing(row[task.empty_column])]
+    if task.choices_column is not None:
+        return _questions(task, task.choices_column, numbered)
+    return [(_text(task, task.input_column, row), _text(task, task.target_column, row)) for _, row in numbered]
 
 
 def locate(source: str) -> Path | None:
@@ -82,7 +88,7 @@ def pinned(task: Task) -> Task:
     return task.model_copy(update={"revision": Path(folder).name})
 
 
-def _read_dataset(task: Task, folder: Path | None) -> list[tuple[str, str]]:
+def _read_dataset(task: Task, folder: Path | None) -> list[Row]:
     import datasets
 
     if folder is not None and task.revision is not None:
@@ -93,10 +99,25 @@ def _read_dataset(task: Task, folder: Path | None) -> list[tuple[str, str]]:
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise _unreachable(task, error) from error
     _require_columns(task, table.column_names)
-    return _texts(task, zip(table[task.input_column], table[task.target_column], strict=True))
+    columns = {column: table[column] for column in _text_columns(task)}
+    if task.empty_column is not None:
+        arrow = table.select_columns([task.empty_column]).with_format("arrow")[:]  # in this format nothing is decoded
+        columns[task.empty_column] = _marks(arrow[task.empty_column])
+    return _as_rows(columns)
 
 
-def _read_file(task: Task, path: Path) -> list[tuple[str, str]]:
+def _read_file(task: Task, path: Path) -> list[Row]:
+    if task.revision is not None:
+        raise DataError(f"task '{task.name}': revision is for Hub data sets, and {path} is a file; leave it out")
+    try:
+        return _read_kind(task, path)
+    except DataError:
+        raise
+    except (OSError, EOFError, ValueError, csv.Error) as error:
+        raise DataError(f"task '{task.name}': cannot read {path}: {error}") from error
+
+
+def _read_kind(task: Task, path: Path) -> list[Row]:
     name = path.name.lower()
     if name.endswith(".parquet"):
         return _read_parquet(task, path)
@@ -109,27 +130,30 @@ def _read_file(task: Task, path: Path) -> list[tuple[str, str]]:
     raise DataError(f"task '{task.name}': {path} is of no known kind; there are: {', '.join(SUFFIXES)}")
 
 
-def _read_parquet(task: Task, path: Path) -> list[tuple[str, str]]:
+def _read_parquet(task: Task, path: Path) -> list[Row]:
     from pyarrow import parquet
 
     with parquet.ParquetFile(path) as file:
         _require_columns(task, file.schema_arrow.names)
-        table = file.read(columns=[task.input_column, task.target_column])
-    return _texts(task, zip(table[task.input_column].to_pylist(), table[task.target_column].to_pylist(), strict=True))
+        table = file.read(columns=_columns(task))
+    columns = {column: table[column].to_pylist() for column in _text_columns(task)}
+    if task.empty_column is not None:
+        columns[task.empty_column] = _marks(table[task.empty_column])
+    return _as_rows(columns)
 
 
-def _read_csv(task: Task, lines: TextIOWrapper) -> list[tuple[str, str]]:
+def _read_csv(task: Task, lines: TextIOWrapper) -> list[Row]:
     reader = csv.DictReader(lines, strict=True)
     _require_columns(task, reader.fieldnames or ())
-    rows = []
+    rows: list[Row] = []
     for row in reader:
         if None in row:  # cells beyond the header: a comma outside quotes has shifted the columns
             raise DataError(f"task '{task.name}': line {reader.line_num} has more cells than the header")
-        rows.append((row[task.input_column], row[task.target_column]))
-    return _texts(task, rows)
+        rows.append(row)
+    return rows
 
 
-def _read_jsonl(task: Task, lines: TextIOWrapper) -> list[tuple[str, str]]:
+def _read_jsonl(task: Task, lines: TextIOWrapper) -> list[Row]:
     rows: list[dict[str, object]] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -139,11 +163,20 @@ def _read_jsonl(task: Task, lines: TextIOWrapper) -> list[tuple[str, str]]:
             raise DataError(f"task '{task.name}': line {number} is no JSON object: {line.strip()[:60]}")
         rows.append(row)
     _require_columns(task, list(dict.fromkeys(column for row in rows for column in row)))
-    return _texts(task, ((row.get(task.input_column), row.get(task.target_column)) for row in rows))
+    return [{column: row.get(column) for column in _columns(task)} for row in rows]
+
+
+def _text_columns(task: Task) -> list[str]:
+    named = (task.input_column, task.target_column, task.choices_column)
+    return list(dict.fromkeys(column for column in named if column is not None))
+
+
+def _columns(task: Task) -> list[str]:
+    return list(dict.fromkeys([*_text_columns(task), *([task.empty_column] if task.empty_column is not None else [])]))
 
 
 def _require_columns(task: Task, found: Sequence[str]) -> None:
-    missing = [column for column in (task.input_column, task.target_column) if column not in found]
+    missing = [column for column in _columns(task) if column not in found]
     if missing:
         named = " and ".join(f"'{column}'{did_you_mean(column, found)}" for column in missing)
         raise DataError(
@@ -151,20 +184,44 @@ def _require_columns(task: Task, found: Sequence[str]) -> None:
         )
 
 
-def _texts(task: Task, rows: Iterable[tuple[object, object]]) -> list[tuple[str, str]]:
-    return [
-        (_text(task, task.input_column, source), _text(task, task.target_column, target)) for source, target in rows
+def _marks(column: "ChunkedArray") -> list[object]:
+    """Return the column's values, those of a nested column as True: pictures, with their bytes and path, are large."""
+    from pyarrow import types
+
+    if types.is_nested(column.type):
+        return [True if there else None for there in column.is_valid().to_pylist()]
+    return list(column.to_pylist())
+
+
+def _as_rows(columns: Mapping[str, Iterable[object]]) -> list[Row]:
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _questions(task: Task, choices_column: str, rows: Sequence[tuple[int, Row]]) -> list[tuple[str, str]]:
+    """Return input and target of every question; rows without a question or an answer come last."""
+    asked = [
+        Question(number, _text(task, task.input_column, row), row[choices_column], row[task.target_column])
+        for number, row in rows
+        if not _is_missing(row[task.input_column]) and not _is_missing(row[task.target_column])
     ]
+    return multiple_choice(asked, task=task.name) + [("", "")] * (len(rows) - len(asked))
 
 
-def _text(task: Task, column: str, value: object) -> str:
+def _text(task: Task, column: str, row: Row) -> str:
+    value = row[column]
     if isinstance(value, str):
         return value
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if _is_missing(value):
         return ""
     if isinstance(value, int | float):
         return str(value)
     raise DataError(f"task '{task.name}': column '{column}' must hold texts, and holds {type(value).__name__} values")
+
+
+def _is_missing(value: object) -> bool:
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _open_text(path: Path) -> TextIOWrapper:

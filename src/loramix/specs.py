@@ -118,7 +118,8 @@ class ComparisonSpec(Strict):
         what takes others seconds; their losses are measured on all.
     search_samples: validation samples of every task with which fixed weights are searched; search_steps: how many
         weights LoraHub's search tries.
-    density: the share of each adapter that TIES and DARE keep.
+    density: the share of each adapter that TIES and DARE keep; xlora_learning_rate: of its classifier, which is trained
+        like the gates otherwise.
     replicates: of the bootstrap.
     """
 
@@ -134,4 +135,5 @@ class ComparisonSpec(Strict):
     search_samples: int = Field(default=32, ge=1)
     search_steps: int = Field(default=40, ge=1)
     density: float = Field(default=0.5, gt=0, le=1)
+    xlora_learning_rate: float = Field(default=1e-3, gt=0)
     replicates: int = Field(default=2000, ge=100)

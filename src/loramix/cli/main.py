@@ -45,6 +45,28 @@ def run(recipe: str, overrides: tuple[str, ...], stage: str | None, out: Path | 
 
 
 @cli.command()
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder; results/<recipe name> if not given.")
+def compare(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
+    """Compare RECIPE's mixtures with everything else that could do their work, on several test sets.
+
+    What a run has left in the folder is used; a killed comparison goes on.
+    """
+    from loramix.recipe import load_recipe
+
+    resolved = load_recipe(recipe, overrides)
+    _one_display()
+    from loramix.cli.scores import show_comparison
+    from loramix.stages import runner
+
+    folder = runner.compare(resolved, out or Path("results") / resolved.name)
+    click.echo(folder)
+    show_comparison(folder)
+    click.echo(f"\nReport:  {folder / 'report.html'}", err=True)
+
+
+@cli.command()
 def recipes() -> None:
     """List the recipes that come with loramix."""
     from loramix.recipe import shipped

@@ -24,6 +24,11 @@ class Heatmap:
     panels: list[Panel]
     even: float
 
+    def strength(self, weight: float) -> int:
+        """Return how far a weight is from even, in percent of the way to 0 (negative) or to 1."""
+        room = self.even if weight < self.even else 1 - self.even
+        return round(100 * max(-1.0, min(1.0, (weight - self.even) / room))) if room else 0
+
 
 def arrange(rows: Sequence[WeightRow]) -> Heatmap:
     """Return the heat map of `rows`, in their order.

@@ -1,11 +1,10 @@
 """The report: one HTML page that needs nothing beside itself."""
 
-import base64
 import math
 
 from loramix.report.content import LossRow, Report, SampleRow, Table, WeightRow
 from loramix.report.heatmap import arrange, mean_weights
-from loramix.report.page import page
+from loramix.report.page import page, picture
 from loramix.report.plots import losses_svg
 
 __all__ = ["LossRow", "Report", "SampleRow", "Table", "WeightRow", "render"]
@@ -19,13 +18,12 @@ def render(report: Report) -> str:
         "template.html",
         report=report,
         samples={task: rows[:_SAMPLES] for task, rows in report.samples.items()},
-        losses={label: _picture(losses_svg(label, rows)) for label, rows in report.losses.items()},
+        losses={label: picture(losses_svg(label, rows)) for label, rows in report.losses.items()},
         heatmap=arrange(report.weights),
         means=mean_weights(report.weights),
         best=best_cells,
         share=_share,
         number=_number,
-        strength=_strength,
     )
 
 
@@ -65,14 +63,3 @@ def _number(table: Table, row: int, column: int) -> str:
         return "–"
     counts = all(value == round(value) for value in values.values()) and max(values.values()) > 1
     return f"{values[row]:.0f}" if counts else f"{values[row]:.3f}"
-
-
-def _strength(weight: float, even: float) -> int:
-    """Return how far a weight is from even, in percent of the way to 0 (negative) or to 1."""
-    way = (weight - even) / even if weight < even else (weight - even) / (1 - even) if even < 1 else 0.0
-    return round(100 * max(-1.0, min(1.0, way)))
-
-
-def _picture(svg: str) -> str:
-    """Return an SVG as a data URI: every drawing keeps its own names."""
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()

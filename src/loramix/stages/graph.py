@@ -13,9 +13,12 @@ from loramix.stages.layout import CHECKPOINTS, ROUTING_STEPS, TEST_LOSS, Layout
 from loramix.tasks import Task
 
 Settings = dict[str, object]
-_DATA_KEYS = {"name", "source", "revision", "split", "input_column", "target_column", "cleaning", "samples"}
-_PROMPT_KEYS = {"name", "prompt", "max_input_tokens", "max_new_tokens"}
-_METRIC_KEYS = {"name", "metrics"}
+_DATA_KEYS = {
+    "name", "source", "revision", "split", "input_column", "target_column", "choices_column", "empty_column",
+    "cleaning", "samples",
+}  # fmt: skip
+PROMPT_KEYS = {"name", "prompt", "max_input_tokens", "max_new_tokens"}
+METRIC_KEYS = {"name", "metrics"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def _prepare(recipe: Recipe, layout: Layout, sources: Mapping[str, str]) -> Node
     settings: Settings = {
         "samples": {"samples": recipe.samples, "seed": recipe.seed},
         "sources": list(sources.values()),
-        "tasks": _part(recipe.tasks, _DATA_KEYS),
+        "tasks": part(recipe.tasks, _DATA_KEYS),
     }
     outputs = (layout.manifest, layout.folder("prepare") / "counts.csv")
     return Node("prepare", "prepare", settings, (), outputs, partial(prepare.run, recipe, layout))
@@ -80,7 +83,7 @@ def _model(
     key, folder = f"{stage}-{name}" if name else stage, layout.folder(stage, name)
     settings: Settings = {
         **recipe.model_dump(mode="json", include={stage, "base", "seed"}),
-        "prompts": _part(own or recipe.tasks, _PROMPT_KEYS),
+        "prompts": part(own or recipe.tasks, PROMPT_KEYS),
     }
     kept = [
         "models",
@@ -105,7 +108,7 @@ def _model(
 
 
 def _evaluate(recipe: Recipe, layout: Layout, needs: Sequence[str]) -> Node:
-    settings = {"metrics": _part(recipe.tasks, _METRIC_KEYS), **recipe.model_dump(mode="json", include={"evaluation"})}
+    settings = {"metrics": part(recipe.tasks, METRIC_KEYS), **recipe.model_dump(mode="json", include={"evaluation"})}
     outputs = tuple(layout.root / f"{name}.csv" for name in evaluate.tables(recipe))
     return Node("evaluate", "evaluate", settings, tuple(needs), outputs, partial(evaluate.run, recipe, layout))
 
@@ -116,13 +119,13 @@ def _report(recipe: Recipe, layout: Layout) -> Node:
 
 
 def _asked(recipe: Recipe, tasks: Sequence[Task]) -> Settings:
-    return {**recipe.model_dump(mode="json", include={"generation"}), "prompts": _part(tasks, _PROMPT_KEYS)}
+    return {**recipe.model_dump(mode="json", include={"generation"}), "prompts": part(tasks, PROMPT_KEYS)}
 
 
 def _answer_files(folder: Path, tasks: Sequence[Task]) -> tuple[Path, ...]:
     return (*(folder / f"{task.name}.csv" for task in tasks), folder / TEST_LOSS)
 
 
-def _part(tasks: Iterable[Task], keys: set[str]) -> list[Settings]:
+def part(tasks: Iterable[Task], keys: set[str]) -> list[Settings]:
     """Return those settings of the tasks that one kind of step depends on."""
     return [task.model_dump(mode="json", include=keys) for task in tasks]

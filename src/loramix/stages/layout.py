@@ -7,6 +7,7 @@ from pathlib import Path
 
 from loramix.atomic import atomic_file
 from loramix.recipe import Recipe
+from loramix.report.content import LossRow
 
 CHECKPOINTS = "checkpoints"  # in the folder of a model, while it is trained
 ANSWER_COLUMNS = ("input", "generated", "reference")
@@ -56,6 +57,18 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(rows)
+
+
+def read_losses(path: Path) -> list[LossRow]:
+    """Return the rows of a losses.csv."""
+
+    def number(text: str) -> float | None:
+        return float(text) if text else None
+
+    return [
+        LossRow(int(row["step"]), float(row["epoch"]), number(row["training"]), number(row["validation"]))
+        for row in read_csv(path)
+    ]
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -1,16 +1,15 @@
 """Report: one HTML file that shows what the run found."""
 
 import json
-from pathlib import Path
 from typing import Literal
 
 from loramix.atomic import write_text
 from loramix.card import add_measurements
 from loramix.recipe import Recipe
 from loramix.report.heatmap import mean_weights
-from loramix.report.html import LossRow, Report, SampleRow, Table, WeightRow, render
+from loramix.report.html import Report, SampleRow, Table, WeightRow, render
 from loramix.stages.evaluate import Answers, read_answers
-from loramix.stages.layout import Layout, read_csv
+from loramix.stages.layout import Layout, read_csv, read_losses
 
 _SHOWN = 20
 _NOTES = {
@@ -31,7 +30,7 @@ def run(recipe: Recipe, layout: Layout) -> None:
         title=f"loramix: {recipe.name}",
         summary=_summary(recipe, layout),
         tables=[_table(layout, name, note) for name, note in _NOTES.items() if (layout.root / f"{name}.csv").is_file()],
-        losses={label: _losses(file) for label, file in layout.losses(recipe).items()},
+        losses={label: read_losses(file) for label, file in layout.losses(recipe).items()},
         weights=_weights(layout),
         samples={task.name: _samples(answers, task.name) for task in recipe.tasks},
         recipe=recipe.to_yaml(),
@@ -72,17 +71,6 @@ def _table(layout: Layout, name: str, note: str) -> Table:
         [row["model"], *(float(row[column]) for column in columns[1:])] for row in rows
     ]
     return Table(_TITLES[name], note + encoder, columns, cells, _BEST.get(name))
-
-
-def _losses(file: Path) -> list[LossRow]:
-    return [
-        LossRow(int(row["step"]), float(row["epoch"]), _number(row["training"]), _number(row["validation"]))
-        for row in read_csv(file)
-    ]
-
-
-def _number(text: str) -> float | None:
-    return float(text) if text else None
 
 
 def _weights(layout: Layout) -> list[WeightRow]:

@@ -9,7 +9,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from importlib.metadata import version
 from pathlib import Path
 
@@ -34,17 +34,39 @@ def run(recipe: Recipe, root: Path, *, stage: str | None = None) -> Layout:
         )
     layout = Layout(root)
     recipe = _pinned(recipe, root / "recipe.yaml")
-    write_text(root / "recipe.yaml", recipe.to_yaml())
+    nodes = graph(recipe, layout, _begin(recipe, root))
+    _do_all(nodes, _closure(nodes, [node.key for node in nodes if stage in (None, node.stage)]), root)
+    return layout
+
+
+def compare(recipe: Recipe, root: Path) -> Path:
+    """Run the recipe's comparison in the run folder `root`, which may hold its experts; return the comparison's folder.
+
+    Several recipes may be compared in one run folder: what they share is done once.
+    """
+    from loramix.comparison.graph import comparison_graph
+
+    folder = root / "compare" / recipe.name
+    recipe = _pinned(recipe, next((f for f in (folder / "recipe.yaml", root / "recipe.yaml") if f.is_file()), root))
+    nodes = comparison_graph(recipe, Layout(root), _begin(recipe, folder))
+    _do_all(nodes, _closure(nodes, [nodes[-1].key]), root)
+    return folder
+
+
+def _begin(recipe: Recipe, folder: Path) -> dict[str, str]:
+    """Write the resolved recipe and what else results depend on; return what names the content of every task's data."""
     sources = {task.name: source_fingerprint(task) for task in recipe.tasks}
-    write_text(root / "environment.json", json.dumps({"versions": versions(), "sources": sources}, indent=2))
-    nodes = graph(recipe, layout, sources)
-    wanted = _closure(nodes, [node.key for node in nodes if stage in (None, node.stage)])
+    write_text(folder / "recipe.yaml", recipe.to_yaml())
+    write_text(folder / "environment.json", json.dumps({"versions": versions(), "sources": sources}, indent=2))
+    return sources
+
+
+def _do_all(nodes: Sequence[Node], wanted: Set[str], root: Path) -> None:
     fingerprints: dict[str, str] = {}
     for node in nodes:
         fingerprints[node.key] = _fingerprint(node, fingerprints)
         if node.key in wanted:
             _do(node, fingerprints[node.key], root / ".stages" / f"{node.key}.json")
-    return layout
 
 
 def versions() -> dict[str, str]:

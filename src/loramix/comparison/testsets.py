@@ -1,0 +1,119 @@
+"""Test sets: the withheld samples of a run, asked in several ways.
+
+named        each task's samples in the task's own prompt, as all models were trained
+bare         the same samples without any prompt: the input alone, so that no task is named
+paraphrased  the same samples in other wordings of the prompt, one of the task's for each sample
+mixed        one task's prompt about the inputs of another (a haiku about an abstract), which has no reference; of
+             tasks whose answers have a form that can be checked without one
+unknown      a task that no expert knows: the first task's `inverse`, which asks for the input given the target
+"""
+
+import csv
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from loramix.data import Sample, part_of
+from loramix.prompts import PLACEHOLDER
+from loramix.recipe import Recipe
+from loramix.specs import TestSet
+from loramix.stages.layout import read_csv, write_csv
+from loramix.tasks import Task
+
+UNKNOWN = "-inverse"  # ends the name of a task that asks for another's inputs
+
+
+@dataclass(frozen=True)
+class Question:
+    """A withheld sample as it is asked; `reference` is empty where there is none. `id` is the sample's."""
+
+    test_set: str
+    task: str
+    id: str
+    prompt: str
+    input: str
+    reference: str
+
+
+def questions(recipe: Recipe, samples: Sequence[Sample]) -> list[Question]:
+    """Return the questions of the recipe's test sets; the same ones for the same data and seed."""
+    spec = recipe.comparison
+    found = []
+    for name in spec.test_sets:
+        limit = spec.test_samples if name in ("named", "bare") else spec.side_samples
+        withheld = {
+            task.name: [each for each in samples if each.task == task.name and each.split == "test"][:limit]
+            for task in recipe.tasks
+        }
+        found += [Question(name, *rest) for rest in _ASKED[name](recipe, withheld)]
+    return found
+
+
+def asked_task(recipe: Recipe, question: Question) -> Task:
+    """Return the task of a question, with the question's own prompt in the place of the task's."""
+    known = {task.name: task for task in recipe.tasks}
+    longest = max(task.max_input_tokens for task in recipe.tasks)
+    if question.task in known:
+        task = known[question.task]
+        limit = task.max_input_tokens if question.test_set in ("named", "bare") else longest
+        return task.model_copy(update={"prompt": question.prompt, "max_input_tokens": limit})
+    task = known[question.task.removesuffix(UNKNOWN)]
+    changes = {"name": question.task, "prompt": question.prompt, "metrics": ("rouge", "bertscore")}
+    return task.model_copy(update={**changes, "max_input_tokens": longest})
+
+
+def write_questions(path: Path, asked: Sequence[Question]) -> None:
+    """Write the questions as a CSV file."""
+    write_csv(path, [field.name for field in fields(Question)], map(astuple, asked))
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Return the questions of a file, in its order."""
+    csv.field_size_limit(2**24)  # an input may be a whole paper
+    return [Question(**row) for row in read_csv(path)]
+
+
+Withheld = Mapping[str, Sequence[Sample]]
+Asked = Iterator[tuple[str, str, str, str, str]]  # task, id, prompt, input, reference
+
+
+def _in(prompt_of: Callable[[Task, Sample], str | None]) -> Callable[[Recipe, Withheld], Asked]:
+    """Return what asks every sample of every task in the prompt that is chosen for it, if there is one."""
+
+    def ask(recipe: Recipe, withheld: Withheld) -> Asked:
+        for task in recipe.tasks:
+            for sample in withheld[task.name]:
+                prompt = prompt_of(task, sample)
+                if prompt is not None:
+                    yield task.name, sample.id, prompt, sample.input, sample.target
+
+    return ask
+
+
+def _paraphrase(task: Task, sample: Sample) -> str | None:
+    choices = task.paraphrases
+    return choices[int(part_of(sample, "paraphrase") * len(choices))] if choices else None
+
+
+def _mixed(recipe: Recipe, withheld: Withheld) -> Asked:
+    for asked in recipe.tasks:
+        for other in recipe.tasks:
+            if "haiku" in asked.metrics and other is not asked:
+                for sample in withheld[other.name]:
+                    yield asked.name, sample.id, asked.prompt, sample.input, ""
+
+
+def _unknown(recipe: Recipe, withheld: Withheld) -> Asked:
+    task = next((task for task in recipe.tasks if task.inverse), None)
+    if task is not None and task.inverse is not None:
+        for sample in withheld[task.name]:
+            yield f"{task.name}{UNKNOWN}", sample.id, task.inverse, sample.target, sample.input
+
+
+_ASKED: dict[TestSet, Callable[[Recipe, Withheld], Asked]] = {
+    "named": _in(lambda task, sample: task.prompt),
+    "bare": _in(lambda task, sample: PLACEHOLDER),
+    "paraphrased": _in(_paraphrase),
+    "mixed": _mixed,
+    "unknown": _unknown,
+}

@@ -1,0 +1,76 @@
+"""The verdict: what a mixture claims, and whether the scores bear it out.
+
+A mixture that is not told the task claims to be as good as the right expert, better than every other single model of
+the same experts, and to need no task name in the prompt. All claims are about `combined`, the mean of the scores
+against the reference, with paired intervals.
+"""
+
+from collections.abc import Sequence
+
+from loramix.comparison.scores import ORACLE, Scores
+from loramix.comparison.statistics import Estimate, mean_of, share_of_gain
+from loramix.recipe import Recipe
+from loramix.report.comparison_content import Claim
+
+KEPT_GAIN = 0.95  # of the oracle's gain over the base, without any task name in the prompt
+_MEASURE = "combined"
+
+
+def verdict(recipe: Recipe, scores: Scores) -> list[Claim]:
+    """Return the claims of the first mixture that can be checked with the models and test sets of this recipe."""
+    label = next(iter(recipe.mixtures()))
+    tasks = [task.name for task in recipe.tasks]
+    if label not in scores.labels:
+        return []
+    experts = {ORACLE, *(f"LoRA {task}" for task in tasks)}
+    claims = [_as_good(scores, label, task) for task in tasks]
+    claims += [_better(scores, label, other, tasks) for other in scores.labels if other not in {label, *experts}]
+    claims.append(_keeps(scores, label, tasks))
+    return [claim for claim in claims if claim is not None]
+
+
+def difference(
+    scores: Scores, label: str, other: str, test_set: str, tasks: Sequence[str], measure: str = _MEASURE
+) -> Estimate | None:
+    """Return the paired difference of two models, the mean over tasks; None unless both were measured on all."""
+    pairs = [scores.paired(scores.of(label, test_set, t), scores.of(other, test_set, t), measure) for t in tasks]
+    known = [own - against for own, against, _ in (pair for pair in pairs if pair is not None)]
+    return mean_of(known) if known and len(known) == len(pairs) else None
+
+
+def _as_good(scores: Scores, label: str, task: str) -> Claim | None:
+    found = difference(scores, label, ORACLE, "named", [task])
+    if found is None:
+        return None
+    return Claim(f"{label} is not worse than the right expert on {task}", found.high >= 0, _in_words(found))
+
+
+def _better(scores: Scores, label: str, other: str, tasks: Sequence[str]) -> Claim | None:
+    found = difference(scores, label, other, "named", tasks)
+    if found is None:
+        return None
+    holds = True if found.low > 0 else False if found.high < 0 else None
+    return Claim(f"{label} is better than {other} on all tasks together", holds, _in_words(found))
+
+
+def _keeps(scores: Scores, label: str, tasks: Sequence[str]) -> Claim | None:
+    means = [
+        [scores.estimate(scores.of(model, "bare", task), _MEASURE) for task in tasks]
+        for model in (label, ORACLE, "base")
+    ]
+    known = [mean_of([each for each in of_model if each is not None]) for of_model in means if all(of_model)]
+    if len(known) < len(means):
+        return None
+    text = (
+        f"without any task name in the prompt, {label} keeps {KEPT_GAIN:.0%} of what the right expert gains over base"
+    )
+    _, oracle, base = known
+    if (oracle - base).low <= 0:
+        return Claim(text, None, f"the right expert gains nothing certain there: {_in_words(oracle - base)}")
+    share = share_of_gain(*known)
+    holds = True if share.low >= KEPT_GAIN else False if share.high < KEPT_GAIN else None
+    return Claim(text, holds, f"it keeps {share.value:.1%} (95 % interval {share.low:.1%} to {share.high:.1%})")
+
+
+def _in_words(found: Estimate) -> str:
+    return f"difference {found.value:+.4f} (95 % interval {found.low:+.4f} to {found.high:+.4f})"

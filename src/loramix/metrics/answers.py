@@ -1,0 +1,122 @@
+"""Whether a generated text is the reference, how near it comes, and what it uses of its input."""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+from loramix.errors import DataError, MissingExtraError
+from loramix.metrics.diversity import split_words
+
+EDGES = {"Po", "Ps", "Pe", "Pi", "Pf", "Zs"}  # Unicode categories of punctuation, brackets, quotes and spaces
+MEANINGFUL = "%‰#&@/\\′″"  # punctuation that is part of an answer: "5%" is not "5", nor is "-5"
+LABEL = re.compile(r"^\(?[A-Z]\)\s+(?=\S)")  # "(S)-warfarin" has none, and a label on its own is an answer
+DECIMAL = re.compile(r"\.\d")  # ".5" is not "5"
+ARTICLES = re.compile(r"^(?:(?:a|an|the)\s+)+(?=\S)")
+FUNCTION_WORDS = """
+a an the this that these those there here
+i me my mine you your yours he him his she her hers it its we us our ours they them their theirs
+who whom whose which what when where why how
+and or but nor so if then than as because while although though
+of to in on at by for from with without into onto upon over under about between through
+is am are was were be been being do does did has have had
+can could will would shall should may might must
+not no yes too very just also such some any each both either neither
+"""
+
+
+def exact_match(generated: Sequence[str], references: Sequence[str]) -> list[float]:
+    """Return 1.0 for each text that equals its reference and 0.0 for any other: accuracy where the target is an answer.
+
+    Compared after the manner of SQuAD (Rajpurkar et al. 2016, arXiv:1606.05250): case, white space, Unicode form,
+    leading articles, and punctuation, brackets and quotes around the text do not count. Unlike there, punctuation
+    within the text does, and so do signs, as in "-5" and "5%". A choice's label at the start, "(B) text" or "B) text",
+    is dropped, right or wrong. An empty text never matches.
+    """
+    _check_lengths(generated, references)
+    pairs = [(_normalised(text), _normalised(reference)) for text, reference in zip(generated, references, strict=True)]
+    return [float(text != "" and text == reference) for text, reference in pairs]
+
+
+def bleu(generated: Sequence[str], references: Sequence[str]) -> list[float]:
+    """Return the sentence BLEU (0 to 1) of each text, in the order of the samples.
+
+    BLEU-4 (Papineni et al. 2002) by sacrebleu (Post 2018, arXiv:1804.08771) with its standard tokens, case kept,
+    exponential smoothing, and in texts of fewer than four tokens no longer n-grams than they hold. Empty texts score 0.
+    """
+    _check_lengths(generated, references)
+    try:
+        from sacrebleu.metrics.bleu import BLEU
+    except ImportError as error:
+        raise MissingExtraError("sacrebleu", "metrics") from error
+    scorer = BLEU(effective_order=True)
+    pairs = zip(generated, references, strict=True)
+    percent = [float(scorer.sentence_score(text, [reference]).score) for text, reference in pairs]
+    return [min(score / 100, 1.0) for score in percent]  # rounding takes equal texts beyond 1
+
+
+def keyword_use(inputs: Sequence[str], texts: Sequence[str]) -> list[float]:
+    """Return the share (0 to 1) of each input's keywords that its text uses.
+
+    Keywords are the input's distinct words but function words ("the", "no"), or all its words if it has no others. A
+    word is used if the text has one of the same Porter stem: "frogs" uses "frog". An input without words, and an empty
+    text, score 0.
+    """
+    if len(inputs) != len(texts):
+        raise DataError(f"there are {len(inputs)} inputs, but {len(texts)} texts")
+    return [_used(_keywords(given), _stems(_plain_words(text))) for given, text in zip(inputs, texts, strict=True)]
+
+
+def _check_lengths(generated: Sequence[str], references: Sequence[str]) -> None:
+    if len(generated) != len(references):
+        raise DataError(f"there are {len(generated)} generated texts, but {len(references)} references")
+
+
+def _normalised(text: str) -> str:
+    """Return what counts of an answer."""
+    straight = unicodedata.normalize("NFC", text).replace("\u2019", "'")
+    plain = _without_edges(" ".join(straight.split()))
+    folded = unicodedata.normalize("NFC", _without_edges(LABEL.sub("", plain)).casefold())
+    return _without_edges(ARTICLES.sub("", folded))
+
+
+def _without_edges(text: str) -> str:
+    """Return `text` without punctuation and spaces around it; a text of nothing else stays as it is."""
+    start, end = 0, len(text)
+    while start < end and _is_edge(text[start]) and not DECIMAL.match(text, start):
+        start += 1
+    while end > start and _is_edge(text[end - 1]):
+        end -= 1
+    return text[start:end] or text
+
+
+def _is_edge(char: str) -> bool:
+    return char == "`" or (unicodedata.category(char) in EDGES and char not in MEANINGFUL)
+
+
+def _plain_words(text: str) -> list[str]:
+    return [word.removesuffix("'s") for word in split_words(text)]
+
+
+def _keywords(text: str) -> set[str]:
+    """Return the stems of the words in `text` that say what it is about."""
+    found, left_out = set(_plain_words(text)), set(FUNCTION_WORDS.split())
+    return _stems(found - left_out or found)
+
+
+def _stems(found: Iterable[str]) -> set[str]:
+    return {_stem(word) for word in found}
+
+
+def _used(keywords: set[str], stems: set[str]) -> float:
+    return len(keywords & stems) / len(keywords) if keywords else 0.0
+
+
+@lru_cache(maxsize=2**16)
+def _stem(word: str) -> str:
+    """Return the Porter stem of a word in lower case."""
+    try:
+        from nltk.stem.porter import PorterStemmer
+    except ImportError as error:
+        raise MissingExtraError("nltk", "metrics") from error
+    return str(PorterStemmer().stem(word))

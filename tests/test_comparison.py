@@ -1,0 +1,296 @@
+"""The comparison on a tiny model: who is asked what, what is left, what is done once, and what is refused."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from loramix.baselines import fixed, routers
+from loramix.bases import load_base
+from loramix.comparison.contenders import contenders
+from loramix.comparison.routing import collapse
+from loramix.comparison.scores import Scores, read_scores
+from loramix.comparison.testsets import Question, asked_task, questions, read_questions
+from loramix.comparison.verdict import verdict
+from loramix.config import GateConfig
+from loramix.data import read_manifest
+from loramix.errors import LeakError
+from loramix.leaks import RECORD
+from loramix.recipe import Recipe, load_recipe
+from loramix.stages import runner
+from loramix.stages.answers import encode_all, target_losses
+from loramix.stages.layout import Layout
+from loramix.stages.training import recipe_base
+
+SETTINGS = [
+    *("name=small", "samples=80", "finetune.epochs=1", "lora.epochs=1", "gate.epochs=1"),
+    *("comparison.test_samples=4", "comparison.side_samples=3", "comparison.uncached_samples=2"),
+    *("comparison.search_samples=2", "comparison.search_steps=6", "comparison.replicates=100"),
+    *("comparison.seeds=[0, 1]", "gate.bare=0.5"),
+]
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+LABELS = [
+    *("base", "full finetune", "LoRA haiku", "LoRA title", "one LoRA, all tasks", "uniform weights"),
+    *("best static weights", "TIES", "DARE", "LoraHub", "Arrow", "X-LoRA", "CGM LoRA", "reference gate", "oracle"),
+]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compare") / "run"
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return load_recipe("tiny", SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def folder(recipe: Recipe, root: Path) -> Path:
+    return runner.compare(recipe, root)
+
+
+@pytest.fixture(scope="module")
+def scores(recipe: Recipe, root: Path, folder: Path) -> Scores:
+    return read_scores(recipe, contenders(recipe, Layout(root))[0], folder)
+
+
+def test_every_model_is_scored_in_one_schema(folder: Path) -> None:
+    results = rows(folder / "results.csv")
+    assert list(results[0]) == ["recipe", "seed", "model", "task", "test_set", "measure", "value", "low", "high", "n"]
+    assert list(dict.fromkeys(row["model"] for row in results)) == LABELS
+    assert {row["recipe"] for row in results} == {"small"}
+    assert {row["test_set"] for row in results} == {"named", "bare", "paraphrased", "mixed", "unknown"}
+    assert {row["seed"] for row in results if row["model"] == "CGM LoRA" and row["task"] == "haiku"} == {
+        "0",
+        "1",
+        "all",
+    }
+    for row in results:
+        if row["low"]:
+            assert float(row["low"]) <= float(row["value"]) + 1e-6
+            assert float(row["value"]) <= float(row["high"]) + 1e-6
+    measured = {row["measure"] for row in results if row["test_set"] == "named" and row["task"] == "haiku"}
+    assert {"rougeL", "bertscore", "perplexity", "combined", "poem_575", "keyword_use", "distinct2", "cut"} <= measured
+    without = {row["measure"] for row in results if row["test_set"] == "mixed"}
+    assert "poem_575" in without
+    assert not without & {"rougeL", "loss", "combined"}, "there is no reference to compare with"
+
+
+def test_the_oracle_is_the_own_expert(folder: Path) -> None:
+    def of(model: str, task: str) -> list[tuple[str, ...]]:
+        return [
+            (row["test_set"], row["measure"], row["value"])
+            for row in rows(folder / "results.csv")
+            if (row["model"], row["task"]) == (model, task)
+        ]
+
+    assert of("oracle", "title") == of("LoRA title", "title")
+    assert of("oracle", "haiku") == of("LoRA haiku", "haiku")
+
+
+def test_differences_are_those_of_the_values(folder: Path) -> None:
+    value = {
+        (row["model"], row["task"], row["test_set"], row["measure"]): float(row["value"])
+        for row in rows(folder / "results.csv")
+    }
+    found = rows(folder / "differences.csv")
+    assert {row["model"] for row in found} == {"CGM LoRA", "reference gate"}
+    for row in found:
+        place = row["task"], row["test_set"], row["measure"]
+        if "X-LoRA" not in (row["model"], row["against"]):  # which is paired on the samples that it answered
+            gap = value[row["model"], *place] - value[row["against"], *place]
+            assert float(row["difference"]) == pytest.approx(gap, abs=2e-5)
+        assert int(row["above"]) + int(row["same"]) + int(row["below"]) == int(row["n"])
+
+
+def test_a_model_without_a_cache_answers_fewer_and_is_paired_on_those(folder: Path) -> None:
+    results = {
+        (row["measure"], row["model"]): int(row["n"])
+        for row in rows(folder / "results.csv")
+        if row["task"] == "haiku" and row["test_set"] == "named" and row["seed"] in ("0", "all")
+    }
+    assert results["rougeL", "X-LoRA"] == 2
+    assert results["loss", "X-LoRA"] == 4
+    paired = [
+        int(row["n"])
+        for row in rows(folder / "differences.csv")
+        if (row["against"], row["test_set"], row["task"], row["measure"]) == ("X-LoRA", "named", "haiku", "rougeL")
+    ]
+    assert set(paired) == {2}
+
+
+def test_routing_is_reported_by_layer_and_projection(folder: Path) -> None:
+    routing = [row for row in rows(folder / "routing.csv") if row["test_set"] == "named"]
+    assert {row["projection"] for row in routing} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert {(row["model"], row["seed"]) for row in routing} == {
+        *(("CGM LoRA", seed) for seed in "01"),
+        *(("reference gate", seed) for seed in "01"),
+    }
+    for row in routing:
+        assert 0 <= float(row["entropy"]) <= 0.6932
+        assert 0.5 - 1e-4 <= float(row["concentration"]) <= 1 + 1e-4
+    steps = rows(folder / "CGM-LoRA-seed0" / "routing_steps.csv")
+    assert {(row["task"], row["expert"]) for row in steps} == {
+        (a, b) for a in ("haiku", "title") for b in ("haiku", "title")
+    }
+
+
+def test_the_report_shows_every_model_and_the_verdict(folder: Path) -> None:
+    page = (folder / "report.html").read_text()
+    assert all(label in page for label in LABELS)
+    assert "not worse than the right expert on haiku" in page
+    assert len(json.loads((folder / "results.json").read_text())["verdict"]) == 2 + 11 + 1
+
+
+def test_a_second_comparison_does_nothing_and_other_questions_need_no_training(
+    recipe: Recipe, root: Path, folder: Path
+) -> None:
+    def stamps() -> dict[str, int]:
+        return {path.stem: path.stat().st_mtime_ns for path in (root / ".stages").glob("*.json")}
+
+    before = stamps()
+    runner.compare(recipe, root)
+    assert stamps() == before
+    fewer = recipe.model_copy(update={"comparison": recipe.comparison.model_copy(update={"replicates": 101})})
+    runner.compare(fewer, root)
+    after = stamps()
+    assert {key for key in after if after[key] != before[key]} == {"compare-small-results", "compare-small-report"}
+
+
+def test_another_comparison_in_the_same_folder_uses_the_same_experts(root: Path, folder: Path) -> None:
+    models = [path.stat().st_mtime_ns for path in root.glob("lora/*/models/adapter_model.safetensors")]
+    chosen = ["comparison.models=[base, experts, oracle, mixtures]", "comparison.mixtures={wide: {hidden: 16}}"]
+    other = load_recipe("tiny", [*SETTINGS, "name=other", "comparison.test_sets=[named]", *chosen])
+    second = runner.compare(other, root)
+    assert models == [path.stat().st_mtime_ns for path in root.glob("lora/*/models/adapter_model.safetensors")]
+    assert {row["model"] for row in rows(second / "results.csv")} == {
+        *("base", "LoRA haiku", "LoRA title", "oracle", "wide")
+    }
+
+
+def test_a_comparison_refuses_models_that_know_the_test(recipe: Recipe, root: Path, folder: Path) -> None:
+    """Put a test sample's row into an expert's record: the models made of that expert are refused by name."""
+    path = root / "lora" / "haiku" / RECORD
+    kept = path.read_text()
+    manifest = read_manifest(Layout(root).manifest)
+    test = next(sample for sample in manifest if sample.task == "haiku" and sample.split == "test")
+    from loramix.leaks import record
+
+    record(path, [replace(test, split="train")])
+    try:
+        marker = root / ".stages" / "compare-small-uniform-named.json"
+        marker.unlink()
+        with pytest.raises(LeakError, match=r"'uniform weights \(haiku\)' has learned from 1 of the"):
+            runner.compare(recipe, root)
+    finally:
+        path.write_text(kept)
+    runner.compare(recipe, root)
+
+
+def test_questions_ask_withheld_samples_in_several_ways(recipe: Recipe, root: Path, folder: Path) -> None:
+    asked = read_questions(folder / "questions.csv")
+    assert asked == questions(recipe, read_manifest(Layout(root).manifest))
+    withheld = {sample.id: sample for sample in read_manifest(Layout(root).manifest) if sample.split == "test"}
+    assert all(question.id in withheld for question in asked)
+    by_set: dict[str, list[Question]] = {}
+    for question in asked:
+        by_set.setdefault(question.test_set, []).append(question)
+    assert {each.prompt for each in by_set["bare"]} == {"{input}"}
+    assert [each.id for each in by_set["bare"]] == [each.id for each in by_set["named"]]
+    own = {task.name: task for task in recipe.tasks}
+    assert all(each.prompt in own[each.task].paraphrases for each in by_set["paraphrased"])
+    assert {(each.task, withheld[each.id].task) for each in by_set["mixed"]} == {("haiku", "title")}
+    assert all(each.reference == "" for each in by_set["mixed"])
+    for each in by_set["unknown"]:
+        assert (each.input, each.reference) == (withheld[each.id].target, withheld[each.id].input)
+        assert asked_task(recipe, each).prompt == own["haiku"].inverse
+        assert asked_task(recipe, each).name == "haiku-inverse"
+
+
+def test_x_lora_is_left_out_where_it_does_not_run() -> None:
+    recipe = load_recipe("tiny", [*SETTINGS, "base.name=tiny-t5"])
+    found, left_out = contenders(recipe, Layout(Path("nowhere")))
+    assert "X-LoRA" not in {each.label for each in found}
+    assert left_out == ["PEFT's X-LoRA does not load adapters of t5 models"]
+
+
+def test_losses_per_sample_are_the_models_own(recipe: Recipe, root: Path, folder: Path) -> None:
+    """The mean of the losses, weighed by tokens, is the loss that the model itself returns for the batch."""
+    from loramix.batches import Collator
+
+    for name in ("tiny-llama", "tiny-t5"):
+        base = load_base(name)
+        task = recipe.tasks[0]
+        encoded = encode_all(
+            base.model, base.tokenizer, recipe, [(task, "rain", "soft rain / falls"), (task, "a", "b")]
+        )
+        losses = target_losses(base.model, base.tokenizer, recipe, encoded, label="")
+        with torch.no_grad():
+            batch = Collator(base.tokenizer, not base.model.config.is_encoder_decoder)(encoded)
+            whole = float(base.model(**batch).loss)
+        tokens = [len(each.target) for each in encoded]
+        assert [loss.tokens for loss in losses] == tokens
+        assert sum(loss.mean * loss.tokens for loss in losses) / sum(tokens) == pytest.approx(whole, rel=1e-5)
+
+
+def test_the_best_static_weights_are_the_best_that_were_tried(recipe: Recipe, root: Path, folder: Path) -> None:
+    tried = rows(folder / "static" / "tried.csv")
+    assert len(tried) == 25
+    best = min(tried, key=lambda row: float(row["loss"]))
+    assert fixed.read_weights(folder / "static") == {name: float(best[name]) for name in ("haiku", "title")}
+    assert len(rows(folder / "lorahub" / "tried.csv")) >= 6
+
+
+def test_x_loras_classifier_is_kept(recipe: Recipe, root: Path, folder: Path) -> None:
+    """PEFT's own saving loses it; here, what is loaded is what was trained."""
+    layout, ids = Layout(root), torch.arange(5, 15)[None]
+    with routers.xlora(recipe_base(recipe), recipe, layout, folder / "xlora") as one, torch.no_grad():
+        trained = one(input_ids=ids).logits
+    with routers.xlora(recipe_base(recipe), recipe, layout, folder / "xlora") as two, torch.no_grad():
+        torch.testing.assert_close(two(input_ids=ids).logits, trained)
+    with routers.xlora(recipe_base(recipe), recipe, layout, None) as fresh, torch.no_grad():
+        assert not torch.allclose(fresh(input_ids=ids).logits, trained)
+
+
+def test_weights_of_one_input_can_be_held_for_another(recipe: Recipe, root: Path, folder: Path) -> None:
+    mixture = fixed.run_mixture(recipe_base(recipe), recipe, Layout(root), GateConfig()).eval()
+    for gate in mixture.gates.values():
+        torch.nn.init.normal_(gate.score.weight, std=3.0, generator=torch.Generator().manual_seed(1))
+    first, second = torch.arange(5, 15)[None], torch.arange(40, 60)[None]
+    weights = mixture.weights(input_ids=first)
+    with mixture.fixed_layers(weights):
+        held = mixture.weights(input_ids=second)
+    for layer, weights_BE in weights.items():
+        torch.testing.assert_close(held[layer], weights_BE)
+    with pytest.raises(Exception, match="missing"), mixture.fixed_layers({}):
+        pass
+
+
+def test_gates_that_do_not_route_are_called_out() -> None:
+    one = {"haiku": 0.95, "title": 0.05}
+    assert "collapsed: 'haiku'" in collapse({"haiku": one, "title": one})[0]
+    even = {"haiku": 0.5, "title": 0.5}
+    assert "no routing" in collapse({"haiku": even, "title": even})[0]
+    assert collapse({"haiku": one, "title": {"haiku": 0.1, "title": 0.9}}) == []
+    assert collapse({"haiku": one}) == [], "one task alone shows no collapse"
+
+
+def test_the_verdict_follows_the_scores(recipe: Recipe, scores: Scores) -> None:
+    """Where all models have the same scores, nothing is better than anything else."""
+    alike = [replace(run, values={key: values * 0 + 0.5 for key, values in run.values.items()}) for run in scores.runs]
+    claims = verdict(recipe, Scores(alike, replicates=100))
+    assert [claim.holds for claim in claims[:2]] == [True, True]
+    assert all(claim.holds is None for claim in claims[2:-1])
+    better = [replace(r, values={k: v + (r.label == "CGM LoRA") for k, v in r.values.items()}) for r in alike]
+    assert all(claim.holds for claim in verdict(recipe, Scores(better, replicates=100))[:-1])
+    worse = [replace(r, values={k: v - (r.label == "CGM LoRA") for k, v in r.values.items()}) for r in alike]
+    assert not any(claim.holds for claim in verdict(recipe, Scores(worse, replicates=100))[:-1])
