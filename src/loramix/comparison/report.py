@@ -1,13 +1,13 @@
 """The page of a comparison, from the files that its steps have left."""
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from loramix.atomic import write_text
 from loramix.comparison.contenders import Contender, Place
-from loramix.comparison.results import over_tasks
 from loramix.comparison.routing import routings
 from loramix.comparison.scores import ORACLE, Run, Scores, read_scores
-from loramix.comparison.statistics import Estimate
+from loramix.comparison.statistics import Estimate, mean_of
 from loramix.comparison.verdict import difference, verdict
 from loramix.metrics.scores import MEASURES
 from loramix.report.comparison import render_comparison
@@ -42,7 +42,7 @@ def run(place: Place, models: Sequence[Contender], left_out: Sequence[str]) -> N
     report = ComparisonReport(
         title=f"loramix: {place.recipe.name}",
         claims=verdict(place.recipe, scores),
-        facts=_facts(place, scores, left_out),
+        facts=_facts(place, models, scores, left_out),
         tables=[*_tables(scores)],
         forests=[*_forests(scores)],
         matrix=_matrix(place, scores),
@@ -55,7 +55,7 @@ def run(place: Place, models: Sequence[Contender], left_out: Sequence[str]) -> N
     write_text(place.root / "report.html", render_comparison(report))
 
 
-def _facts(place: Place, scores: Scores, left_out: Sequence[str]) -> list[tuple[str, str]]:
+def _facts(place: Place, models: Sequence[Contender], scores: Scores, left_out: Sequence[str]) -> list[tuple[str, str]]:
     recipe = place.recipe
     sizes = [
         f"{test_set} {task}: {max(len(run.ids) for run in scores.runs if (run.test_set, run.task) == (test_set, task))}"
@@ -63,111 +63,94 @@ def _facts(place: Place, scores: Scores, left_out: Sequence[str]) -> list[tuple[
     ]
     facts = [("Base model", f"{recipe.base.name}, {recipe.base.dtype}"), ("Test samples", ", ".join(sizes))]
     facts.append(("Seeds of the gates", ", ".join(map(str, recipe.comparison.seeds))))
+    slow, first = [model.label for model in models if not model.cached], recipe.comparison.uncached_samples
+    if slow and first is not None:
+        reason = "which generates without a cache, answered the first"
+        facts.append(
+            ("Fewer samples", f"{', '.join(slow)}, {reason} {first} of every set; differences are paired on those")
+        )
     return [*facts, *(("Left out", reason) for reason in left_out)]
 
 
 def _tables(scores: Scores) -> Iterator[ScoreTable]:
     yield _headline(scores)
     for test_set, what in _TEST_SETS.items():
-        places = [place for place in scores.places if place[0] == test_set]
-        columns = [(place, measure) for place in places for measure in (*_OF_REFERENCE, *_OF_FORM)]
-        yield from _table(scores, f"{what.capitalize()}: scores", columns)
-    columns = [(place, measure) for place in scores.places if place[0] == "named" for measure in _OF_TEXT]
-    yield from _table(scores, "What the answers are like, prompts as trained", columns)
+        yield from _table(scores, f"{what.capitalize()}: scores", test_set, (*_OF_REFERENCE, *_OF_FORM))
+    yield from _table(scores, "What the answers are like, prompts as trained", "named", _OF_TEXT)
 
 
 def _headline(scores: Scores) -> ScoreTable:
-    tasks = {test_set: [t for s, t in scores.places if s == test_set] for test_set in ("named", "bare")}
-    columns = [(test_set, part) for test_set, of in tasks.items() if of for part in ([t] for t in of)]
-    columns += [(test_set, of) for test_set, of in tasks.items() if len(of) > 1]
-    columns.sort(key=lambda column: list(tasks).index(column[0]))
-    cells = []
-    for test_set, part in columns:
-        of = {label: _over(scores, label, test_set, part) for label in scores.labels}
-        best = max((label for label in of if of[label]), key=lambda label: of[label].value, default="")  # type: ignore[union-attr]
-        cells.append([_headline_score(scores, label, best, test_set, part, of[label]) for label in scores.labels])
+    columns: list[tuple[str, list[str]]] = []
+    for test_set in ("named", "bare"):
+        tasks = _tasks(scores, test_set)
+        columns += [(test_set, [task]) for task in tasks] + ([(test_set, tasks)] if len(tasks) > 1 else [])
+    cells = [_column(scores, test_set, part, "combined") for test_set, part in columns]
     return ScoreTable(
         "Combined score",
         "The mean of the scores against the reference that a task has (ROUGE-L, BERTScore, exact match, BLEU) and of "
-        "the probability of the reference's tokens; higher is better.",
-        ["model", *(f"{_TEST_SETS[s]}: {', '.join(part) if len(part) == 1 else 'all tasks'}" for s, part in columns)],
+        "the probability of the reference's tokens; higher is better. named: prompts as trained; bare: inputs alone.",
+        [f"{test_set} {part[0] if len(part) == 1 else 'all tasks'}" for test_set, part in columns],
         [(label, [column[row] for column in cells]) for row, label in enumerate(scores.labels)],
     )
 
 
-def _over(scores: Scores, label: str, test_set: str, tasks: Sequence[str]) -> Estimate | None:
-    if len(tasks) > 1:
-        return over_tasks(scores, label, test_set, "combined")
-    return scores.estimate(scores.of(label, test_set, tasks[0]), "combined")
-
-
-def _headline_score(
-    scores: Scores, label: str, best: str, test_set: str, tasks: Sequence[str], found: Estimate | None
-) -> Score | None:
-    if found is None:
-        return None
-    behind = difference(scores, best, label, test_set, tasks) if label != best else None
-    tied = behind is not None and behind.low <= 0
-    return Score(found.value, found.low, found.high, "best" if label == best else "tied" if tied else "")
-
-
-def _table(scores: Scores, title: str, columns: Sequence[tuple[tuple[str, str], str]]) -> Iterator[ScoreTable]:
-    filled = []
-    for (test_set, task), measure in columns:
-        cells = [_score(scores, label, test_set, task, measure) for label in scores.labels]
-        if any(cells):
-            filled.append((f"{task} {measure}", _marked(scores, cells, test_set, task, measure)))
+def _table(scores: Scores, title: str, test_set: str, measures: Sequence[str]) -> Iterator[ScoreTable]:
+    columns = [(task, measure) for task in _tasks(scores, test_set) for measure in measures]
+    filled = {column: cells for column in columns if any(cells := _column(scores, test_set, [column[0]], column[1]))}
     if filled:
-        directions = {name.rpartition(" ")[2]: MEASURES[name.rpartition(" ")[2]] for name, _ in filled}
-        note = "; ".join(
-            f"{name}: {each.label}{'' if each.better == 'neither' else f', {each.better} is better'}"
-            for name, each in directions.items()
+        shown = [MEASURES[measure] for measure in measures if any(measure == each for _, each in filled)]
+        ways = {"higher": ", higher is better", "lower": ", lower is better", "neither": ""}
+        rows = [(label, [cells[row] for cells in filled.values()]) for row, label in enumerate(scores.labels)]
+        yield ScoreTable(
+            title,
+            "; ".join(f"{each.name}: {each.label}{ways[each.better]}" for each in shown),
+            [f"{task} {measure}" for task, measure in filled],
+            [row for row in rows if any(row[1])],
         )
-        rows = [
-            (label, [cells[row] for _, cells in filled])
-            for row, label in enumerate(scores.labels)
-            if any(cells[row] for _, cells in filled)
-        ]
-        yield ScoreTable(title, note, ["model", *(name for name, _ in filled)], rows)
 
 
-def _score(scores: Scores, label: str, test_set: str, task: str, measure: str) -> Score | None:
-    estimate = scores.estimate_of(label, test_set, task, measure)
-    return None if estimate is None else Score(estimate.value, estimate.low, estimate.high, "")
+def _column(scores: Scores, test_set: str, tasks: Sequence[str], measure: str) -> list[Score | None]:
+    """Return every model's mean over tasks, the best marked and those that are not significantly worse.
 
-
-def _marked(
-    scores: Scores, cells: Sequence[Score | None], test_set: str, task: str, measure: str
-) -> list[Score | None]:
-    """Mark the best score of a column and those that are not significantly worse."""
-    better = MEASURES[measure].better
-    known = {label: cell for label, cell in zip(scores.labels, cells, strict=True) if cell is not None}
-    if better == "neither" or len({cell.value for cell in known.values()}) < 2:
-        return list(cells)
-    sign = 1 if better == "higher" else -1
-    best = max(known, key=lambda label: sign * known[label].value)
+    A model that was measured on fewer samples than others is never the best: its mean is one of other samples.
+    """
+    found = {label: _estimate(scores, label, test_set, tasks, measure) for label in scores.labels}
+    sign = {"higher": 1, "lower": -1, "neither": 0}[MEASURES[measure].better]
     source = "loss" if measure == "perplexity" else measure
-    marked: list[Score | None] = []
-    for label, cell in zip(scores.labels, cells, strict=True):
-        if cell is None:
-            marked.append(None)
-            continue
-        pair = scores.paired(scores.of(best, test_set, task), scores.of(label, test_set, task), source)
-        gap = pair[0] - pair[1] if pair else None
-        tied = gap is not None and (gap.low <= 0 if sign > 0 else gap.high >= 0)
-        mark = "best" if cell.value == known[best].value else "tied" if tied else ""
-        marked.append(Score(cell.value, cell.low, cell.high, mark))  # type: ignore[arg-type]
-    return marked
+    counts = {label: sum(len(scores.measured(scores.of(label, test_set, t), source)) for t in tasks) for label in found}
+    ranked = {
+        label: sign * estimate.value
+        for label, estimate in found.items()
+        if estimate is not None and counts[label] == max(counts.values())
+    }
+    best = max(ranked, key=lambda label: ranked[label]) if len(set(ranked.values())) > 1 else None
+
+    def mark(label: str) -> Literal["best", "tied", ""]:
+        if best is None or ranked.get(label) == ranked[best]:
+            return "best" if best is not None else ""
+        gap = difference(scores, best, label, test_set, tasks, source)
+        return "tied" if gap is not None and (gap.low <= 0 if sign > 0 else gap.high >= 0) else ""
+
+    return [
+        None if each is None else Score(each.value, each.low, each.high, mark(label)) for label, each in found.items()
+    ]
+
+
+def _estimate(scores: Scores, label: str, test_set: str, tasks: Sequence[str], measure: str) -> Estimate | None:
+    found = [scores.estimate_of(label, test_set, task, measure) for task in tasks]
+    known = [each for each in found if each is not None]
+    return mean_of(known) if len(known) == len(tasks) else None
+
+
+def _tasks(scores: Scores, test_set: str) -> list[str]:
+    return [task for s, task in scores.places if s == test_set]
 
 
 def _forests(scores: Scores) -> Iterator[Forest]:
     for test_set in ("named", "bare", "paraphrased"):
-        for task in [task for s, task in scores.places if s == test_set]:
-            rows = []
-            for label in scores.labels:
-                score = _score(scores, label, test_set, task, "combined")
-                if score is not None:
-                    rows.append((label, score))
+        for task in _tasks(scores, test_set):
+            cells = _column(scores, test_set, [task], "combined")
+            rows = [(label, cell) for label, cell in zip(scores.labels, cells, strict=True) if cell is not None]
             rows.sort(key=lambda row: -row[1].value)
             yield Forest(f"{task}, {_TEST_SETS[test_set]}", "combined score", "higher", rows)
 

@@ -1,1 +1,1 @@
-"""Scores of generated text: ROUGE, BERTScore and the form of a haiku."""
+"""Scores of generated text: against a reference, of its form, and of its variety."""
