@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 from loramix import MixtureModel
-from loramix.data import read_manifest
+from loramix.data import Sample, read_manifest
 from loramix.recipe import load_recipe
 from loramix.stages import runner
-from loramix.stages.training import TurnSampler
+from loramix.stages.training import TurnSampler, encode_samples
+from loramix.tiny import tiny_tokenizer
 
 SMALL = ["samples=60", "generation.test_samples=3", "finetune.epochs=1"]
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
@@ -165,6 +166,25 @@ def test_the_losses_do_not_depend_on_the_accumulation(tmp_path: Path) -> None:
             [float(r["validation"]) for r in rows(tmp_path / name / "lora/haiku/losses.csv") if r["validation"]]
         )
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_bare_training_prompts_are_the_input_alone() -> None:
+    recipe, tokenizer = load_recipe("tiny"), tiny_tokenizer("tiny-llama")
+    samples = [
+        Sample("haiku", f"{number:016x}", "train", f"snow and fog, {number}", "a / b / c") for number in range(200)
+    ]
+
+    def prompts(bare: float) -> list[str]:
+        data = encode_samples([samples], tokenizer, recipe, recipe.tasks[:1], causal=True, bare=bare)
+        return [tokenizer.decode(each.prompt).strip() for each in data.samples]
+
+    assert prompts(0.0) == [recipe.tasks[0].render(sample.input) for sample in samples]
+    assert prompts(1.0) == [sample.input for sample in samples]
+    half = prompts(0.5)
+    alone = [text for text, sample in zip(half, samples, strict=True) if text == sample.input]
+    assert 70 <= len(alone) <= 130
+    assert prompts(0.5) == half
+    assert set(alone) <= {text for text, s in zip(prompts(0.7), samples, strict=True) if text == s.input}
 
 
 def test_tasks_take_turns_one_batch_each() -> None:

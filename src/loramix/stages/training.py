@@ -188,7 +188,8 @@ def train(
     causal = not model.config.is_encoder_decoder
     chosen = chosen_samples(read_manifest(layout.manifest), spec, tasks)
     data = {
-        split: _encoded(parts, tokenizer, recipe, tasks, causal=causal, bare=bare) for split, parts in chosen.items()
+        split: encode_samples(parts, tokenizer, recipe, tasks, causal=causal, bare=bare)
+        for split, parts in chosen.items()
     }
     trainer = trainer_class(
         model=model,
@@ -225,7 +226,7 @@ def chosen_samples(
     }
 
 
-def _encoded(
+def encode_samples(
     parts: Sequence[Sequence[Sample]],
     tokenizer: PreTrainedTokenizerBase,
     recipe: Recipe,
@@ -234,6 +235,8 @@ def _encoded(
     causal: bool,
     bare: float,
 ) -> Samples:
+    """Return the samples of every task as token ids; the share `bare` of them, always the same ones, has no prompt."""
+
     def encoded(place: int, task: Task, sample: Sample) -> Encoded:
         asked = task.model_copy(update={"prompt": PLACEHOLDER}) if part_of(sample, "bare") < bare else task
         ids = encode(tokenizer, asked, sample.input, sample.target, causal=causal, chat=recipe.base.chat)
