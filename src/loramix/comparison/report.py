@@ -7,8 +7,7 @@ from loramix.atomic import write_text
 from loramix.comparison.contenders import Contender, Place
 from loramix.comparison.routing import routings
 from loramix.comparison.scores import ORACLE, Run, Scores, read_scores
-from loramix.comparison.statistics import Estimate, mean_of
-from loramix.comparison.verdict import difference, verdict
+from loramix.comparison.verdict import verdict
 from loramix.metrics.scores import MEASURES
 from loramix.report.comparison import render_comparison
 from loramix.report.comparison_content import (
@@ -82,7 +81,7 @@ def _tables(scores: Scores) -> Iterator[ScoreTable]:
 def _headline(scores: Scores) -> ScoreTable:
     columns: list[tuple[str, list[str]]] = []
     for test_set in ("named", "bare"):
-        tasks = _tasks(scores, test_set)
+        tasks = scores.tasks(test_set)
         columns += [(test_set, [task]) for task in tasks] + ([(test_set, tasks)] if len(tasks) > 1 else [])
     cells = [_column(scores, test_set, part, "combined") for test_set, part in columns]
     return ScoreTable(
@@ -95,7 +94,7 @@ def _headline(scores: Scores) -> ScoreTable:
 
 
 def _table(scores: Scores, title: str, test_set: str, measures: Sequence[str]) -> Iterator[ScoreTable]:
-    columns = [(task, measure) for task in _tasks(scores, test_set) for measure in measures]
+    columns = [(task, measure) for task in scores.tasks(test_set) for measure in measures]
     filled = {column: cells for column in columns if any(cells := _column(scores, test_set, [column[0]], column[1]))}
     if filled:
         shown = [MEASURES[measure] for measure in measures if any(measure == each for _, each in filled)]
@@ -114,10 +113,11 @@ def _column(scores: Scores, test_set: str, tasks: Sequence[str], measure: str) -
 
     A model that was measured on fewer samples than others is never the best: its mean is one of other samples.
     """
-    found = {label: _estimate(scores, label, test_set, tasks, measure) for label in scores.labels}
+    found = {label: scores.over(label, test_set, tasks, measure) for label in scores.labels}
     sign = {"higher": 1, "lower": -1, "neither": 0}[MEASURES[measure].better]
-    source = "loss" if measure == "perplexity" else measure
-    counts = {label: sum(len(scores.measured(scores.of(label, test_set, t), source)) for t in tasks) for label in found}
+    counts = {
+        label: sum(len(scores.measured(scores.of(label, test_set, t), measure)) for t in tasks) for label in found
+    }
     ranked = {
         label: sign * estimate.value
         for label, estimate in found.items()
@@ -128,7 +128,7 @@ def _column(scores: Scores, test_set: str, tasks: Sequence[str], measure: str) -
     def mark(label: str) -> Literal["best", "tied", ""]:
         if best is None or ranked.get(label) == ranked[best]:
             return "best" if best is not None else ""
-        gap = difference(scores, best, label, test_set, tasks, source)
+        gap = scores.difference(best, label, test_set, tasks, measure)
         return "tied" if gap is not None and (gap.low <= 0 if sign > 0 else gap.high >= 0) else ""
 
     return [
@@ -136,19 +136,9 @@ def _column(scores: Scores, test_set: str, tasks: Sequence[str], measure: str) -
     ]
 
 
-def _estimate(scores: Scores, label: str, test_set: str, tasks: Sequence[str], measure: str) -> Estimate | None:
-    found = [scores.estimate_of(label, test_set, task, measure) for task in tasks]
-    known = [each for each in found if each is not None]
-    return mean_of(known) if len(known) == len(tasks) else None
-
-
-def _tasks(scores: Scores, test_set: str) -> list[str]:
-    return [task for s, task in scores.places if s == test_set]
-
-
 def _forests(scores: Scores) -> Iterator[Forest]:
     for test_set in ("named", "bare", "paraphrased"):
-        for task in _tasks(scores, test_set):
+        for task in scores.tasks(test_set):
             cells = _column(scores, test_set, [task], "combined")
             rows = [(label, cell) for label, cell in zip(scores.labels, cells, strict=True) if cell is not None]
             rows.sort(key=lambda row: -row[1].value)

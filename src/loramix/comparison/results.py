@@ -20,7 +20,7 @@ from loramix.atomic import write_text
 from loramix.comparison.asking import ROUTING
 from loramix.comparison.contenders import Contender
 from loramix.comparison.scores import Run, Scores
-from loramix.comparison.statistics import Estimate, mean_of
+from loramix.comparison.statistics import Estimate
 from loramix.comparison.verdict import verdict
 from loramix.metrics.diversity import distinct
 from loramix.metrics.scores import MEASURES
@@ -56,12 +56,6 @@ def write_results(recipe: Recipe, contenders: Sequence[Contender], scores: Score
     write_text(folder / "results.json", json.dumps(content, indent=1, ensure_ascii=False))
 
 
-def over_tasks(scores: Scores, label: str, test_set: str, measure: str) -> Estimate | None:
-    """Return the mean over the tasks of a test set; None unless it was measured on all of them."""
-    found = [scores.estimate(scores.of(label, s, task), measure) for s, task in scores.places if s == test_set]
-    return mean_of([each for each in found if each]) if found and all(found) else None
-
-
 def _rows(scores: Scores) -> Iterator[Row]:
     """Yield seed, model, task, test set, measure, value, low, high and n."""
     for label in scores.labels:
@@ -72,9 +66,10 @@ def _rows(scores: Scores) -> Iterator[Row]:
             if len(runs) > 1:
                 yield from ((ALL, label, task, test_set, *cells) for cells in _measured(scores, runs))
         for test_set in dict.fromkeys(place for place, _ in scores.places):
-            estimate = over_tasks(scores, label, test_set, "combined")
+            tasks = scores.tasks(test_set)
+            estimate = scores.over(label, test_set, tasks, "combined")
             if estimate is not None:
-                n = sum(len(scores.of(label, s, task)[0].ids) for s, task in scores.places if s == test_set)
+                n = sum(len(scores.measured(scores.of(label, test_set, task), "combined")) for task in tasks)
                 yield ALL, label, ALL, test_set, "combined", *_cells(estimate), n
 
 
@@ -86,11 +81,9 @@ def _measured(scores: Scores, runs: Sequence[Run]) -> Iterator[Row]:
             value = sum(distinct(each, int(measure[-1])) for each in texts) / len(texts)
             yield measure, round(value, 6), None, None, min(map(len, texts))
         else:
-            source = "loss" if measure == "perplexity" else measure
-            estimate = scores.estimate(runs, source)
+            estimate = scores.estimate(runs, measure)
             if estimate is not None:
-                estimate = estimate.exp() if measure == "perplexity" else estimate
-                yield measure, *_cells(estimate), len(scores.measured(runs, source))
+                yield measure, *_cells(estimate), len(scores.measured(runs, measure))
 
 
 def _texts(run: Run) -> list[str]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from loramix.comparison.asking import ANSWERS, SCORES
 from loramix.comparison.contenders import Contender
-from loramix.comparison.statistics import Array, Estimate, Tally, mean, tally
+from loramix.comparison.statistics import Array, Estimate, Tally, mean, mean_of, tally
 from loramix.recipe import Recipe
 from loramix.stages.layout import read_csv
 
@@ -52,42 +52,66 @@ class Scores:
         """The (test set, task) pairs, in order."""
         return list(dict.fromkeys((run.test_set, run.task) for run in self.runs))
 
+    def tasks(self, test_set: str) -> list[str]:
+        """Return the tasks that a test set asks for."""
+        return [task for each, task in self.places if each == test_set]
+
     def of(self, label: str, test_set: str, task: str) -> list[Run]:
         """Return a model's runs, one for every seed; empty if it was not asked this."""
         return self._by_key.get((label, test_set, task), [])
 
     def measured(self, runs: Sequence[Run], measure: str) -> list[str]:
         """Return the samples on which all runs have a value."""
-        return _measured(runs, measure)
+        source = _source(measure)
+        if not runs or any(source not in run.values for run in runs):
+            return []
+        known_N = np.all([np.isfinite(run.values[source]) for run in runs], axis=0)
+        return [each for each, known in zip(runs[0].ids, known_N, strict=True) if known]
 
     def estimate(self, runs: Sequence[Run], measure: str, ids: Sequence[str] | None = None) -> Estimate | None:
         """Return the mean of a measure over runs that differ in their seed; None where it was not measured.
 
-        ids: the samples that count; by default all on which it was measured.
+        The perplexity is that of all tokens together. ids: the samples that count; by default all on which it was
+        measured.
         """
-        values_SN, kept = _values(runs, measure, ids)
+        if measure == "perplexity":
+            loss = self.estimate(runs, "loss", ids)
+            return loss and loss.exp()
+        values_SN, kept = self._values(runs, measure, ids)
         if values_SN is None:
             return None
         weights_N = runs[0].tokens_N[kept] if measure == "loss" else None
         return mean(values_SN, weights_N, replicates=self.replicates)
 
-    def estimate_of(self, label: str, test_set: str, task: str, measure: str) -> Estimate | None:
-        """Return a model's mean of a measure; the perplexity is that of all tokens together."""
-        runs = self.of(label, test_set, task)
-        if measure != "perplexity":
-            return self.estimate(runs, measure)
-        loss = self.estimate(runs, "loss")
-        return loss and loss.exp()
+    def over(self, label: str, test_set: str, tasks: Sequence[str], measure: str) -> Estimate | None:
+        """Return a model's mean of a measure over tasks; None unless it was measured on all of them."""
+        means = [self.estimate(self.of(label, test_set, task), measure) for task in tasks]
+        known = [each for each in means if each is not None]
+        return mean_of(known) if known and len(known) == len(tasks) else None
+
+    def difference(self, label: str, other: str, test_set: str, tasks: Sequence[str], measure: str) -> Estimate | None:
+        """Return the paired difference of two models, the mean over tasks; None unless both were measured on all."""
+        pairs = [self.paired(self.of(label, test_set, t), self.of(other, test_set, t), measure) for t in tasks]
+        known = [own - against for own, against, _ in (pair for pair in pairs if pair is not None)]
+        return mean_of(known) if known and len(known) == len(pairs) else None
+
+    def _values(self, runs: Sequence[Run], measure: str, ids: Sequence[str] | None) -> tuple[Array | None, Places]:
+        """Return a measure by seed and sample (S, N), and the places of the samples in the runs."""
+        wanted = set(self.measured(runs, measure) if ids is None else ids)
+        if not wanted:
+            return None, np.array([], dtype=np.intp)
+        kept = np.array([index for index, each in enumerate(runs[0].ids) if each in wanted], dtype=np.intp)
+        return np.stack([run.values[_source(measure)][kept] for run in runs]), kept
 
     def paired(self, one: Sequence[Run], other: Sequence[Run], measure: str) -> tuple[Estimate, Estimate, Tally] | None:
         """Return the means of two models on the samples that both have been measured on, and who is above how often."""
-        common = [each for each in _measured(one, measure) if each in set(_measured(other, measure))]
+        common = [each for each in self.measured(one, measure) if each in set(self.measured(other, measure))]
         if not common:
             return None
         first, second = (self.estimate(runs, measure, common) for runs in (one, other))
         assert first is not None
         assert second is not None
-        values = [_values(runs, measure, common)[0] for runs in (one, other)]
+        values = [self._values(runs, measure, common)[0] for runs in (one, other)]
         assert values[0] is not None
         assert values[1] is not None
         return first, second, tally(values[0], values[1])
@@ -123,22 +147,10 @@ def _runs(contender: Contender, test_set: str, folder: Path) -> Iterator[Run]:
         )
 
 
+def _source(measure: str) -> str:
+    """Return the measure of single samples from which a measure follows."""
+    return "loss" if measure == "perplexity" else measure
+
+
 def _numbers(cells: Iterator[str]) -> Array:
     return np.array([float(cell) if cell else np.nan for cell in cells])
-
-
-def _measured(runs: Sequence[Run], measure: str) -> list[str]:
-    """Return the samples on which all runs have a value."""
-    if not runs or any(measure not in run.values for run in runs):
-        return []
-    known_N = np.all([np.isfinite(run.values[measure]) for run in runs], axis=0)
-    return [each for each, known in zip(runs[0].ids, known_N, strict=True) if known]
-
-
-def _values(runs: Sequence[Run], measure: str, ids: Sequence[str] | None) -> tuple[Array | None, Places]:
-    """Return a measure by seed and sample (S, N), and the places of the samples in the runs."""
-    wanted = set(_measured(runs, measure) if ids is None else ids)
-    if not wanted:
-        return None, np.array([], dtype=np.intp)
-    kept = np.array([index for index, each in enumerate(runs[0].ids) if each in wanted], dtype=np.intp)
-    return np.stack([run.values[measure][kept] for run in runs]), kept

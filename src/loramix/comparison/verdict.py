@@ -8,7 +8,7 @@ against the reference, with paired intervals.
 from collections.abc import Sequence
 
 from loramix.comparison.scores import ORACLE, Scores
-from loramix.comparison.statistics import Estimate, mean_of, share_of_gain
+from loramix.comparison.statistics import Estimate, share_of_gain
 from loramix.recipe import Recipe
 from loramix.report.comparison_content import Claim
 
@@ -29,24 +29,15 @@ def verdict(recipe: Recipe, scores: Scores) -> list[Claim]:
     return [claim for claim in claims if claim is not None]
 
 
-def difference(
-    scores: Scores, label: str, other: str, test_set: str, tasks: Sequence[str], measure: str = _MEASURE
-) -> Estimate | None:
-    """Return the paired difference of two models, the mean over tasks; None unless both were measured on all."""
-    pairs = [scores.paired(scores.of(label, test_set, t), scores.of(other, test_set, t), measure) for t in tasks]
-    known = [own - against for own, against, _ in (pair for pair in pairs if pair is not None)]
-    return mean_of(known) if known and len(known) == len(pairs) else None
-
-
 def _as_good(scores: Scores, label: str, task: str) -> Claim | None:
-    found = difference(scores, label, ORACLE, "named", [task])
+    found = scores.difference(label, ORACLE, "named", [task], _MEASURE)
     if found is None:
         return None
     return Claim(f"{label} is not worse than the right expert on {task}", found.high >= 0, _in_words(found))
 
 
 def _better(scores: Scores, label: str, other: str, tasks: Sequence[str]) -> Claim | None:
-    found = difference(scores, label, other, "named", tasks)
+    found = scores.difference(label, other, "named", tasks, _MEASURE)
     if found is None:
         return None
     holds = True if found.low > 0 else False if found.high < 0 else None
@@ -54,11 +45,8 @@ def _better(scores: Scores, label: str, other: str, tasks: Sequence[str]) -> Cla
 
 
 def _keeps(scores: Scores, label: str, tasks: Sequence[str]) -> Claim | None:
-    means = [
-        [scores.estimate(scores.of(model, "bare", task), _MEASURE) for task in tasks]
-        for model in (label, ORACLE, "base")
-    ]
-    known = [mean_of([each for each in of_model if each is not None]) for of_model in means if all(of_model)]
+    means = [scores.over(model, "bare", tasks, _MEASURE) for model in (label, ORACLE, "base")]
+    known = [each for each in means if each is not None]
     if len(known) < len(means):
         return None
     text = (
