@@ -44,7 +44,10 @@ class Recipe(Strict):
     def mixtures(self) -> dict[str, GateSpec]:
         """Return the gates of every mixture of the comparison, by its name; raises ValidationError for unknown keys."""
         training = self.gate.model_dump(include=set(TrainSpec.model_fields))
-        starts = {True: training | GateConfig.reference().model_dump(), False: self.gate.model_dump()}
+        starts = {
+            True: training | {"init": "zero", "bare": 0.0} | GateConfig.reference().model_dump(),
+            False: self.gate.model_dump(),
+        }
         return {
             name: GateSpec.model_validate(starts[changes.get("context") == "reference"] | changes)
             for name, changes in self.comparison.mixtures.items()

@@ -76,11 +76,11 @@ class GateSpec(TrainSpec, GateConfig):
     learning_rate: float = Field(default=3e-3, gt=0)
     patience: int = Field(default=10, ge=1)
     context: Context = "prompt"
-    init: Literal["zero", "prototype", "arrow"] = "zero"
+    init: Literal["zero", "prototype", "arrow"] = "prototype"
     entropy: float = Field(default=0.0, ge=0)
     balance: float = Field(default=0.0, ge=0)
     supervised: float = Field(default=0.0, ge=0)
-    bare: float = Field(default=0.0, ge=0, le=1)
+    bare: float = Field(default=0.5, ge=0, le=1)
 
     @property
     def config(self) -> GateConfig:

@@ -18,7 +18,7 @@ from loramix.recipe import Recipe
 from loramix.stages.answers import test_samples, write_answers
 from loramix.stages.gate_training import GateTrainer
 from loramix.stages.layout import WEIGHT_COLUMNS, Layout, write_csv
-from loramix.stages.training import recipe_base, train
+from loramix.stages.training import as_trained, chosen_samples, recipe_base, train
 from loramix.tasks import Task
 
 EXAMPLES = 16  # prompts per task for prototypes
@@ -61,34 +61,27 @@ def answer(recipe: Recipe, layout: Layout) -> None:
 
 def _examples(recipe: Recipe, layout: Layout, base: Base) -> dict[str, list[dict[str, torch.Tensor]]]:
     """Return the first training prompts of every task, one by one."""
-    samples = read_manifest(layout.manifest)
-    return {
-        task.name: list(
-            _prompt_batches(
-                recipe,
-                task,
-                base.tokenizer,
-                [each for each in samples if each.task == task.name and each.split == "train"][:EXAMPLES],
-                causal=not base.model.config.is_encoder_decoder,
-                device=base.model.device,
-                size=1,
-            )
-        )
-        for task in recipe.tasks
-    }
+    chosen = chosen_samples(read_manifest(layout.manifest), recipe.gate, recipe.tasks)["train"]
+    causal, device = not base.model.config.is_encoder_decoder, base.model.device
+    examples = {}
+    for task, samples in zip(recipe.tasks, chosen, strict=True):
+        asked = [(as_trained(task, each, bare=recipe.gate.bare), each) for each in samples[:EXAMPLES]]
+        batches = _prompt_batches(recipe, asked, base.tokenizer, causal=causal, device=device, size=1)
+        examples[task.name] = list(batches)
+    return examples
 
 
 def _prompt_batches(
     recipe: Recipe,
-    task: Task,
+    asked: Sequence[tuple[Task, Sample]],
     tokenizer: PreTrainedTokenizerBase,
-    samples: Sequence[Sample],
     *,
     causal: bool,
     device: torch.device,
     size: int,
 ) -> Iterator[dict[str, torch.Tensor]]:
-    encoded = [encode(tokenizer, task, each.input, None, causal=causal, chat=recipe.base.chat) for each in samples]
+    chat = recipe.base.chat
+    encoded = [encode(tokenizer, task, each.input, None, causal=causal, chat=chat) for task, each in asked]
     for first in range(0, len(encoded), size):
         batch = generation_batch(tokenizer, encoded[first : first + size], causal)
         yield {key: value.to(device) for key, value in batch.items()}
@@ -100,8 +93,8 @@ def mean_weights(
     """Return (layer, task, expert, mean weight over the test prompts) for every layer and expert."""
     samples = test_samples(recipe, layout, task)
     batches = _prompt_batches(
-        recipe, task, tokenizer, samples, causal=not mixture.config.is_encoder_decoder, device=mixture.device,
-        size=recipe.generation.batch_size,
+        recipe, [(task, each) for each in samples], tokenizer, causal=not mixture.config.is_encoder_decoder,
+        device=mixture.device, size=recipe.generation.batch_size,
     )  # fmt: skip
     sums: dict[str, torch.Tensor] = {}
     for batch in batches:

@@ -226,6 +226,11 @@ def chosen_samples(
     }
 
 
+def as_trained(task: Task, sample: Sample, *, bare: float) -> Task:
+    """Return the task as a sample is asked in training: of the share `bare` of all samples, without a prompt."""
+    return task.model_copy(update={"prompt": PLACEHOLDER}) if part_of(sample, "bare") < bare else task
+
+
 def encode_samples(
     parts: Sequence[Sequence[Sample]],
     tokenizer: PreTrainedTokenizerBase,
@@ -238,7 +243,7 @@ def encode_samples(
     """Return the samples of every task as token ids; the share `bare` of them, always the same ones, has no prompt."""
 
     def encoded(place: int, task: Task, sample: Sample) -> Encoded:
-        asked = task.model_copy(update={"prompt": PLACEHOLDER}) if part_of(sample, "bare") < bare else task
+        asked = as_trained(task, sample, bare=bare)
         ids = encode(tokenizer, asked, sample.input, sample.target, causal=causal, chat=recipe.base.chat)
         return replace(ids, task=place)
 
