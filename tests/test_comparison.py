@@ -233,7 +233,7 @@ def test_losses_per_sample_are_the_models_own(recipe: Recipe, root: Path, folder
         encoded = encode_all(
             base.model, base.tokenizer, recipe, [(task, "rain", "soft rain / falls"), (task, "a", "b")]
         )
-        losses = target_losses(base.model, base.tokenizer, recipe, encoded, label="")
+        losses = target_losses(base.model, base.tokenizer, recipe, encoded)
         with torch.no_grad():
             batch = Collator(base.tokenizer, not base.model.config.is_encoder_decoder)(encoded)
             whole = float(base.model(**batch).loss)

@@ -116,7 +116,7 @@ def _search(
 
     def loss(weights: Sequence[float]) -> float:
         with mixture.fixed(dict(zip(names, weights, strict=True))):
-            means = [mean_loss(target_losses(mixture, base.tokenizer, recipe, part, label="")) for part in encoded]
+            means = [mean_loss(target_losses(mixture, base.tokenizer, recipe, part)) for part in encoded]
         return sum(means) / len(means)
 
     tried = search(loss)

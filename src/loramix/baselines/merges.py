@@ -41,7 +41,7 @@ def merge(recipe: Recipe, layout: Layout, folder: Path, *, way: Merge) -> None:
             svd_rank=recipe.lora.rank * len(recipe.tasks),
         )
     with atomic_folder(folder / "models") as models:
-        model.save_pretrained(models, selected_adapters=["merged"])
+        model.save_pretrained(models, selected_adapters=["merged"], save_embedding_layers=False)
         for file in (models / "merged").iterdir():  # PEFT puts an adapter of this name into a folder of this name
             file.rename(models / file.name)
         (models / "merged").rmdir()

@@ -10,7 +10,13 @@ from rich.text import Text
 
 from loramix.stages.layout import read_csv
 
-_TITLES = {"rouge": "ROUGE F1", "bertscore": "BERTScore F1", "syllables": "Haiku form", "test_loss": "Test loss"}
+_TITLES = {
+    "rouge": "ROUGE F1",
+    "bertscore": "BERTScore F1",
+    "accuracy": "Accuracy",
+    "syllables": "Haiku form",
+    "test_loss": "Test loss",
+}
 
 
 def show_scores(root: Path) -> None:

@@ -55,7 +55,7 @@ def ask(recipe: Recipe, layout: Layout, contender: Contender, asked: Path, test_
     write_csv(folder / ANSWERS, ANSWER_COLUMNS, answered)
     columns = list(dict.fromkeys(key for row in scores for key in row))
     write_csv(folder / SCORES, columns, [[row.get(column) for column in columns] for row in scores])
-    if routing:
+    if contender.gated:
         write_csv(folder / ROUTING, ROUTING_COLUMNS, routing)
 
 

@@ -122,7 +122,12 @@ def answer(
 
 @torch.inference_mode()
 def target_losses(
-    model: Model, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, encoded: Sequence[Encoded], *, label: str
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    encoded: Sequence[Encoded],
+    *,
+    label: str | None = None,
 ) -> list[Loss]:
     """Return the model's loss on the target of every sample, in order."""
     causal = not model.config.is_encoder_decoder

@@ -1,31 +1,36 @@
-"""Evaluate: ROUGE and BERTScore of every model on every task, and the form of the haikus."""
+"""Evaluate: the scores of every model on every task that its tasks ask for, and the form of the haikus."""
 
 from collections.abc import Callable, Sequence
 
 from loramix.bases import encoder_path
 from loramix.errors import StageError
+from loramix.metrics.answers import bleu, exact_match
 from loramix.metrics.bertscore import BertScorer
 from loramix.metrics.haiku import syllable_table
 from loramix.metrics.rouge import rouge
 from loramix.recipe import Recipe
 from loramix.stages.layout import TEST_LOSS, Layout, read_csv, write_csv
 from loramix.stages.progress import track
+from loramix.tasks import Metric
 
 Answers = dict[str, dict[str, list[dict[str, str]]]]  # by model, then task
 
 
 def tables(recipe: Recipe) -> dict[str, Callable[[Recipe, Layout, Answers], None]]:
     """Return the tables that this recipe's metrics ask for, by file name, and what writes them."""
-    wanted = {metric for task in recipe.tasks for metric in task.metrics}
-    written = {"rouge": _rouge, "bertscore": _bertscore, "syllables": _syllables, "test_loss": _test_loss}
-    metric_of = {"syllables": "haiku"}
-    return {
-        name: write for name, write in written.items() if name == "test_loss" or metric_of.get(name, name) in wanted
+    wanted: set[str] = {metric for task in recipe.tasks for metric in task.metrics}
+    written: dict[str, tuple[Callable[[Recipe, Layout, Answers], None], set[str]]] = {
+        "rouge": (_rouge, {"rouge"}),
+        "bertscore": (_bertscore, {"bertscore"}),
+        "accuracy": (_accuracy, {"exact-match", "bleu"}),
+        "syllables": (_syllables, {"haiku"}),
+        "test_loss": (_test_loss, wanted),
     }
+    return {name: write for name, (write, metrics) in written.items() if metrics & wanted}
 
 
 def run(recipe: Recipe, layout: Layout) -> None:
-    """Write rouge.csv, bertscore.csv, syllables.csv and test_loss.csv, one row per model.
+    """Write rouge.csv, bertscore.csv, accuracy.csv, syllables.csv and test_loss.csv, one row per model.
 
     Empty and malformed answers count.
     """
@@ -77,6 +82,19 @@ def _bertscore(recipe: Recipe, layout: Layout, answers: Answers) -> None:
         means = [_mean(scorer.score(*_texts(answers[model][task]))) for task in tasks]
         rows.append([model, *means, scorer.identity])
     write_csv(layout.root / "bertscore.csv", ["model", *(f"{task} F1" for task in tasks), "encoder"], rows)
+
+
+def _accuracy(recipe: Recipe, layout: Layout, answers: Answers) -> None:
+    scored: list[tuple[str, Metric, Callable[[Sequence[str], Sequence[str]], list[float]]]] = [
+        ("exact match", "exact-match", exact_match),
+        ("BLEU", "bleu", bleu),
+    ]
+    columns = [(t.name, name, score) for t in recipe.tasks for name, metric, score in scored if metric in t.metrics]
+    rows = [
+        [model, *(_mean(score(*_texts(answers[model][task]))) for task, _, score in columns)]
+        for model in track(list(answers), "accuracy")
+    ]
+    write_csv(layout.root / "accuracy.csv", ["model", *(f"{task} {name}" for task, name, _ in columns)], rows)
 
 
 def _syllables(recipe: Recipe, layout: Layout, answers: Answers) -> None:

@@ -69,8 +69,11 @@ class Bar:
         return f"{elapsed / max(self.done, 1) * (self.total - self.done):.0f} s"
 
 
-def track(items: Sequence[Item], label: str) -> Iterator[Item]:
-    """Yield the items, showing how far the work on them is."""
+def track(items: Sequence[Item], label: str | None) -> Iterator[Item]:
+    """Yield the items, showing how far the work on them is; without a label, as part of other work, nothing."""
+    if label is None:
+        yield from items
+        return
     bar = Bar(label, len(items))
     try:
         for item in items:

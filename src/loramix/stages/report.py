@@ -15,11 +15,19 @@ _SHOWN = 20
 _NOTES = {
     "rouge": "F1, 0 to 1, mean over the same withheld test samples for every model.",
     "bertscore": "F1, mean over the same withheld test samples; an empty answer scores 0.",
+    "accuracy": "Mean over the same withheld test samples. Exact match: share of answers that are the reference, case, "
+    "articles and surrounding punctuation aside. BLEU: of single answers, 0 to 1.",
     "syllables": "Shares of all answers, empty and malformed ones included; 5-7-5 by a pronouncing dictionary.",
     "test_loss": "Mean loss per target token when a model reads the references of the test samples; lower is better.",
 }
-_TITLES = {"rouge": "ROUGE", "bertscore": "BERTScore", "syllables": "Haiku form", "test_loss": "Test loss"}
-_BEST: dict[str, Literal["max", "min"]] = {"rouge": "max", "bertscore": "max", "test_loss": "min"}
+_TITLES = {
+    "rouge": "ROUGE",
+    "bertscore": "BERTScore",
+    "accuracy": "Accuracy",
+    "syllables": "Haiku form",
+    "test_loss": "Test loss",
+}
+_BEST: dict[str, Literal["max", "min"]] = {"rouge": "max", "bertscore": "max", "accuracy": "max", "test_loss": "min"}
 
 
 def run(recipe: Recipe, layout: Layout) -> None:
