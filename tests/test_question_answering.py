@@ -52,6 +52,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_three_experts_go_through_all_experiments(recipe: Recipe, tmp_path: Path) -> None:
     root = tmp_path / "run"
     runner.run(recipe, root)
