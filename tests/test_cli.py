@@ -22,7 +22,7 @@ def test_help_does_not_import_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "recipes", "check", "generate", "explain", "export", "import", "push", "pull", "env"]
+    "command", ["run", "compare", "recipes", "check", "generate", "explain", "export", "import", "push", "pull", "env"]
 )
 def test_every_command_has_help(command: str) -> None:
     result = CliRunner().invoke(cli, [command, "--help"])

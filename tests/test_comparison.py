@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from loramix.baselines import fixed, routers
 from loramix.bases import load_base
+from loramix.cli.main import cli
 from loramix.comparison.contenders import contenders
 from loramix.comparison.routing import collapse
 from loramix.comparison.scores import Scores, read_scores
@@ -164,6 +166,15 @@ def test_a_second_comparison_does_nothing_and_other_questions_need_no_training(
     runner.compare(fewer, root)
     after = stamps()
     assert {key for key in after if after[key] != before[key]} == {"compare-small-results", "compare-small-report"}
+
+
+def test_the_command_prints_the_verdict_and_a_table(root: Path, folder: Path) -> None:
+    result = CliRunner().invoke(cli, ["compare", "tiny", *SETTINGS, "--out", str(root)])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(f"{folder}\n")
+    assert "CGM LoRA is not worse than the right expert on haiku" in " ".join(result.stdout.split())
+    for label in LABELS:
+        assert f"\n  {label} " in result.stdout
 
 
 def test_another_comparison_in_the_same_folder_uses_the_same_experts(root: Path, folder: Path) -> None:
