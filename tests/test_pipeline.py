@@ -21,7 +21,7 @@ from loramix.stages import runner
 from loramix.stages.training import TurnSampler, encode_samples
 from loramix.tiny import tiny_tokenizer
 
-SMALL = ["samples=60", "generation.test_samples=3", "finetune.epochs=1"]
+SMALL = ["samples=60", "generation.test_samples=3", "finetune.epochs=1", "gate.init=zero"]
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
 
