@@ -12,7 +12,7 @@ from loramix.bases import Base, load_base
 from loramix.leaks import RECORD
 from loramix.mixture import MixtureModel
 from loramix.recipe import Recipe
-from loramix.specs import GateSpec, ModelName
+from loramix.specs import GateSpec, ModelName, TestSet
 from loramix.stages import gate, lora
 from loramix.stages.answers import Model
 from loramix.stages.graph import PROMPT_KEYS, Node, Settings, part
@@ -43,6 +43,10 @@ class Contender:
     cached: bool = True
     gated: bool = False
     folder: Path | None = None
+
+    def asked(self, test_sets: Sequence[TestSet]) -> list[TestSet]:
+        """Return the test sets that it is asked: the two main ones only if it generates without a cache."""
+        return [each for each in test_sets if self.cached or each in ("named", "bare")]
 
 
 def contenders(recipe: Recipe, layout: Layout) -> tuple[list[Contender], list[str]]:

@@ -19,7 +19,8 @@ def comparison_graph(recipe: Recipe, layout: Layout, sources: Mapping[str, str])
     place, (models, left_out) = Place(recipe, layout), contenders(recipe, layout)
     shared = [node for node in graph(recipe, layout, sources) if node.stage in ("prepare", "finetune", "lora")]
     fits = [node for model in models for node in model.fits]
-    asked = [_ask(place, model, test_set) for model in models for test_set in recipe.comparison.test_sets]
+    sets = recipe.comparison.test_sets
+    asked = [_ask(place, model, test_set) for model in models for test_set in model.asked(sets)]
     last = [_results(place, models, [node.key for node in asked]), _report(place, models, left_out)]
     return [*shared, *fits, _questions(place), *asked, *last]
 

@@ -121,7 +121,7 @@ def read_scores(recipe: Recipe, contenders: Sequence[Contender], folder: Path) -
     """Return the scores that the contenders have left below `folder`, and the oracle's after the experts'."""
     runs: list[Run] = []
     for contender in contenders:
-        for test_set in recipe.comparison.test_sets:
+        for test_set in contender.asked(recipe.comparison.test_sets):
             runs += _runs(contender, test_set, folder / contender.key / test_set)
     if "oracle" in recipe.comparison.models:
         own = {f"LoRA {task.name}": task.name for task in recipe.tasks}
