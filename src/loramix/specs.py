@@ -115,7 +115,7 @@ class ComparisonSpec(Strict):
         for a task that no expert knows.
     test_samples: of each task, in the first two sets; side_samples: in the other sets; None: all that are withheld.
     uncached_samples: how many samples are answered by models that cannot use a cache (X-LoRA), which take minutes for
-        what takes others seconds; their losses are measured on all. They are asked `named` and `bare` only.
+        what takes others seconds; their losses are measured on all. They are asked the first test set only.
     search_samples: validation samples of every task with which fixed weights are searched; search_steps: how many
         weights LoraHub's search tries.
     density: the share of each adapter that TIES and DARE keep; xlora_learning_rate: of its classifier, which is trained

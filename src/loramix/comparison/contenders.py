@@ -45,8 +45,8 @@ class Contender:
     folder: Path | None = None
 
     def asked(self, test_sets: Sequence[TestSet]) -> list[TestSet]:
-        """Return the test sets that it is asked: the two main ones only if it generates without a cache."""
-        return [each for each in test_sets if self.cached or each in ("named", "bare")]
+        """Return the test sets that it is asked: only the first if it generates without a cache."""
+        return [each for each in test_sets if self.cached or each == test_sets[0]]
 
 
 def contenders(recipe: Recipe, layout: Layout) -> tuple[list[Contender], list[str]]:

@@ -66,7 +66,7 @@ def _facts(place: Place, models: Sequence[Contender], scores: Scores, left_out: 
     if slow and first is not None:
         reason = "which generates without a cache, answered the first"
         facts.append(
-            ("Fewer samples", f"{', '.join(slow)}, {reason} {first} of two sets; differences are paired on those")
+            ("Fewer samples", f"{', '.join(slow)}, {reason} {first} of the first set; differences are paired on those")
         )
     return [*facts, *(("Left out", reason) for reason in left_out)]
 
