@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING
 
 from loramix.prompts import mixture_tokenizer, text_inputs
 from loramix.report.page import page
+from loramix.report.plots import EXPERT_COLOURS
 
 if TYPE_CHECKING:
     from loramix.mixture import MixtureModel
-
-# Okabe and Ito's colours, which most eyes tell apart (https://jfly.uni-koeln.de/color/)
-_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#f0e442", "#999999")
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def explain(mixture: "MixtureModel", text: str, *, task: str | None = None) -> E
 
 def explanation_page(explanation: Explanation) -> str:
     """Return one HTML page that needs nothing beside itself; every text is escaped."""
-    colours = [_COLOURS[index % len(_COLOURS)] for index in range(len(explanation.experts))]
+    colours = [EXPERT_COLOURS[index % len(EXPERT_COLOURS)] for index in range(len(explanation.experts))]
     return page("explanation.html", explanation=explanation, colours=colours, leader=_leader)
 
 

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _TRAINING, _VALIDATION = "#56b4e9", "#d55e00"  # Okabe and Ito's palette, safe for colour-blind readers
-# Okabe and Ito's colours of experts, and the dashes of tasks; both start again where there are more
-_EXPERTS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#f0e442", "#999999")
+# Okabe and Ito's colours of experts, which most eyes tell apart (https://jfly.uni-koeln.de/color/), and the dashes of
+# tasks; both start again where there are more
+EXPERT_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#f0e442", "#999999")
 _TASKS = ("-", "--", ":", "-.")
 _INK, _GREY = "#000000", "#808080"
 _FEW = 30  # points that are drawn as dots as well; more would hide the line
@@ -45,7 +46,7 @@ def routing_svg(title: str, rows: Sequence[RoutingStep]) -> str:
     for row in rows:
         if math.isfinite(row.weight):
             lines.setdefault((row.expert, row.task), []).append((row.step, row.weight))
-    colours = _in_turn((expert for expert, _ in lines), _EXPERTS)
+    colours = _in_turn((expert for expert, _ in lines), EXPERT_COLOURS)
     dashes = _in_turn((task for _, task in lines), _TASKS)
     figure, axis = _axes(title)
     for (expert, task), points in lines.items():
