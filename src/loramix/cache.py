@@ -6,26 +6,38 @@ reorders, repeats or copies the rows of the cache (beam search, contrastive sear
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor
 
 from loramix.errors import MixtureError
+from loramix.update import Update
 
 if TYPE_CHECKING:
     from transformers import Cache
 
 
 class Carried(NamedTuple):
-    """Decisions (rows, 1, E) and states of running means (rows, F), by the name of what shares the gate."""
+    """Decisions (rows, 1, E) and states of running means (rows, F), by the name of what shares the gate, and the
+    updates that layers have made of decisions, by layer."""
 
     decided: dict[str, Tensor]
     states: dict[str, Tensor]
+    updates: dict[str, Update]
+
+    def rearranged(self, rows: Tensor) -> "Carried":
+        """Return the same for these rows."""
+        return Carried(
+            {name: value[rows.to(value.device)] for name, value in self.decided.items()},
+            {name: value[rows.to(value.device)] for name, value in self.states.items()},
+            {name: update.rearranged(rows) for name, update in self.updates.items()},
+        )
 
 
-def carry(cache: "Cache", decided: dict[str, Tensor], states: dict[str, Tensor]) -> None:
+def carry(cache: "Cache", decided: dict[str, Tensor], states: dict[str, Tensor], updates: dict[str, Update]) -> None:
     """Make `cache` carry these from now on."""
     if not isinstance(cache, _Carrier):
         cache.__class__ = _carrier_of(type(cache))
-    cache.loramix_carried = Carried(decided, states)
+    cache.loramix_carried = Carried(decided, states, updates)
 
 
 def carried_by(cache: "Cache") -> Carried | None:
@@ -49,12 +61,8 @@ class _Carrier:
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)  # type: ignore[misc]
         if self.loramix_carried is not None:
-            self.loramix_carried = Carried(
-                *[
-                    {key: value.repeat_interleave(repeats, 0) for key, value in part.items()}
-                    for part in self.loramix_carried
-                ]
-            )
+            rows = max([len(value) for part in self.loramix_carried[:2] for value in part.values()], default=0)
+            self._select(torch.arange(rows).repeat_interleave(repeats))
 
     def crop(self, *args: int, **kwargs: int) -> None:
         if self.loramix_carried is not None and self.loramix_carried.states:
@@ -70,9 +78,7 @@ class _Carrier:
 
     def _select(self, rows: Tensor) -> None:
         if self.loramix_carried is not None:
-            self.loramix_carried = Carried(
-                *[{key: value[rows.to(value.device)] for key, value in part.items()} for part in self.loramix_carried]
-            )
+            self.loramix_carried = self.loramix_carried.rearranged(rows)
 
 
 def _carrier_of(kind: type) -> type:

@@ -4,44 +4,51 @@ A base model calls its linear layers with their input alone. The mixture therefo
 layers (the encoder, the decoder, or the whole of a decoder-only model), and a layer asks for the one it is in.
 """
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from loramix.config import GateConfig
 from loramix.errors import MixtureError
-from loramix.gate import masked_mean
-
-Value = TypeVar("Value")
+from loramix.gate import masked_mean, read
+from loramix.update import Update
 
 
 class Memory(NamedTuple):
-    """What a decoder reads of its encoder: the output, its valid tokens, and their float32 mean as one token."""
+    """What a decoder reads of its encoder: the output, its valid tokens, and their float32 mean as one valid token."""
 
     hidden_BSD: Float[Tensor, "B S D"]
     mask_BS: Bool[Tensor, "B S"]
     mean_B1D: Float[Tensor, "B 1 D"]
+    one_B1: Bool[Tensor, "B 1"]
 
 
 @dataclass(frozen=True)
 class Fixed:
     """Weights set by hand, for all layers or by layer: one row for all sequences or one for each.
 
-    repeats: in generation, a row stands for all its beams.
+    updates: in generation, what the layers have made of these weights, by the number of rows; a row then stands for
+        all its beams. None elsewhere.
     """
 
     weights: Float[Tensor, "B E"] | Mapping[str, Float[Tensor, "B E"]]
-    repeats: bool = False
+    updates: dict[int, dict[str, Update]] | None = None
+
+    @property
+    def rows(self) -> int:
+        """For how many sequences there are weights."""
+        return len(self.weights if isinstance(self.weights, Tensor) else next(iter(self.weights.values())))
 
     def of(self, layer: str, rows: int) -> Float[Tensor, "B 1 E"]:
         """Return a layer's weights for `rows` sequences; raises MixtureError if they are of more or fewer rows."""
         weights_BE = self.weights if isinstance(self.weights, Tensor) else self.weights[layer]
         own = len(weights_BE)
-        if own != 1 and (rows % own or (rows != own and not self.repeats)):
+        if own != 1 and (rows % own or (rows != own and self.updates is None)):
             raise MixtureError(
                 f"there are fixed weights for {own} rows, but the call has {rows}; give one dict per row"
             )
@@ -54,16 +61,42 @@ class Call:
 
     `mask_BT` marks the tokens of the stack's own input that a gate may read. `decided` holds the gates' decisions, by
     the name of what shares the gate: first those that came with a cache, then those of this pass. `states` holds the
-    states of running means likewise. `fixed` overrides every gate.
+    states of running means likewise. `fixed` overrides every gate. `updates` holds, by layer, what was made of weights
+    that stay as they are; None where weights may change, or gradients are wanted. `fold` asks to fold those updates.
     """
 
     stack: nn.Module
     mask_BT: Bool[Tensor, "B T"] | None  # None where no gate will read: all is decided or fixed
     memory: Memory | None = None
-    fixed: "Fixed | None" = None
+    fixed: Fixed | None = None
     decided: dict[str, Float[Tensor, "B _ E"]] = field(default_factory=dict)
     states: dict[str, Float[Tensor, "B F"]] = field(default_factory=dict)
+    updates: dict[str, Update] | None = None
+    fold: bool = False
     outer: "Call | None" = None
+    _contexts: "tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, Tensor | None]] | None" = None
+    _lows: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def context(
+        self,
+        config: GateConfig,
+        hidden_BTD: Float[Tensor, "B T D"],
+        mask_BT: Bool[Tensor, "B T"],
+        state_BF: Float[Tensor, "B F"] | None = None,
+    ) -> tuple[Float[Tensor, "B _ D"], Float[Tensor, "B F"] | None]:
+        """Return what gates see of this input (`loramix.gate.read`), computed once for layers that read the same."""
+        last = self._contexts
+        if last is None or not (last[0] is hidden_BTD and last[1] is mask_BT and last[2] is state_BF):
+            self._contexts = last = (hidden_BTD, mask_BT, state_BF, read(config, hidden_BTD, mask_BT, state_BF))
+        return last[3]
+
+    def low(self, x_BTD: Float[Tensor, "B T D"], down_RD: Float[Tensor, "R D"]) -> Float[Tensor, "B T R"]:
+        """Return the down-projected input, computed once for layers that read the same and share `down_RD`."""
+        last = self._lows
+        if last is None or not (last[0] is x_BTD and last[1] is down_RD):
+            low_BTR = nn.functional.linear(x_BTD.to(down_RD.dtype), down_RD)
+            self._lows = last = (x_BTD, down_RD, low_BTR)
+        return last[2]
 
 
 class Used(NamedTuple):
@@ -80,27 +113,37 @@ class Used(NamedTuple):
         return masked_mean(self.weights, self.mask_BT)[:, 0]
 
 
-_current: ContextVar[Call | None] = ContextVar("loramix_call", default=None)
-_record: ContextVar[dict[str, Used] | None] = ContextVar("loramix_record", default=None)
+class Here(threading.local):
+    """What this thread is doing.
+
+    call: the innermost call that it is in. record: where layers note the weights that they use. fixed: the weights set
+    by hand. prompt_length: of the generation that it is in. fold: whether that generation folds updates.
+
+    torch.compile follows the attributes of a thread-local object, which it does not do for context variables.
+    """
+
+    call: Call | None = None
+    record: dict[str, Used] | None = None
+    fixed: Fixed | None = None
+    prompt_length: int | None = None
+    fold: bool = False
 
 
-def current_call() -> Call | None:
-    """Return the innermost call that this thread is in."""
-    return _current.get()
+here = Here()
 
 
 def open_call(call: Call) -> None:
     """Make `call` the current one until `close_call`."""
-    call.outer = _current.get()
-    _current.set(call)
+    call.outer = here.call
+    here.call = call
 
 
 def close_call(stack: nn.Module) -> Call | None:
     """Close the call that was opened for `stack` and return it; None if opening had failed."""
-    call = _current.get()
+    call = here.call
     if call is None or call.stack is not stack:
         return None
-    _current.set(call.outer)
+    here.call = call.outer
     return call
 
 
@@ -108,25 +151,21 @@ def close_call(stack: nn.Module) -> Call | None:
 def recording() -> Iterator[dict[str, Used]]:
     """Collect the weights that every layer uses inside the block, by layer name."""
     record: dict[str, Used] = {}
-    with bound(_record, record):
+    with during(record=record):
         yield record
 
 
-def note(layer: str, used: Used) -> None:
-    """Tell who records that `layer` uses these weights."""
-    record = _record.get()
-    if record is not None:
-        record[layer] = used
-
-
 @contextmanager
-def bound(variable: ContextVar[Value], value: Value) -> Iterator[None]:
-    """Set a context variable inside the block."""
-    token = variable.set(value)
+def during(**values: object) -> Iterator[None]:
+    """Set attributes of `here` inside the block."""
+    before = {name: getattr(here, name) for name in values}
+    for name, value in values.items():
+        setattr(here, name, value)
     try:
         yield
     finally:
-        variable.reset(token)
+        for name, value in before.items():
+            setattr(here, name, value)
 
 
 def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -134,6 +173,6 @@ def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContext
 
     It sees what had been decided when the first began, so that the gates inside decide anew and their gradients flow.
     """
-    call = _current.get()
+    call = here.call
     again = call and replace(call, decided=dict(call.decided), states=dict(call.states))
-    return nullcontext(), bound(_current, again)
+    return nullcontext(), during(call=again)

@@ -55,3 +55,8 @@ class GateConfig(BaseModel):
     def per_token(self) -> bool:
         """Whether the weights may differ between the tokens of a row."""
         return self.context in ("running", "token")
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the gates give most experts a weight of exactly zero."""
+        return self.activation in ("top-k", "top-1")

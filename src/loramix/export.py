@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from loramix.atomic import atomic_folder, check_replaceable
 from loramix.errors import MixtureError
-from loramix.layer import LowRank
 from loramix.mixture import MixtureModel
-from loramix.wrapping import is_transposed
+from loramix.update import LowRank, is_transposed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

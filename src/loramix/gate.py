@@ -1,6 +1,6 @@
 """Context gates: small networks that give every expert a weight, from what their layer reads.
 
-    context_BTD = what the gate may see of the layer's input: `ContextGate.read`
+    context_BTD = what the gate may see of the layer's input: `read`
     scores_BTE  = (W2 relu(W1 context + b1) + b2) / temperature
     weights_BTE = softmax(scores), or another activation
 
@@ -45,40 +45,16 @@ class ContextGate(nn.Module):
         """The width of what the gate reads."""
         return self.lift.in_features
 
-    def forward(
-        self,
-        hidden_BTD: Float[Tensor, "B T D"],
-        mask_BT: Bool[Tensor, "B T"],
-        state_BF: Float[Tensor, "B F"] | None = None,
-    ) -> tuple[Float[Tensor, "B _ E"], Float[Tensor, "B F"] | None]:
-        """Return the experts' weights and the state with which a running mean goes on.
+    def forward(self, context_BTD: Float[Tensor, "B T D"], mask_BT: Bool[Tensor, "B _"]) -> Float[Tensor, "B _ E"]:
+        """Return the experts' weights for what `read` made of an input: one decision for each of its tokens.
 
-        One decision for each row (`prompt`, `reference`: over the tokens where `mask_BT` is true) or for each token.
+        A `reference` gate decides once for each row, over the tokens where `mask_BT` is true; others do not need it.
         """
-        with torch.autocast(hidden_BTD.device.type, enabled=False):
-            context, state_BF = self.read(hidden_BTD, mask_BT, state_BF)
-            scores = self.score(self.lift(context).relu()) / self.config.temperature
+        with torch.autocast(context_BTD.device.type, enabled=False):
+            scores = self.score(self.lift(context_BTD).relu()) / self.config.temperature
             if self.config.context == "reference":
                 scores = masked_mean(scores, mask_BT)
-            return self._weights(scores), state_BF
-
-    def read(
-        self,
-        hidden_BTD: Float[Tensor, "B T D"],
-        mask_BT: Bool[Tensor, "B T"],
-        state_BF: Float[Tensor, "B F"] | None = None,
-    ) -> tuple[Float[Tensor, "B _ D"], Float[Tensor, "B F"] | None]:
-        """Return what the perceptron sees of the layer's input, and the state with which a running mean goes on."""
-        match self.config.context:
-            case "prompt":
-                return _unit_scale(masked_mean(hidden_BTD, mask_BT)), None
-            case "running":
-                mean_BTD, state_BF = running_mean(hidden_BTD, mask_BT, state_BF)
-                return _unit_scale(mean_BTD), state_BF
-            case "token":
-                return _unit_scale(hidden_BTD.float()), None
-            case "reference":
-                return hidden_BTD.float(), None
+            return self._weights(scores)
 
     def rearranged(self, order: Sequence[int | None]) -> "ContextGate":
         """Return a copy whose expert i is this gate's expert order[i]; None stands for one that it does not know."""
@@ -106,6 +82,29 @@ class ContextGate(nn.Module):
         if self.config.activation != "softmax":
             weights = keep_largest(weights, self.config.k if self.config.activation == "top-k" else 1)
         return weights[..., : self.experts]
+
+
+def read(
+    config: GateConfig,
+    hidden_BTD: Float[Tensor, "B T D"],
+    mask_BT: Bool[Tensor, "B T"],
+    state_BF: Float[Tensor, "B F"] | None = None,
+) -> tuple[Float[Tensor, "B _ D"], Float[Tensor, "B F"] | None]:
+    """Return what a gate sees of a layer's input, and the state with which a running mean goes on.
+
+    A `prompt` gate sees one token for the whole row: the mean over the tokens where `mask_BT` is true.
+    """
+    with torch.autocast(hidden_BTD.device.type, enabled=False):
+        match config.context:
+            case "prompt":
+                return _unit_scale(masked_mean(hidden_BTD, mask_BT)), None
+            case "running":
+                mean_BTD, state_BF = running_mean(hidden_BTD, mask_BT, state_BF)
+                return _unit_scale(mean_BTD), state_BF
+            case "token":
+                return _unit_scale(hidden_BTD.float()), None
+            case "reference":
+                return hidden_BTD.float(), None
 
 
 def softmax_with_prior(scores: Float[Tensor, "*batch S"], prior_S: Float[Tensor, " S"]) -> Float[Tensor, "*batch S"]:

@@ -4,35 +4,39 @@ Axes: `B` batch, `T` tokens, `D` input width, `O` output width, `E` experts, `R`
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loramix.call import Call, Memory, Used, current_call, note
+from loramix.call import Call, Memory, Used, here
 from loramix.errors import MixtureError
+from loramix.folding import can_fold, folded
 from loramix.gate import ContextGate
+from loramix.update import Folded, Gathered, LowRank, Update
 
 
-@dataclass(frozen=True)
-class LowRank:
-    """One expert's update of one layer: scale · up @ down."""
+class Downs(nn.Module):
+    """The experts' down-projections of all layers that read one input, side by side: one product serves them all."""
 
-    down_RD: Float[Tensor, "R D"]
-    up_OR: Float[Tensor, "O R"]
-    scale: float
+    down_RD: Tensor
+
+    def __init__(self, layers: Sequence[Sequence[LowRank]], *, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        stacked_RD = torch.cat([update.down_RD for updates in layers for update in updates])
+        self.register_buffer("down_RD", stacked_RD.to(device, dtype))
 
 
 class MixtureLinear(nn.Module):
     """A frozen linear layer with the frozen updates of its experts, weighed by a gate.
 
     updates: one entry per expert, None where an expert does not adapt this layer: it adds zero here.
+    downs: the down-projections, of which this layer's begin at row `first`; `owns` says that they are kept here.
     gate: this layer's own, or the one that it shares with others; `reads` says whether it decides from this layer's
         input. The other layers of the group reuse the decision.
     """
 
-    down_RD: Tensor
     up_OR: Tensor
     expert_of_rank: Tensor
 
@@ -43,10 +47,11 @@ class MixtureLinear(nn.Module):
         updates: Sequence[LowRank | None],
         gate: ContextGate,
         *,
+        downs: Downs,
+        first: int,
+        owns: bool,
         group: str,
         reads: bool,
-        dtype: torch.dtype,
-        device: torch.device,
     ) -> None:
         super().__init__()
         present = [(expert, update) for expert, update in enumerate(updates) if update is not None]
@@ -58,16 +63,21 @@ class MixtureLinear(nn.Module):
             )
         self.base, self.name, self.group, self.config = base, name, group, gate.config
         self.gate = gate if reads else None
-        self._shared = (gate,)  # a tuple keeps torch from registering the gate a second time
-        down_RD = torch.cat([update.down_RD for _, update in present])
+        self.downs = downs if owns else None
+        self._shared = (gate, downs)  # a tuple keeps torch from registering them a second time
+        self.rows = slice(first, first + sum(ranks))
         up_OR = torch.cat([update.up_OR.float() * update.scale for _, update in present], dim=1)
         expert_of_rank = torch.tensor(
             [expert for (expert, _), rank in zip(present, ranks, strict=True) for _ in range(rank)]
         )
-        self.register_buffer("down_RD", down_RD.to(device, dtype))
-        self.register_buffer("up_OR", up_OR.to(device, dtype))
-        self.register_buffer("expert_of_rank", expert_of_rank.to(device))
-        self.present = len(present)
+        self.register_buffer("up_OR", up_OR.to(downs.down_RD.device, downs.down_RD.dtype))
+        self.register_buffer("expert_of_rank", expert_of_rank.to(downs.down_RD.device))
+        self.rank = ranks[0] if gate.config.mixing == "parameter" else None
+
+    @property
+    def down(self) -> Float[Tensor, "R D"]:
+        """The down-projections of this layer's experts."""
+        return self._shared[1].down_RD[self.rows]
 
     @property
     def weight(self) -> Tensor:
@@ -81,33 +91,47 @@ class MixtureLinear(nn.Module):
 
     def forward(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T O"]:
         """Return the base layer's output plus the weighted updates of all experts."""
-        y_BTO: Tensor = self.base(x_BTD)
-        weights_BTE = self._weights(x_BTD)
-        return y_BTO + self._update(x_BTD.to(self.down_RD.dtype), weights_BTE).to(y_BTO.dtype)
-
-    def _update(self, x_BTD: Float[Tensor, "B T D"], weights_BTE: Float[Tensor, "B _ E"]) -> Float[Tensor, "B T O"]:
-        weights_BTR = weights_BTE.to(x_BTD.device, x_BTD.dtype)[..., self.expert_of_rank]
-        low_BTR = nn.functional.linear(x_BTD, self.down_RD) * weights_BTR
-        if self.config.mixing == "parameter":
-            low_BTR = self._sum_of_experts(low_BTR) * weights_BTR
-        return nn.functional.linear(low_BTR, self.up_OR)
-
-    def _sum_of_experts(self, low_BTR: Float[Tensor, "B T R"]) -> Float[Tensor, "B T R"]:
-        """Sum the experts' down-projections and hand the sum to every expert's up-projection."""
-        per_expert = low_BTR.view(*low_BTR.shape[:-1], self.present, -1)
-        return per_expert.sum(-2, keepdim=True).expand_as(per_expert).flatten(-2)
-
-    def _weights(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B _ E"]:
-        """Return the weights for this input: fixed, decided before in this call, or decided now."""
-        call = current_call()
+        call = here.call
         if call is None:
             raise MixtureError(f"layer '{self.name}' was called outside its mixture; call the whole model instead")
-        if call.fixed is not None:
-            used = Used(call.fixed.of(self.name, len(x_BTD)), None)
+        update = None if call.updates is None or here.record is not None else call.updates.get(self.name)
+        if update is None:
+            update = self._update(x_BTD, call)
+        if isinstance(update, Folded):
+            return nn.functional.linear(x_BTD, update.weight_OD, self.bias)
+        if update.down_RD is None:
+            low_BTR = call.low(x_BTD, self._shared[1].down_RD)[..., self.rows]
         else:
-            used = self._decision(x_BTD, call)
-        note(self.name, used)
-        return used.weights
+            low_BTR = nn.functional.linear(x_BTD.to(update.down_RD.dtype), update.down_RD)
+        return update.add(self.base(x_BTD), low_BTR)
+
+    def gathered(self, weights_BTE: Float[Tensor, "B _ E"], *, sparse: bool) -> Gathered:
+        """Return the update at these weights; `sparse`: without the experts that get none, if they are the most."""
+        weights_BTE = weights_BTE.to(self.expert_of_rank.device)
+        if sparse:
+            chosen_R = (weights_BTE != 0).flatten(0, 1).any(0)[self.expert_of_rank].nonzero()[:, 0]
+            if 2 * len(chosen_R) <= len(self.expert_of_rank):
+                weights_BTR = weights_BTE[..., self.expert_of_rank[chosen_R]]
+                return Gathered(self.down[chosen_R], self.up_OR[:, chosen_R], weights_BTR, self.rank)
+        return Gathered(None, self.up_OR, weights_BTE[..., self.expert_of_rank], self.rank)
+
+    def _update(self, x_BTD: Float[Tensor, "B T D"], call: Call) -> Update:
+        """Return the update for this input, and keep it where the weights stay as they are."""
+        fixed = call.fixed
+        used = self._decision(x_BTD, call) if fixed is None else Used(fixed.of(self.name, len(x_BTD)), None)
+        if here.record is not None:
+            here.record[self.name] = used
+        # A sum over the chosen alone gives the others no gradient, and has no shape that could be compiled.
+        sparse = fixed is not None or self.config.sparse
+        sparse = sparse and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        update = self.gathered(used.weights, sparse=sparse)
+        if call.updates is None:
+            return update
+        kept: Update = update
+        if call.fold and can_fold(self.base):
+            kept = folded(self.base, replace(update, down_RD=self.down) if update.down_RD is None else update)
+        call.updates[self.name] = kept
+        return kept
 
     def _decision(self, x_BTD: Float[Tensor, "B T D"], call: Call) -> Used:
         """Return the decision that this layer's group has made, or make it."""
@@ -118,7 +142,7 @@ class MixtureLinear(nn.Module):
             return Used(call.decided[self.group], call.mask_BT)
         of_memory = f"{self.group} of memory"  # the keys and values of cross-attention have the encoder's tokens
         if of_memory not in call.decided:
-            call.decided[of_memory] = self._decide_of_memory(memory)
+            call.decided[of_memory] = self._decide_of_memory(memory, call)
         return Used(call.decided[of_memory], memory.mask_BS)
 
     def _decide(self, x_BTD: Float[Tensor, "B T D"], call: Call) -> Float[Tensor, "B _ E"]:
@@ -129,25 +153,26 @@ class MixtureLinear(nn.Module):
                 "use scope='layer' with this base model"
             )
         if self.config.context == "prompt" and call.memory is not None:
-            mean_B1D = call.memory.mean_B1D
-            return self.gate(mean_B1D, torch.ones_like(mean_B1D[..., 0], dtype=torch.bool))[0]  # type: ignore[no-any-return]
+            context_B1D, _ = call.context(self.config, call.memory.mean_B1D, call.memory.one_B1)
+            return self.gate(context_B1D, call.memory.one_B1)  # type: ignore[no-any-return]
         if call.mask_BT is None or call.mask_BT.shape != x_BTD.shape[:2]:
             raise MixtureError(
                 f"layer '{self.name}' reads input of shape {list(x_BTD.shape)}, which are not the tokens of its stack, "
                 "so its gate cannot tell which of them are real"
             )
-        weights_BTE, state_BF = self.gate(x_BTD, call.mask_BT, call.states.get(self.group))
+        context_BTD, state_BF = call.context(self.config, x_BTD, call.mask_BT, call.states.get(self.group))
         if state_BF is not None:
             call.states[self.group] = state_BF
-        return weights_BTE  # type: ignore[no-any-return]
+        return self.gate(context_BTD, call.mask_BT)  # type: ignore[no-any-return]
 
-    def _decide_of_memory(self, memory: Memory) -> Float[Tensor, "B _ E"]:
+    def _decide_of_memory(self, memory: Memory, call: Call) -> Float[Tensor, "B _ E"]:
         """Let the gate, which may be another layer's, decide from the encoder's tokens that this layer reads."""
-        (gate,) = self._shared
+        gate, _ = self._shared
         width = memory.hidden_BSD.shape[-1]
         if gate.width != width:
             raise MixtureError(
                 f"layer '{self.name}' reads the encoder's output of width {width}, but the gate of '{self.group}' "
                 f"reads width {gate.width}; use scope='layer' with these experts"
             )
-        return gate(memory.hidden_BSD, memory.mask_BS)[0]  # type: ignore[no-any-return]
+        context_BSD, _ = call.context(self.config, memory.hidden_BSD, memory.mask_BS)
+        return gate(context_BSD, memory.mask_BS)  # type: ignore[no-any-return]

@@ -11,14 +11,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from loramix.call import Fixed, Used, bound, checkpoint_contexts, recording
+from loramix.call import Fixed, Used, checkpoint_contexts, during, here, recording
 from loramix.config import GateConfig
 from loramix.errors import ExpertError, LoramixError, MixtureError, did_you_mean
 from loramix.experts import Expert, check_fits, load_expert
+from loramix.folding import folds
 from loramix.gate import ContextGate
 from loramix.layer import MixtureLinear
 from loramix.prompts import Prompting, text_inputs
-from loramix.routing import attach, fixed_weights, prompt_length, refuse_generation
+from loramix.routing import attach, refuse_generation
 from loramix.wrapping import adapted_layers, check_readers, mixture_layers, new_gates, unwrap, wrap
 
 if TYPE_CHECKING:
@@ -242,15 +243,21 @@ class MixtureModel(nn.Module):
         return output
 
     @torch.no_grad()
-    def generate(self, **inputs: object) -> "Tensor | ModelOutput":
-        """Return token ids or, with `return_dict_in_generate`, an output: what the base model's `generate` returns."""
-        fixed = fixed_weights.get()
-        if fixed is None:
+    def generate(self, *, fold: bool | None = None, **inputs: object) -> "Tensor | ModelOutput":
+        """Return token ids or, with `return_dict_in_generate`, an output: what the base model's `generate` returns.
+
+        fold: whether to add the experts, at the weights of the prompt, to copies of the adapted layers' weights, so
+            that generated tokens cost what they cost the base. It takes one prompt (or fixed weights, the same for all
+            rows) and, until the answer is there, the memory of these layers once more. None: where it pays, see
+            `loramix.folding`.
+        """
+        if here.fixed is None:
             refuse_generation(self.gate_config, inputs)
         prompt = next((inputs[key] for key in ("input_ids", "inputs", "inputs_embeds") if key in inputs), None)
-        with (
-            bound(prompt_length, prompt.shape[1] if isinstance(prompt, Tensor) else None),
-            bound(fixed_weights, fixed and replace(fixed, repeats=True)),
+        with during(
+            prompt_length=prompt.shape[1] if isinstance(prompt, Tensor) else None,
+            fixed=here.fixed and replace(here.fixed, updates={}),
+            fold=folds(self, inputs, prompt, fold),
         ):
             tokens: Tensor | ModelOutput = self.base.generate(**inputs)
         return tokens
@@ -263,7 +270,7 @@ class MixtureModel(nn.Module):
         cross-attention have the encoder's tokens. An encoder-decoder model runs its first decoder step if no
         `decoder_input_ids` are given.
         """
-        per_token = self.gate_config.per_token and fixed_weights.get() is None
+        per_token = self.gate_config.per_token and here.fixed is None
         return {name: each.weights if per_token else each.weights[:, 0] for name, each in self._used(inputs).items()}
 
     @torch.no_grad()
@@ -292,7 +299,7 @@ class MixtureModel(nn.Module):
         model is called, for another number of rows.
         """
         rows = [weights] if isinstance(weights, Mapping) else list(weights)
-        with bound(fixed_weights, Fixed(torch.tensor([self._row(each) for each in rows]))):
+        with during(fixed=Fixed(torch.tensor([self._row(each) for each in rows]))):
             yield
 
     @contextmanager
@@ -304,7 +311,7 @@ class MixtureModel(nn.Module):
         missing = sorted(self.layers.keys() - weights.keys())
         if missing:
             raise MixtureError(f"fixed weights for {len(missing)} layers are missing, such as '{missing[0]}'")
-        with bound(fixed_weights, Fixed(dict(weights))):
+        with during(fixed=Fixed(dict(weights))):
             yield
 
     def _row(self, weights: Mapping[str, float]) -> list[float]:

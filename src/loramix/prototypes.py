@@ -11,7 +11,6 @@ Both write a rule into the gate's perceptron, which training can then refine. Wi
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,9 +18,9 @@ from torch import Tensor
 
 from loramix.errors import MixtureError, did_you_mean
 from loramix.gate import ContextGate, masked_mean
-from loramix.layer import LowRank
 from loramix.mixture import MixtureModel
 from loramix.prompts import mixture_tokenizer, text_inputs
+from loramix.update import LowRank
 from loramix.wrapping import in_decoder
 
 Examples = Sequence[str | Mapping[str, Tensor]]
@@ -103,17 +102,14 @@ def _contexts(mixture: MixtureModel, expert: int) -> Iterator[dict[str, Float[Te
     """
     found: dict[str, Tensor] = {}
 
-    def choose(
-        reader: str, gate: ContextGate, args: tuple[Any, ...], output: tuple[Tensor, Tensor | None]
-    ) -> tuple[Tensor, Tensor | None]:
-        hidden, mask = args[:2]
-        context, _ = gate.read(hidden, mask)
+    def choose(reader: str, gate: ContextGate, args: tuple[Tensor, Tensor], output: Tensor) -> Tensor:
+        context, mask = args
         if context.shape[1] != mask.shape[1]:  # one for the whole row
             mask = torch.ones_like(context[..., 0], dtype=torch.bool)
         found.setdefault(reader, masked_mean(context, mask)[:, 0])
-        chosen = torch.zeros_like(output[0])
+        chosen = torch.zeros_like(output)
         chosen[..., expert] = 1.0
-        return chosen, output[1]
+        return chosen
 
     hooks = [gate.register_forward_hook(partial(choose, reader)) for reader, gate in mixture.gates.items()]
     try:

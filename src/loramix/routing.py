@@ -6,7 +6,6 @@ in training, in scoring and in each step of generation, so that masks and encode
 
 import inspect
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +13,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from loramix.cache import carried_by, carry
-from loramix.call import Call, Fixed, Memory, close_call, open_call
+from loramix.call import Call, Memory, close_call, here, open_call
 from loramix.config import GateConfig
 from loramix.errors import MixtureError
 from loramix.gate import masked_mean
@@ -24,10 +23,6 @@ if TYPE_CHECKING:
 
 Arguments = dict[str, object]
 MakeCall = Callable[[nn.Module, Arguments, GateConfig], Call]
-
-
-fixed_weights: ContextVar[Fixed | None] = ContextVar("loramix_fixed", default=None)
-prompt_length: ContextVar[int | None] = ContextVar("loramix_prompt_length", default=None)  # set while generating
 
 
 def attach(base: "PreTrainedModel", config: GateConfig) -> None:
@@ -64,17 +59,16 @@ def refuse_generation(config: GateConfig, inputs: Mapping[str, object]) -> None:
 
 
 def _surround(stack: nn.Module, make_call: MakeCall, config: GateConfig) -> None:
-    parameters = inspect.signature(stack.forward)
+    names = [
+        name for name, each in inspect.signature(stack.forward).parameters.items() if each.kind != each.VAR_KEYWORD
+    ]
 
     def before(module: nn.Module, args: tuple[object, ...], kwargs: Arguments) -> tuple[tuple[object, ...], Arguments]:
         prompt_mask = kwargs.pop("prompt_mask", None)
-        bound = parameters.bind_partial(*args, **kwargs).arguments
-        arguments = {**bound.pop("kwargs", {}), **bound, "prompt_mask": prompt_mask}
-        fixed = fixed_weights.get()
-        if fixed is not None:
-            open_call(Call(module, None, fixed=fixed))
-            return args, kwargs
-        if _cache_length(arguments) == 0:
+        arguments = {**dict(zip(names, args, strict=False)), **kwargs, "prompt_mask": prompt_mask}
+        if here.fixed is not None:
+            call = _fixed(module, arguments)
+        elif _cache_length(arguments) == 0:
             call = make_call(module, arguments, config)
         else:
             call = _continued(module, arguments, config)
@@ -85,15 +79,24 @@ def _surround(stack: nn.Module, make_call: MakeCall, config: GateConfig) -> None
         call = close_call(module)
         cache: Cache | None = getattr(output, "past_key_values", None)
         if call is not None and cache is not None and call.fixed is None:
-            carry(cache, call.decided if config.context == "prompt" else {}, call.states)
+            carry(cache, call.decided if config.context == "prompt" else {}, call.states, call.updates or {})
 
     stack.register_forward_pre_hook(before, with_kwargs=True)
     stack.register_forward_hook(after, with_kwargs=True, always_call=True)
 
 
+def _fixed(stack: nn.Module, arguments: Arguments) -> Call:
+    """Return a call at the weights set by hand; in generation, its steps share what is made of them."""
+    fixed = here.fixed
+    assert fixed is not None
+    if fixed.updates is None or _cache_length(arguments) == 0:
+        return Call(stack, None, fixed=fixed)
+    return Call(stack, None, fixed=fixed, updates=fixed.updates.setdefault(len(_tokens(arguments)), {}), fold=here.fold)
+
+
 def _causal_call(stack: nn.Module, arguments: Arguments, config: GateConfig) -> Call:
     readable_BT = _valid(arguments)
-    prompt_mask, labels, length = arguments["prompt_mask"], arguments.get("labels"), prompt_length.get()
+    prompt_mask, labels, length = arguments["prompt_mask"], arguments.get("labels"), here.prompt_length
     if config.context != "prompt":
         return Call(stack, readable_BT)
     if isinstance(prompt_mask, Tensor):
@@ -120,7 +123,7 @@ def _continued(stack: nn.Module, arguments: Arguments, config: GateConfig) -> Ca
     carried, rows = carried_by(arguments["past_key_values"]), len(_tokens(arguments))
     if carried is None:
         raise MixtureError("this cache was not filled by this mixture's gates; start from an empty one")
-    for part in carried:
+    for part in (carried.decided, carried.states):
         for value in part.values():
             if len(value) != rows:
                 raise MixtureError(
@@ -128,7 +131,16 @@ def _continued(stack: nn.Module, arguments: Arguments, config: GateConfig) -> Ca
                     "start from an empty cache, or use one with as many rows as the call"
                 )
     mask_BT = _valid(arguments) if config.per_token else None
-    return Call(stack, mask_BT, _memory(arguments), decided=dict(carried.decided), states=dict(carried.states))
+    keeps = config.context == "prompt" and not torch.is_grad_enabled()
+    return Call(
+        stack,
+        mask_BT,
+        _memory(arguments) if config.per_token else None,
+        decided=dict(carried.decided),
+        states=dict(carried.states),
+        updates=carried.updates if keeps else None,
+        fold=here.fold,
+    )
 
 
 def _memory(arguments: Arguments) -> Memory | None:
@@ -137,7 +149,8 @@ def _memory(arguments: Arguments) -> Memory | None:
         return None
     ones_BS = torch.ones(hidden_BSD.shape[:2], dtype=torch.bool, device=hidden_BSD.device)
     mask_BS = _of_last_query(mask) if isinstance(mask, Tensor) else ones_BS
-    return Memory(hidden_BSD, mask_BS, masked_mean(hidden_BSD, mask_BS))
+    mean_B1D = masked_mean(hidden_BSD, mask_BS)
+    return Memory(hidden_BSD, mask_BS, mean_B1D, torch.ones_like(mean_B1D[..., 0], dtype=torch.bool))
 
 
 def _check_seq2seq(

@@ -10,10 +10,12 @@ from loramix.config import GateConfig, Scope
 from loramix.errors import MixtureError
 from loramix.experts import Expert, linear_shape
 from loramix.gate import ContextGate
-from loramix.layer import MixtureLinear
+from loramix.layer import Downs, MixtureLinear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_CROSS_ATTENTION = ("EncDecAttention", "encoder_attn", "crossattention", "cross_attn", "cross_attention")
 
 
 class Place(NamedTuple):
@@ -63,21 +65,38 @@ def wrap(
     base: "PreTrainedModel", experts: Sequence[Expert], config: GateConfig, gates: Mapping[str, ContextGate]
 ) -> None:
     """Put a MixtureLinear in the place of every layer that an expert adapts; `gates` as `new_gates` names them."""
-    for place in places(base, adapted_layers(experts), config.scope):
-        module = base.get_submodule(place.layer)
-        weight = module.weight
+    found = {place.layer: place for place in places(base, adapted_layers(experts), config.scope)}
+    updates = {layer: [expert.updates.get(layer) for expert in experts] for layer in found}
+    for together in reading_together(base, list(found)):
+        weight = base.get_submodule(together[0]).weight
         assert isinstance(weight, torch.Tensor)
-        layer = MixtureLinear(
-            module,
-            place.layer,
-            [expert.updates.get(place.layer) for expert in experts],
-            gates[place.reader],
-            group=place.group,
-            reads=place.layer == place.reader,
-            dtype=weight.dtype if weight.is_floating_point() else torch.get_default_dtype(),
-            device=weight.device,
-        )
-        _replace(base, place.layer, layer)
+        present = [[update for update in updates[layer] if update is not None] for layer in together]
+        dtype = weight.dtype if weight.is_floating_point() else torch.get_default_dtype()
+        downs, first = Downs(present, dtype=dtype, device=weight.device), 0
+        for layer, own in zip(together, present, strict=True):
+            place = found[layer]
+            mixed = MixtureLinear(
+                base.get_submodule(layer), layer, updates[layer], gates[place.reader],
+                downs=downs, first=first, owns=layer == together[0], group=place.group, reads=layer == place.reader,
+            )  # fmt: skip
+            _replace(base, layer, mixed)
+            first += sum(update.down_RD.shape[0] for update in own)
+
+
+def reading_together(base: "PreTrainedModel", layers: Sequence[str]) -> list[list[str]]:
+    """Return the layers in groups that can share a down-projection: those of one module with inputs of one width.
+
+    They share its result only where they are really given the same tensor. In cross-attention, queries are not.
+    """
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for layer in layers:
+        module, (parent, _, name) = base.get_submodule(layer), layer.rpartition(".")
+        weight, shape = module.weight, linear_shape(module)
+        assert isinstance(weight, torch.Tensor)
+        assert shape is not None, "check_fits lets linear layers pass only"
+        apart = parent.rpartition(".")[2] in _CROSS_ATTENTION and name.startswith("q")
+        groups.setdefault((parent, shape[0], weight.dtype, weight.device, apart), []).append(layer)
+    return list(groups.values())
 
 
 def unwrap(base: "PreTrainedModel") -> None:
@@ -99,11 +118,6 @@ def mixture_layers(base: nn.Module) -> Iterator[MixtureLinear]:
 def in_decoder(base: "PreTrainedModel", layer: str) -> bool:
     """Return whether the layer lies beside an encoder."""
     return bool(base.config.is_encoder_decoder) and not layer.startswith(_encoder_prefix(base))
-
-
-def is_transposed(module: nn.Module) -> bool:
-    """Return whether a linear layer keeps its weight as (input, output): GPT-2's Conv1D."""
-    return isinstance(getattr(module, "nf", None), int)
 
 
 def _group(base: "PreTrainedModel", layer: str, scope: Scope) -> str:

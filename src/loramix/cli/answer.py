@@ -19,8 +19,9 @@ def generate_text(path: str, text: str, *, task: str | None, max_new_tokens: int
     mixture = MixtureModel.from_pretrained(path)
     tokenizer = mixture_tokenizer(mixture)
     inputs = text_inputs(mixture, text, task=task, tokenizer=tokenizer)
-    tokens = mixture.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    new = tokens[0] if mixture.config.is_encoder_decoder else tokens[0, inputs["input_ids"].shape[1] :]
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    tokens = mixture.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False)
+    new = tokens[0] if mixture.config.is_encoder_decoder else tokens[0, ids.shape[1] :]
     return str(tokenizer.decode(new, skip_special_tokens=True)).strip()
 
 

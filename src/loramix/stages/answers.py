@@ -104,7 +104,8 @@ def answer(
         batch = {key: value.to(model.device) for key, value in batch.items()}
         with _decided(model, batch):
             tokens = model.generate(
-                **batch,
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
                 max_new_tokens=max_new_tokens,
                 num_beams=recipe.generation.num_beams,
                 repetition_penalty=recipe.generation.repetition_penalty,
