@@ -24,6 +24,11 @@ class Carried(NamedTuple):
     states: dict[str, Tensor]
     updates: dict[str, Update]
 
+    @property
+    def rows(self) -> int | None:
+        """For how many sequences this holds; None if it holds nothing."""
+        return next((len(value) for part in (self.decided, self.states) for value in part.values()), None)
+
     def rearranged(self, rows: Tensor) -> "Carried":
         """Return the same for these rows."""
         return Carried(
@@ -61,8 +66,7 @@ class _Carrier:
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)  # type: ignore[misc]
         if self.loramix_carried is not None:
-            rows = max([len(value) for part in self.loramix_carried[:2] for value in part.values()], default=0)
-            self._select(torch.arange(rows).repeat_interleave(repeats))
+            self._select(torch.arange(self.loramix_carried.rows or 0).repeat_interleave(repeats))
 
     def crop(self, *args: int, **kwargs: int) -> None:
         if self.loramix_carried is not None and self.loramix_carried.states:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from loramix.config import GateConfig
 from loramix.errors import MixtureError
+from loramix.folding import Folding
 from loramix.gate import masked_mean, read
 from loramix.update import Update
 
@@ -62,7 +63,8 @@ class Call:
     `mask_BT` marks the tokens of the stack's own input that a gate may read. `decided` holds the gates' decisions, by
     the name of what shares the gate: first those that came with a cache, then those of this pass. `states` holds the
     states of running means likewise. `fixed` overrides every gate. `updates` holds, by layer, what was made of weights
-    that stay as they are; None where weights may change, or gradients are wanted. `fold` asks to fold those updates.
+    that stay as they are; None where weights may change, or gradients are wanted. `folding` folds those updates, where
+    that is wanted.
     """
 
     stack: nn.Module
@@ -72,7 +74,7 @@ class Call:
     decided: dict[str, Float[Tensor, "B _ E"]] = field(default_factory=dict)
     states: dict[str, Float[Tensor, "B F"]] = field(default_factory=dict)
     updates: dict[str, Update] | None = None
-    fold: bool = False
+    folding: Folding | None = None
     outer: "Call | None" = None
     _contexts: "tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, Tensor | None]] | None" = None
     _lows: tuple[Tensor, Tensor, Tensor] | None = None
@@ -117,7 +119,7 @@ class Here(threading.local):
     """What this thread is doing.
 
     call: the innermost call that it is in. record: where layers note the weights that they use. fixed: the weights set
-    by hand. prompt_length: of the generation that it is in. fold: whether that generation folds updates.
+    by hand. prompt_length: of the generation that it is in. folding: of that generation, if it folds updates.
 
     torch.compile follows the attributes of a thread-local object, which it does not do for context variables.
     """
@@ -126,7 +128,7 @@ class Here(threading.local):
     record: dict[str, Used] | None = None
     fixed: Fixed | None = None
     prompt_length: int | None = None
-    fold: bool = False
+    folding: Folding | None = None
 
 
 here = Here()

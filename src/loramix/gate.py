@@ -9,6 +9,7 @@ experts and, where the gate may turn all of them off, the base.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from jaxtyping import Bool, Float
@@ -36,6 +37,8 @@ class ContextGate(nn.Module):
         self.lift = nn.Linear(width, config.hidden, bias=bias)
         self.score = nn.Linear(config.hidden, slots, bias=bias)
         self.prior = nn.Parameter(torch.ones(slots), requires_grad=False)
+        self.equal_priors = True
+        self.register_load_state_dict_post_hook(_settle)  # type: ignore[no-untyped-call]
         nn.init.zeros_(self.score.weight)
         if bias:
             nn.init.zeros_(self.score.bias)
@@ -50,8 +53,10 @@ class ContextGate(nn.Module):
 
         A `reference` gate decides once for each row, over the tokens where `mask_BT` is true; others do not need it.
         """
-        with torch.autocast(context_BTD.device.type, enabled=False):
-            scores = self.score(self.lift(context_BTD).relu()) / self.config.temperature
+        with _in_float32(context_BTD):
+            scores = self.score(self.lift(context_BTD).relu())
+            if self.config.temperature != 1:
+                scores = scores / self.config.temperature
             if self.config.context == "reference":
                 scores = masked_mean(scores, mask_BT)
             return self._weights(scores)
@@ -69,16 +74,17 @@ class ContextGate(nn.Module):
         return gate.settle()
 
     def settle(self) -> "ContextGate":
-        """Let the priors be trained where they are not all one, and return the gate."""
-        self.prior.requires_grad_(bool((self.prior != 1).any()))
+        """Let the priors be trained where they are not all one, and return the gate; to be called once they are set."""
+        self.equal_priors = not bool((self.prior != 1).any())
+        self.prior.requires_grad_(not self.equal_priors)
         return self
 
     def _weights(self, scores: Float[Tensor, "*batch S"]) -> Float[Tensor, "*batch E"]:
         # Forward, a prior below zero counts as zero; backward, it still gets its gradient and can come back.
-        prior_S = self.prior + (self.prior.clamp(min=0) - self.prior).detach()
+        prior_S = None if self.equal_priors else self.prior + (self.prior.clamp(min=0) - self.prior).detach()
         if self.config.activation == "sigmoid":
-            return prior_S * scores.sigmoid()  # each in (0, prior)
-        weights = softmax_with_prior(scores, prior_S)  # rows sum to 1
+            return scores.sigmoid() if prior_S is None else prior_S * scores.sigmoid()  # each in (0, prior)
+        weights = scores.softmax(-1) if prior_S is None else softmax_with_prior(scores, prior_S)  # rows sum to 1
         if self.config.activation != "softmax":
             weights = keep_largest(weights, self.config.k if self.config.activation == "top-k" else 1)
         return weights[..., : self.experts]
@@ -94,7 +100,7 @@ def read(
 
     A `prompt` gate sees one token for the whole row: the mean over the tokens where `mask_BT` is true.
     """
-    with torch.autocast(hidden_BTD.device.type, enabled=False):
+    with _in_float32(hidden_BTD):
         match config.context:
             case "prompt":
                 return _unit_scale(masked_mean(hidden_BTD, mask_BT)), None
@@ -139,6 +145,17 @@ def running_mean(
     if state_BF is not None:
         counted_BTF = counted_BTF + state_BF[:, None]
     return counted_BTF[..., :-1] / counted_BTF[..., -1:].clamp(min=1), counted_BTF[:, -1]
+
+
+def _settle(gate: nn.Module, incompatible_keys: object) -> None:
+    assert isinstance(gate, ContextGate)
+    gate.settle()
+
+
+def _in_float32(values: Tensor) -> AbstractContextManager[object]:
+    """Keep autocast from computing with fewer bits inside the block."""
+    kind = values.device.type  # entering autocast takes longer than a gate does
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _unit_scale(context_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:

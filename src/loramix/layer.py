@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from loramix.call import Call, Memory, Used, here
 from loramix.errors import MixtureError
-from loramix.folding import can_fold, folded
+from loramix.folding import can_fold
 from loramix.gate import ContextGate
 from loramix.update import Folded, Gathered, LowRank, Update
 
@@ -98,7 +98,7 @@ class MixtureLinear(nn.Module):
         if update is None:
             update = self._update(x_BTD, call)
         if isinstance(update, Folded):
-            return nn.functional.linear(x_BTD, update.weight_OD, self.bias)
+            return nn.functional.linear(x_BTD, update.weight_OD, update.bias_O)
         if update.down_RD is None:
             low_BTR = call.low(x_BTD, self._shared[1].down_RD)[..., self.rows]
         else:
@@ -128,8 +128,10 @@ class MixtureLinear(nn.Module):
         if call.updates is None:
             return update
         kept: Update = update
-        if call.fold and can_fold(self.base):
-            kept = folded(self.base, replace(update, down_RD=self.down) if update.down_RD is None else update)
+        if call.folding is not None and can_fold(self.base):
+            kept = call.folding.fold(
+                self.base, replace(update, down_RD=self.down) if update.down_RD is None else update
+            )
         call.updates[self.name] = kept
         return kept
 

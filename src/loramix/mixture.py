@@ -15,11 +15,12 @@ from loramix.call import Fixed, Used, checkpoint_contexts, during, here, recordi
 from loramix.config import GateConfig
 from loramix.errors import ExpertError, LoramixError, MixtureError, did_you_mean
 from loramix.experts import Expert, check_fits, load_expert
-from loramix.folding import folds
+from loramix.folding import Folding
 from loramix.gate import ContextGate
+from loramix.generation import folds, refuse_generation
 from loramix.layer import MixtureLinear
 from loramix.prompts import Prompting, text_inputs
-from loramix.routing import attach, refuse_generation
+from loramix.routing import attach
 from loramix.wrapping import adapted_layers, check_readers, mixture_layers, new_gates, unwrap, wrap
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class MixtureModel(nn.Module):
         self.base, self.experts, self.gate_config = base, tuple(experts), gate
         self.base_name, self.revision = base_name, revision
         self.prompting = prompting or Prompting()
+        self._folding = Folding()
         base.requires_grad_(False)
         wrap(base, experts, gate, new_gates(base, adapted_layers(experts), gate, len(experts)))
         attach(base, gate)
@@ -248,8 +250,8 @@ class MixtureModel(nn.Module):
 
         fold: whether to add the experts, at the weights of the prompt, to copies of the adapted layers' weights, so
             that generated tokens cost what they cost the base. It takes one prompt (or fixed weights, the same for all
-            rows) and, until the answer is there, the memory of these layers once more. None: where it pays, see
-            `loramix.folding`.
+            rows), and the memory of these layers once more, which is kept for the next time. None: where it can be done
+            and the answer may be long enough to pay for it.
         """
         if here.fixed is None:
             refuse_generation(self.gate_config, inputs)
@@ -257,7 +259,7 @@ class MixtureModel(nn.Module):
         with during(
             prompt_length=prompt.shape[1] if isinstance(prompt, Tensor) else None,
             fixed=here.fixed and replace(here.fixed, updates={}),
-            fold=folds(self, inputs, prompt, fold),
+            folding=self._folding if folds(self, inputs, prompt, fold) else None,
         ):
             tokens: Tensor | ModelOutput = self.base.generate(**inputs)
         return tokens

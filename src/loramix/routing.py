@@ -5,7 +5,7 @@ in training, in scoring and in each step of generation, so that masks and encode
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,20 +44,6 @@ def before_labels(labels: Int[Tensor, "B L"], tokens: int) -> Bool[Tensor, "B T"
     return counted_BT.cumsum(1) == 0
 
 
-def refuse_generation(config: GateConfig, inputs: Mapping[str, object]) -> None:
-    """Raise MixtureError if these gates cannot decide in generation with these inputs as they do in training."""
-    if config.context == "reference":
-        raise MixtureError(
-            "the reference gate averages over the whole target, which does not exist yet during generation; "
-            "train a gate with context='prompt' to generate"
-        )
-    chunk = inputs.get("prefill_chunk_size")
-    if chunk is None:
-        chunk = getattr(inputs.get("generation_config"), "prefill_chunk_size", None)
-    if chunk is not None and config.context == "prompt":
-        raise MixtureError("a prompt gate needs the whole prompt at once; generate without prefill_chunk_size")
-
-
 def _surround(stack: nn.Module, make_call: MakeCall, config: GateConfig) -> None:
     names = [
         name for name, each in inspect.signature(stack.forward).parameters.items() if each.kind != each.VAR_KEYWORD
@@ -91,7 +77,9 @@ def _fixed(stack: nn.Module, arguments: Arguments) -> Call:
     assert fixed is not None
     if fixed.updates is None or _cache_length(arguments) == 0:
         return Call(stack, None, fixed=fixed)
-    return Call(stack, None, fixed=fixed, updates=fixed.updates.setdefault(len(_tokens(arguments)), {}), fold=here.fold)
+    return Call(
+        stack, None, fixed=fixed, updates=fixed.updates.setdefault(len(_tokens(arguments)), {}), folding=here.folding
+    )
 
 
 def _causal_call(stack: nn.Module, arguments: Arguments, config: GateConfig) -> Call:
@@ -123,23 +111,21 @@ def _continued(stack: nn.Module, arguments: Arguments, config: GateConfig) -> Ca
     carried, rows = carried_by(arguments["past_key_values"]), len(_tokens(arguments))
     if carried is None:
         raise MixtureError("this cache was not filled by this mixture's gates; start from an empty one")
-    for part in (carried.decided, carried.states):
-        for value in part.values():
-            if len(value) != rows:
-                raise MixtureError(
-                    f"the cache holds what gates decided for {len(value)} rows, but this call has {rows}; "
-                    "start from an empty cache, or use one with as many rows as the call"
-                )
+    if carried.rows not in (None, rows):
+        raise MixtureError(
+            f"the cache holds what gates decided for {carried.rows} rows, but this call has {rows}; "
+            "start from an empty cache, or use one with as many rows as the call"
+        )
     mask_BT = _valid(arguments) if config.per_token else None
     keeps = config.context == "prompt" and not torch.is_grad_enabled()
     return Call(
         stack,
         mask_BT,
         _memory(arguments) if config.per_token else None,
-        decided=dict(carried.decided),
+        decided=carried.decided if keeps else dict(carried.decided),
         states=dict(carried.states),
         updates=carried.updates if keeps else None,
-        fold=here.fold,
+        folding=here.folding,
     )
 
 

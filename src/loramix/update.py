@@ -70,9 +70,10 @@ class Gathered:
 
 @dataclass(frozen=True)
 class Folded:
-    """The base's weight (O, D) plus the update, the same one for all rows."""
+    """The base's weight plus the update, the same one for all rows, and the base's bias."""
 
     weight_OD: Float[Tensor, "O D"]
+    bias_O: Float[Tensor, " O"] | None
 
     def rearranged(self, rows: Tensor) -> "Folded":
         """Return this update, which does not depend on rows."""
