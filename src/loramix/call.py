@@ -124,11 +124,12 @@ class Here(threading.local):
     torch.compile follows the attributes of a thread-local object, which it does not do for context variables.
     """
 
-    call: Call | None = None
-    record: dict[str, Used] | None = None
-    fixed: Fixed | None = None
-    prompt_length: int | None = None
-    folding: Folding | None = None
+    def __init__(self) -> None:  # runs in every thread; compiled code would miss changes to attributes of the class
+        self.call: Call | None = None
+        self.record: dict[str, Used] | None = None
+        self.fixed: Fixed | None = None
+        self.prompt_length: int | None = None
+        self.folding: Folding | None = None
 
 
 here = Here()

@@ -128,7 +128,7 @@ class MixtureLinear(nn.Module):
         if call.updates is None:
             return update
         kept: Update = update
-        if call.folding is not None and can_fold(self.base):
+        if call.folding is not None and can_fold(self.base) and not torch.compiler.is_compiling():
             kept = call.folding.fold(
                 self.base, replace(update, down_RD=self.down) if update.down_RD is None else update
             )

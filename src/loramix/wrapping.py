@@ -15,6 +15,7 @@ from loramix.layer import Downs, MixtureLinear
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_READ_ONE_INPUT = ("q k v", "q_proj k_proj v_proj", "query key value", "gate_proj up_proj", "wi_0 wi_1")
 _CROSS_ATTENTION = ("EncDecAttention", "encoder_attn", "crossattention", "cross_attn", "cross_attention")
 
 
@@ -84,18 +85,18 @@ def wrap(
 
 
 def reading_together(base: "PreTrainedModel", layers: Sequence[str]) -> list[list[str]]:
-    """Return the layers in groups that can share a down-projection: those of one module with inputs of one width.
+    """Return the layers in groups that can share a down-projection: those of one module that read one input, by name.
 
     They share its result only where they are really given the same tensor. In cross-attention, queries are not.
     """
     groups: dict[tuple[object, ...], list[str]] = {}
     for layer in layers:
-        module, (parent, _, name) = base.get_submodule(layer), layer.rpartition(".")
-        weight, shape = module.weight, linear_shape(module)
+        (parent, _, name), weight = layer.rpartition("."), base.get_submodule(layer).weight
         assert isinstance(weight, torch.Tensor)
-        assert shape is not None, "check_fits lets linear layers pass only"
-        apart = parent.rpartition(".")[2] in _CROSS_ATTENTION and name.startswith("q")
-        groups.setdefault((parent, shape[0], weight.dtype, weight.device, apart), []).append(layer)
+        kind = next((names for names in _READ_ONE_INPUT if name in names.split()), name)
+        if parent.rpartition(".")[2] in _CROSS_ATTENTION and kind[0] == name[0] == "q":
+            kind = name
+        groups.setdefault((parent, kind, weight.dtype, weight.device), []).append(layer)
     return list(groups.values())
 
 

@@ -1,0 +1,76 @@
+"""Compiles mixtures of one shape without graph breaks and compares them with themselves as they are.
+
+python tests/contract/compiled.py llama inductor prompt token
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from cases import Case, Experts
+from conftest import close, save_expert, tokens
+from transformers import StaticCache
+from transformers.cache_utils import EncoderDecoderCache
+
+from loramix import MixtureModel
+
+
+def compiled(mixture: MixtureModel, backend: str) -> MixtureModel:
+    torch._dynamo.reset()
+    return torch.compile(mixture, fullgraph=True, backend=backend)
+
+
+def check(case: Case, experts: Experts, backend: str) -> None:
+    """Compare scoring, fixed weights, gradients and cached steps with those of the mixture as it is."""
+    mixture, ids = case.build(experts), tokens(2, 6)
+    fast, seq2seq = compiled(mixture, backend), case.shape == "t5"
+    given = {"input_ids": ids, "use_cache": False} | ({"decoder_input_ids": tokens(2, 3)} if seq2seq else {})
+    with torch.no_grad():
+        close(fast(**given).logits, mixture(**given).logits)
+        with mixture.fixed({"a": 0.5}):
+            close(fast(**given).logits, mixture(**given).logits)
+    if case.shape != "gpt2":  # transformers logs a warning about its loss, which cannot be compiled
+        gradients = []
+        for model in (mixture, fast):
+            mixture.zero_grad()
+            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+            gradients.append([each.grad.clone() for each in mixture.parameters() if each.requires_grad])
+        for plain, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(plain, other, atol=1e-5, rtol=1e-3)
+    if case.context != "reference":
+        close(*(cached_steps(mixture, model, ids) for model in (mixture, fast)))
+
+
+@torch.no_grad()
+def cached_steps(mixture: MixtureModel, stepping: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """Return the logits of three cached steps of `stepping` after a first pass of the mixture."""
+    config = mixture.config.get_text_config(decoder=True)
+    cache = StaticCache(config=config, max_cache_len=16)
+    if mixture.config.is_encoder_decoder:
+        cache = EncoderDecoderCache(cache, StaticCache(config=config, max_cache_len=16))
+        first = {"encoder_outputs": mixture.base.get_encoder()(input_ids=ids)}
+        key = "decoder_input_ids"
+    else:
+        first, key = {}, "input_ids"
+    cache = mixture(**first, **{key: ids[:, :3]}, past_key_values=cache, use_cache=True).past_key_values
+    steps = []
+    for place in range(3, 6):
+        output = stepping(**first, **{key: ids[:, place : place + 1]}, past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        steps.append(output.logits)
+    return torch.cat(steps, 1)
+
+
+def main(shape: str, backend: str, *contexts: str) -> None:
+    """Check the mixtures of these contexts."""
+    with tempfile.TemporaryDirectory() as folder:
+        folders = {name: save_expert(Path(folder) / name, shape, seed=ord(name)) for name in "abc"}
+        for context in contexts:
+            check(Case(shape, context), lambda *_: folders, backend)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
