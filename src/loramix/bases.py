@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _BASES, _ENCODERS, _TINY = ("smollm2-135m",), ("minilm-l6",), ("tiny-gpt2", "tiny-llama", "tiny-t5")
-_DTYPES = ("float32", "bfloat16", "float16", "auto")
+_DTYPES = ("float32", "bfloat16", "float16", "fast", "auto")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -36,7 +36,8 @@ def base_names() -> list[str]:
 def load_base(name: str, *, revision: str | None = None, dtype: str = "float32") -> Base:
     """Return a causal or encoder-decoder model in evaluation mode, with its tokenizer.
 
-    name: one of `base_names()`, a folder, or a Hub id. dtype: float32, bfloat16, float16 or auto (as stored).
+    name: one of `base_names()`, a folder, or a Hub id. dtype: float32, bfloat16, float16, fast (see
+        `number_format`) or auto (as stored).
     Raises BaseModelError if there is no such model, it cannot be reached, or some of its weights are missing.
     """
     import torch
@@ -46,7 +47,7 @@ def load_base(name: str, *, revision: str | None = None, dtype: str = "float32")
         raise BaseModelError(
             f"no number format '{dtype}'{did_you_mean(dtype, _DTYPES)}; there are {', '.join(_DTYPES)}"
         )
-    number = dtype if dtype == "auto" else getattr(torch, dtype)
+    number = dtype if dtype == "auto" else getattr(torch, number_format(dtype))
     revision = resolve_revision(name, revision)
     tokenizer = load_tokenizer(name, revision=revision)
     if name in _TINY:
@@ -66,6 +67,21 @@ def load_base(name: str, *, revision: str | None = None, dtype: str = "float32")
     if head is not None:
         head.register_forward_pre_hook(_contiguous)
     return Base(model.eval(), tokenizer, name, revision)
+
+
+def number_format(dtype: str) -> str:
+    """Return what `fast` stands for: bfloat16 where the accelerator or processor multiplies in it, else float32.
+
+    Every other name is returned as it is.
+    """
+    import torch
+
+    if dtype != "fast":
+        return dtype
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    able = torch.cpu.get_capabilities()
+    return "bfloat16" if able.get("amx_bf16") or able.get("avx512_bf16") else "float32"
 
 
 def load_tokenizer(name: str, *, revision: str | None = None) -> "PreTrainedTokenizerBase":

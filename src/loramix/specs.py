@@ -18,17 +18,21 @@ class Strict(BaseModel):
 
 
 class BaseSpec(Strict):
-    """Which base model, in which number format, and whether prompts use the tokenizer's chat template."""
+    """Which base model, in which number format, and whether prompts use the tokenizer's chat template.
+
+    dtype: `fast` is bfloat16 where the accelerator or processor multiplies in it, else float32.
+    """
 
     name: str = "smollm2-135m"
     revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16", "fast"] = "float32"
     chat: bool = False
 
 
 class TrainSpec(Strict):
     """How to train: at most `epochs` passes, stopping after `patience` epochs without a better validation loss.
 
+    group_by_length: whether samples of similar length come in one batch, which needs less padding.
     `train_samples` and `validation_samples` bound the samples used of every task; None uses the whole split.
     """
 
@@ -43,6 +47,7 @@ class TrainSpec(Strict):
     train_samples: int | None = Field(default=None, ge=1)
     validation_samples: int | None = Field(default=None, ge=1)
     gradient_checkpointing: bool = False
+    group_by_length: bool = True
 
 
 class FinetuneSpec(TrainSpec):

@@ -1,6 +1,6 @@
 """`check`: what a run would do."""
 
-from loramix.bases import load_config, load_tokenizer
+from loramix.bases import load_config, load_tokenizer, number_format
 from loramix.batches import encode
 from loramix.data import prepare
 from loramix.recipe import Recipe
@@ -53,7 +53,7 @@ def _sizes(recipe: Recipe) -> str:
     adapter = sum(recipe.lora.rank * (wide + out) for wide, out in shapes.values())
     modules = new_gates(model, shapes.keys(), recipe.gate.config, len(recipe.tasks)).values()
     gates = sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
-    width = 4 if recipe.base.dtype == "float32" else 2
+    width = 4 if number_format(recipe.base.dtype) == "float32" else 2
     full = total * width * (2 if recipe.finetune.optimizer == "adafactor" else 4)
     return (
         f"parameters: base {total:,}; one adapter {adapter:,} in {len(shapes)} layers; gates {gates:,}\n"

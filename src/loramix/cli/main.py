@@ -186,10 +186,16 @@ def env() -> None:
 
     import torch
 
+    from loramix.bases import number_format
     from loramix.stages.runner import versions
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    for name, value in {"python": platform.python_version(), **versions(), "device": device}.items():
+    for name, value in {
+        "python": platform.python_version(),
+        **versions(),
+        "device": device,
+        "fast format": number_format("fast"),
+    }.items():
         click.echo(f"{name:14} {value}")
 
 

@@ -18,7 +18,8 @@ from loramix.recipe import Recipe
 from loramix.stages.answers import test_samples, write_answers
 from loramix.stages.gate_training import GateTrainer
 from loramix.stages.layout import WEIGHT_COLUMNS, Layout, write_csv
-from loramix.stages.training import as_trained, chosen_samples, recipe_base, train
+from loramix.stages.tokens import as_trained
+from loramix.stages.training import chosen_samples, recipe_base, train
 from loramix.tasks import Task
 
 EXAMPLES = 16  # prompts per task for prototypes

@@ -28,6 +28,11 @@ class Layout:
         """All samples of all tasks, with their splits."""
         return self.root / "data" / "samples.parquet"
 
+    @property
+    def tokens(self) -> Path:
+        """The samples as token ids, for every way of asking that a model is trained with."""
+        return self.root / "data" / "tokens"
+
     def folder(self, stage: str, task: str | None = None) -> Path:
         """Return a stage's folder; finetune and lora have one for every task."""
         folder = self.root / {"prepare": "data", "gate": "cgm"}.get(stage, stage)

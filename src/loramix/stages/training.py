@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,11 +17,10 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 
-from loramix.bases import Base, load_base
-from loramix.batches import IGNORED, Collator, Encoded, encode
-from loramix.data import Sample, Split, part_of, read_manifest
+from loramix.bases import Base, load_base, number_format
+from loramix.batches import IGNORED, Collator, Encoded, length_order
+from loramix.data import Sample, Split, read_manifest
 from loramix.leaks import RECORD, record
-from loramix.prompts import PLACEHOLDER
 from loramix.recipe import Recipe
 from loramix.report.html import LossRow
 from loramix.report.plots import plot_losses
@@ -30,24 +28,11 @@ from loramix.specs import TrainSpec
 from loramix.stages.answers import Model, accepted_inputs
 from loramix.stages.layout import CHECKPOINTS, LOSS_COLUMNS, Layout, write_csv
 from loramix.stages.progress import TrainingProgress
+from loramix.stages.tokens import Samples, encode_samples
 from loramix.tasks import Task
 
 log = logging.getLogger("loramix")
 _TRAINABLE = "trainable.safetensors"
-
-
-class Samples(Dataset[Encoded]):
-    """Encoded samples, task after task."""
-
-    def __init__(self, parts: Sequence[Sequence[Encoded]]) -> None:
-        self.sizes = [len(part) for part in parts]
-        self.samples = [sample for part in parts for sample in part]
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Encoded:
-        return self.samples[index]
 
 
 class TurnSampler(Sampler[int]):
@@ -55,10 +40,15 @@ class TurnSampler(Sampler[int]):
 
     A task that runs out sits out the rest of the epoch; a last batch that would be short is filled up from the start of
     that task's order, so that batch borders stay where they are. Every epoch has its own order, fixed by the seed.
+
+    lengths: of every sample; if given, batches are cut from pools of `POOL` shuffled batches sorted by length, and
+        shuffled again.
     """
 
-    def __init__(self, sizes: Sequence[int], batch: int, seed: int) -> None:
-        self.sizes, self.batch, self.seed, self.epoch = list(sizes), batch, seed, 0
+    POOL = 32
+
+    def __init__(self, sizes: Sequence[int], batch: int, seed: int, lengths: Sequence[int] | None = None) -> None:
+        self.sizes, self.batch, self.seed, self.lengths, self.epoch = list(sizes), batch, seed, lengths, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order is drawn next."""
@@ -78,10 +68,17 @@ class TurnSampler(Sampler[int]):
     def _batches(self, task: int, generator: torch.Generator) -> Iterator[list[int]]:
         start = sum(self.sizes[:task])
         order = [start + int(index) for index in torch.randperm(self.sizes[task], generator=generator)]
+        if self.lengths is not None:
+            pools = [
+                order[first : first + self.POOL * self.batch] for first in range(0, len(order), self.POOL * self.batch)
+            ]
+            order = [index for pool in pools for index in sorted(pool, key=self.lengths.__getitem__, reverse=True)]
         short = -len(order) % self.batch
         filled = [*order, *(order * self.batch)[:short]]
-        for first in range(0, len(filled), self.batch):
-            yield filled[first : first + self.batch]
+        batches = [filled[first : first + self.batch] for first in range(0, len(filled), self.batch)]
+        if self.lengths is not None:
+            batches = [batches[int(place)] for place in torch.randperm(len(batches), generator=generator)]
+        yield from batches
 
 
 class MixingTrainer(Trainer):  # type: ignore[misc]
@@ -131,7 +128,11 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Dataset[Encoded] | None = None) -> Sampler[int]:
         data: Samples = self.train_dataset
-        return TurnSampler(data.sizes, self.args.per_device_train_batch_size, self.args.seed)
+        lengths = data.lengths if self.args.train_sampling_strategy == "group_by_length" else None
+        return TurnSampler(data.sizes, self.args.per_device_train_batch_size, self.args.seed, lengths)
+
+    def _get_eval_sampler(self, eval_dataset: Samples) -> list[int]:
+        return length_order(eval_dataset.lengths)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
@@ -188,7 +189,7 @@ def train(
     causal = not model.config.is_encoder_decoder
     chosen = chosen_samples(read_manifest(layout.manifest), spec, tasks)
     data = {
-        split: encode_samples(parts, tokenizer, recipe, tasks, causal=causal, bare=bare)
+        split: encode_samples(parts, tokenizer, recipe, tasks, causal=causal, bare=bare, cache=layout.tokens)
         for split, parts in chosen.items()
     }
     trainer = trainer_class(
@@ -203,9 +204,9 @@ def train(
     trainer.remove_callback(PrinterCallback)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     log.info(
-        "%s: %s of %s parameters, %d training and %d validation samples, %s at %g",
-        label, f"{trained:,}", f"{sum(p.numel() for p in model.parameters()):,}", len(data["train"]),
-        len(data["validation"]), spec.optimizer, spec.learning_rate,
+        "%s: %s of %s parameters in %s, %d training and %d validation samples, %s at %g",
+        label, f"{trained:,}", f"{sum(p.numel() for p in model.parameters()):,}", number_format(recipe.base.dtype),
+        len(data["train"]), len(data["validation"]), spec.optimizer, spec.learning_rate,
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS))
     trainer.write_history(folder, label)
@@ -224,35 +225,6 @@ def chosen_samples(
         ]
         for split, limit in limits.items()
     }
-
-
-def as_trained(task: Task, sample: Sample, *, bare: float) -> Task:
-    """Return the task as a sample is asked in training: of the share `bare` of all samples, without a prompt."""
-    return task.model_copy(update={"prompt": PLACEHOLDER}) if part_of(sample, "bare") < bare else task
-
-
-def encode_samples(
-    parts: Sequence[Sequence[Sample]],
-    tokenizer: PreTrainedTokenizerBase,
-    recipe: Recipe,
-    tasks: Sequence[Task],
-    *,
-    causal: bool,
-    bare: float,
-) -> Samples:
-    """Return the samples of every task as token ids; the share `bare` of them, always the same ones, has no prompt."""
-
-    def encoded(place: int, task: Task, sample: Sample) -> Encoded:
-        asked = as_trained(task, sample, bare=bare)
-        ids = encode(tokenizer, asked, sample.input, sample.target, causal=causal, chat=recipe.base.chat)
-        return replace(ids, task=place)
-
-    return Samples(
-        [
-            [encoded(place, task, sample) for sample in part]
-            for place, (task, part) in enumerate(zip(tasks, parts, strict=True))
-        ]
-    )
 
 
 def _steps(data: Samples, spec: TrainSpec) -> int:
@@ -283,9 +255,11 @@ def _arguments(recipe: Recipe, spec: TrainSpec, folder: Path, *, steps: int) -> 
         greater_is_better=False,
         restore_callback_states_from_checkpoint=True,
         logging_steps=max(1, steps // 10),
+        train_sampling_strategy="group_by_length" if spec.group_by_length else "random",
         seed=recipe.seed,
         use_cpu=not torch.cuda.is_available(),
-        bf16=recipe.base.dtype == "bfloat16",  # what is trained stays in float32 and is computed with in bfloat16
+        bf16=number_format(recipe.base.dtype)
+        == "bfloat16",  # what is trained stays in float32 and is computed with in bfloat16
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
