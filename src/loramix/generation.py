@@ -13,7 +13,7 @@ from loramix.errors import MixtureError
 if TYPE_CHECKING:
     from loramix.mixture import MixtureModel
 
-WORTH = 16  # new tokens from which on folding pays, by `benchmarks/folding.py`
+WORTH = 16  # new tokens from which on folding pays, by `benchmarks/speed.py`
 
 
 def refuse_generation(config: GateConfig, inputs: Mapping[str, object]) -> None:
