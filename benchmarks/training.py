@@ -1,32 +1,36 @@
-"""Training tokens per second and peak memory of the LoRA and gate stages against a plain PEFT loop.
+"""Training tokens per second and peak memory of the LoRA and gate stages against plain PEFT with `Trainer` defaults.
 
     python benchmarks/training.py [arxiv.parquet]
 
-All variants train on the same batches of abstracts and titles with the embedded default model: those of the file
-(columns `summaries` and `titles`), or of the demo data. The plain loop pads prompt and target together on the right and
-computes the logits of every position; the stages are measured through the trainer that `loramix run` uses.
+All variants train on the same abstracts and titles with the embedded default model: those of the file (columns
+`summaries` and `titles`), or of the demo data. The plain variant is a short script: `Trainer` and `TrainingArguments`
+as they come, prompt and target padded together on the right. The stages are measured through the trainer, sampler and
+collator that `loramix run` uses, in float32 and in the number format `fast`, with and without gradient checkpointing.
+Every variant runs in its own process, the variants take turns; the first steps warm up.
 """
 
 import argparse
 import tempfile
 import time
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import torch
 from measure import finish, report
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import Adafactor, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from loramix import GateConfig, MixtureModel
-from loramix.bases import Base, load_base
+from loramix.bases import Base, load_base, number_format
 from loramix.batches import IGNORED, Collator, Encoded, encode
 from loramix.data import prepare
-from loramix.stages.training import MixingTrainer, Samples, TurnSampler
+from loramix.stages.training import MixingTrainer
 from loramix.tasks import Task, built_in
 
-VARIANTS = ("plain PEFT loop", "LoRA stage", "gate stage")
-STEPS, BATCH, WARM = 6, 8, 2
+VARIANTS = ("plain PEFT, Trainer defaults", "LoRA stage", "LoRA stage, fast", "LoRA stage, fast, checkpointing",
+            "gate stage", "gate stage, fast")  # fmt: skip
+STEPS, BATCH, WARM = 12, 8, 2
 
 
 class Clock(TrainerCallback):
@@ -63,66 +67,79 @@ def adapted(base: Base) -> PeftModel:
     return get_peft_model(base.model, LoraConfig(r=16, target_modules=targets, task_type="CAUSAL_LM"))
 
 
-def plain(base: Base, data: list[Encoded]) -> list[float]:
-    """Train as a short script with PEFT does, and return when each step ended."""
-    model = adapted(base).train()
-    optimizer = Adafactor(
-        [p for p in model.parameters() if p.requires_grad], lr=1e-3, scale_parameter=False, relative_step=False
-    )
-    order, ends = list(TurnSampler([len(data)], BATCH, seed=0)), []
-    for first in range(0, len(order), BATCH):
-        rows = [data[index] for index in order[first : first + BATCH]]
-        ids = pad_sequence([torch.tensor(row.prompt + row.target) for row in rows], batch_first=True)
-        mask = pad_sequence([torch.ones(len(row.prompt + row.target)) for row in rows], batch_first=True).long()
-        labels = [torch.tensor([IGNORED] * len(row.prompt) + row.target) for row in rows]
-        labels_BT = pad_sequence(labels, batch_first=True, padding_value=IGNORED)
-        model(input_ids=ids, attention_mask=mask, labels=labels_BT).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        ends.append(time.monotonic())
-    return ends
+class Listed(torch.utils.data.Dataset[Encoded]):
+    """The samples of one task, as the trainer of the stages takes them."""
+
+    def __init__(self, samples: Sequence[Encoded]) -> None:
+        self.samples, self.sizes = samples, [len(samples)]
+        self.lengths = [len(sample.prompt) + len(sample.target) for sample in samples]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Encoded:
+        return self.samples[index]
 
 
-def staged(model: PeftModel | MixtureModel, base: Base, data: list[Encoded]) -> list[float]:
-    """Train with the trainer of the stages, and return when each step ended."""
-    clock = Clock()
+def padded(rows: Sequence[Encoded]) -> dict[str, Tensor]:
+    """Return a batch padded on the right, as most scripts do."""
+    ids = pad_sequence([torch.tensor(row.prompt + row.target) for row in rows], batch_first=True)
+    mask = pad_sequence([torch.ones(len(row.prompt + row.target)) for row in rows], batch_first=True).long()
+    labels = [torch.tensor([IGNORED] * len(row.prompt) + row.target) for row in rows]
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+    }
+
+
+def tokens_per_second(
+    trainer_class: type[Trainer],
+    model: PeftModel | MixtureModel,
+    data: Listed,
+    collate: Callable[[Sequence[Encoded]], dict[str, Tensor]],
+    **settings: object,
+) -> float:
+    """Train, and return the real tokens per second after the first steps."""
+    clock, sizes = Clock(), []
+
+    def counted(rows: Sequence[Encoded]) -> dict[str, Tensor]:
+        sizes.append(sum(len(row.prompt) + len(row.target) for row in rows))
+        return collate(rows)
+
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            output_dir=folder, max_steps=STEPS, per_device_train_batch_size=BATCH, learning_rate=1e-3,
-            optim="adafactor", seed=0, report_to=[], disable_tqdm=True, remove_unused_columns=False,
-            label_names=["labels"], logging_strategy="no", save_strategy="no", dataloader_pin_memory=False,
+            output_dir=folder, max_steps=STEPS, seed=0, report_to=[], disable_tqdm=True, remove_unused_columns=False,
+            label_names=["labels"], logging_strategy="no", save_strategy="no", **settings,
         )  # fmt: skip
-        trainer = MixingTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=Samples([data]),
-            data_collator=Collator(base.tokenizer, causal=True),
-            callbacks=[clock],
-        )
-        trainer.train()
-    return clock.ends
+        trainer_class(model=model, args=arguments, train_dataset=data, data_collator=counted, callbacks=[clock]).train()
+    return sum(sizes[WARM:STEPS]) / (clock.ends[STEPS - 1] - clock.ends[WARM - 1])
 
 
 def mixture(base: Base) -> MixtureModel:
     """Return a mixture of two adapters of rank 16."""
     with tempfile.TemporaryDirectory() as folder:
         adapted(load_base("smollm2-135m")).save_pretrained(folder)
-        experts: dict[str, str | Path] = {"first": folder, "second": folder}
+        experts = {"first": folder, "second": folder}
         return MixtureModel.from_experts(base.model, experts, gate=GateConfig())
 
 
 def measured(variant: str, source: str | None) -> dict[str, float]:
-    """Return the median tokens per second after the first steps."""
-    base = load_base("smollm2-135m")
-    data = samples(base, source)
-    if variant == "plain PEFT loop":
-        ends = plain(base, data)
-    else:
-        ends = staged(mixture(base) if variant == "gate stage" else adapted(base), base, data)
-    order = list(TurnSampler([len(data)], BATCH, seed=0))[WARM * BATCH :]
-    tokens = sum(len(data[index].prompt) + len(data[index].target) for index in order)
-    return {"tokens/s": tokens / (ends[-1] - ends[WARM - 1])}
+    """Return the tokens per second of a variant."""
+    base = load_base("smollm2-135m", dtype="fast" if "fast" in variant else "float32")
+    data = Listed(samples(base, source))
+    if variant == VARIANTS[0]:
+        head = base.model.get_output_embeddings()
+        head._forward_pre_hooks.clear()  # what loramix adds to a model that it loads
+        return {"tokens/s": tokens_per_second(Trainer, adapted(base), data, padded)}
+    model = mixture(base) if "gate" in variant else adapted(base)
+    speed = tokens_per_second(
+        MixingTrainer, model, data, Collator(base.tokenizer, causal=True), optim="adafactor", learning_rate=1e-3,
+        per_device_train_batch_size=BATCH, train_sampling_strategy="group_by_length", dataloader_pin_memory=False,
+        bf16=number_format("fast") == "bfloat16" and "fast" in variant,
+        activation_checkpointing="checkpointing" in variant,
+    )  # fmt: skip
+    return {"tokens/s": speed}
 
 
 if __name__ == "__main__":
@@ -133,4 +150,4 @@ if __name__ == "__main__":
     if options.variant:
         finish(lambda: measured(options.variant, options.source))
     else:
-        report(__file__, VARIANTS, rounds=3, arguments=[options.source] if options.source else [])
+        report(__file__, VARIANTS, rounds=2, arguments=[options.source] if options.source else [])
