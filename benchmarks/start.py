@@ -31,9 +31,8 @@ def main() -> None:
     own = statistics.median(found["Python"])
     for name, limit in LIMITS.items():
         beyond = statistics.median(found[name]) - own
-        print(
-            f"{name}: {beyond:.3f} s beyond Python's {own:.3f} s; at most {limit}: {'holds' if beyond <= limit else 'does not hold'}"
-        )
+        verdict = "holds" if beyond <= limit else "does not hold"
+        print(f"{name}: {beyond:.3f} s beyond Python's {own:.3f} s; at most {limit}: {verdict}")
 
 
 if __name__ == "__main__":

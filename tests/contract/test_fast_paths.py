@@ -5,13 +5,14 @@ import pickle
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from cases import ACTIVATIONS, MIXING, SHAPES, Case, Experts, over
-from conftest import close, target_logits, tiny_model, tokens
+from conftest import close, strengthen, target_logits, tiny_model, tokens
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from loramix import MixtureModel
@@ -191,6 +192,34 @@ def test_layers_that_read_one_input_share_a_down_projection(experts: Experts) ->
     assert shared["llama"] == [["k_proj", "q_proj", "v_proj"], ["o_proj"]] * 2
     assert shared["gpt2"] == [["c_attn"], ["c_proj"], ["c_proj"]] * 2
     assert shared["t5"] == [["k", "q", "v"], ["o"]] * 2 + [["k", "q", "v"], ["o"], ["q"], ["k", "v"], ["o"]] * 2
+
+
+def test_backward_keeps_the_low_rank_activations_alone(experts: Experts) -> None:
+    """Beside what the base keeps, there is nothing of all tokens that is as wide as a layer: three experts have 12."""
+    wide = []
+    for model in (tiny_model("llama").requires_grad_(False), Case("llama", "prompt").build(experts)):
+        inner = model.base if isinstance(model, MixtureModel) else model
+        inputs = inner.get_input_embeddings()(tokens(2, 7)).detach().requires_grad_()  # so that the base has a graph
+        kept: list[int] = []
+
+        def keep(value: torch.Tensor, kept: list[int] = kept) -> torch.Tensor:
+            kept.append(value.numel())
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            model(inputs_embeds=inputs, attention_mask=torch.ones(2, 7), use_cache=False)
+        wide.append(sum(size % 14 == 0 and size >= 14 * 16 for size in kept))
+    assert wide[0] == wide[1] > 0
+
+
+def test_nothing_below_the_lowest_gate_has_a_graph(make_expert: Callable[..., Path]) -> None:
+    folder = make_expert("llama", "upper", seed=1, layers_to_transform=[1])
+    mixture = strengthen(MixtureModel.from_experts(tiny_model("llama"), {"upper": folder, "again": folder}))
+    found = []
+    for layer in mixture.base.model.layers:
+        layer.register_forward_hook(lambda module, args, output: found.append(output.requires_grad))
+    mixture(input_ids=tokens(2, 5), labels=tokens(2, 5)).loss.backward()
+    assert found == [False, True]
 
 
 def check_compiled(*arguments: str) -> None:
