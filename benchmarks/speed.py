@@ -60,14 +60,14 @@ CASES = [
     Case("decode", "llama-135m", COMMON, batch=8, new=64),
     Case("decode", "llama-135m", FEW, batch=1, prompt=1024, new=32),
     Case("decode", "llama-135m", FEW, batch=8, prompt=256, new=32),
-    Case("decode", "llama-135m", ("base", "X-LoRA", "Arrow", "reference layer", "loramix"), (4,), new=32),
+    Case("decode", "llama-135m", ("base", "X-LoRA", "Arrow", "reference layer", "loramix"), (4,), new=64),
     Case("decode", "llama-135m", ("base", "PEFT active adapters", "Arrow", "loramix"), (8,), new=32),
     Case("decode", "llama-135m", ("loramix top-2" + UNFOLDED,), (2, 4, 8, 16, 64, 256), new=64),
     Case("decode", "llama-135m", ("loramix top-2",), (2, 64, 256), new=64),
     Case("decode", "llama-135m", ("loramix top-2",), (2, 4, 8, 16, 64, 256), batch=8, new=64),
     *[
         Case("decode", shape, ("loramix" + UNFOLDED, "loramix" + FOLDED), new=new)
-        for shape, lengths in (("llama-135m", (4, 8, 12, 16, 32)), ("t5-large", (4, 8, 12, 16, 24)))
+        for shape, lengths in (("llama-135m", (4, 8, 12, 16, 32)), ("t5-large", (4, 8, 12, 16)))
         for new in lengths
     ],
     Case("decode", "t5-small", COMMON, (4,), new=64),
