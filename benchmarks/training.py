@@ -136,6 +136,7 @@ def measured(variant: str, source: str | None) -> dict[str, float]:
     speed = tokens_per_second(
         MixingTrainer, model, data, Collator(base.tokenizer, causal=True), optim="adafactor", learning_rate=1e-3,
         per_device_train_batch_size=BATCH, train_sampling_strategy="group_by_length", dataloader_pin_memory=False,
+        use_cpu=not torch.cuda.is_available(),
         bf16=number_format("fast") == "bfloat16" and "fast" in variant,
         activation_checkpointing="checkpointing" in variant,
     )  # fmt: skip
