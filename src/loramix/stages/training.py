@@ -69,9 +69,8 @@ class TurnSampler(Sampler[int]):
         start = sum(self.sizes[:task])
         order = [start + int(index) for index in torch.randperm(self.sizes[task], generator=generator)]
         if self.lengths is not None:
-            pools = [
-                order[first : first + self.POOL * self.batch] for first in range(0, len(order), self.POOL * self.batch)
-            ]
+            size = self.POOL * self.batch
+            pools = [order[first : first + size] for first in range(0, len(order), size)]
             order = [index for pool in pools for index in sorted(pool, key=self.lengths.__getitem__, reverse=True)]
         short = -len(order) % self.batch
         filled = [*order, *(order * self.batch)[:short]]
