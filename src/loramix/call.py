@@ -77,7 +77,7 @@ class Call:
     folding: Folding | None = None
     outer: "Call | None" = None
     _contexts: "tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, Tensor | None]] | None" = None
-    _lows: tuple[Tensor, Tensor, Tensor] | None = None
+    _lows: tuple[Tensor, nn.Module, dict[int, Tensor]] | None = None
 
     def context(
         self,
@@ -92,13 +92,18 @@ class Call:
             self._contexts = last = (hidden_BTD, mask_BT, state_BF, read(config, hidden_BTD, mask_BT, state_BF))
         return last[3]
 
-    def low(self, x_BTD: Float[Tensor, "B T D"], down_RD: Float[Tensor, "R D"]) -> Float[Tensor, "B T R"]:
-        """Return the down-projected input, computed once for layers that read the same and share `down_RD`."""
+    def low(self, x_BTD: Float[Tensor, "B T D"], downs: nn.Module, place: int) -> Float[Tensor, "B T R"]:
+        """Return the input as down-projected for the layer at `place`, computed once for all that read it.
+
+        What every layer has fetched is kept no longer.
+        """
         last = self._lows
-        if last is None or not (last[0] is x_BTD and last[1] is down_RD):
-            low_BTR = nn.functional.linear(x_BTD.to(down_RD.dtype), down_RD)
-            self._lows = last = (x_BTD, down_RD, low_BTR)
-        return last[2]
+        if last is None or not (last[0] is x_BTD and last[1] is downs and place in last[2]):
+            self._lows = last = (x_BTD, downs, dict(enumerate(downs(x_BTD))))
+        low_BTR = last[2].pop(place)
+        if not last[2]:
+            self._lows = None
+        return low_BTR
 
 
 class Used(NamedTuple):
@@ -177,5 +182,7 @@ def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContext
     It sees what had been decided when the first began, so that the gates inside decide anew and their gradients flow.
     """
     call = here.call
-    again = call and replace(call, decided=dict(call.decided), states=dict(call.states))
+    again = call and replace(
+        call, decided=dict(call.decided), states=dict(call.states), _contexts=None, _lows=None
+    )  # what it had computed is made again, and would be kept until then
     return nullcontext(), during(call=again)

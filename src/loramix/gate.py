@@ -128,8 +128,9 @@ def keep_largest(weights: Float[Tensor, "*batch S"], k: int) -> Float[Tensor, "*
 
 def masked_mean(values_BTD: Float[Tensor, "B T D"], mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "B 1 D"]:
     """Return the float32 mean over the tokens where `mask_BT` is true, as one token; a row without any gives zeros."""
-    kept_BTD = values_BTD.float().masked_fill(~mask_BT[..., None], 0.0)
-    return kept_BTD.sum(1, keepdim=True) / mask_BT.sum(1)[:, None, None].clamp(min=1)
+    shares_BT = mask_BT / mask_BT.sum(1, keepdim=True).clamp(min=1)
+    with _in_float32(values_BTD):
+        return torch.bmm(shares_BT[:, None], values_BTD.float())  # one pass over the values, and no copy of them
 
 
 def running_mean(

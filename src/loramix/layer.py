@@ -18,7 +18,10 @@ from loramix.update import Folded, Gathered, LowRank, Update
 
 
 class Downs(nn.Module):
-    """The experts' down-projections of all layers that read one input, side by side: one product serves them all."""
+    """The experts' down-projections of all layers that read one input, side by side: one product serves them all.
+
+    ranks: the number of rows of each layer.
+    """
 
     down_RD: Tensor
 
@@ -26,13 +29,18 @@ class Downs(nn.Module):
         super().__init__()
         stacked_RD = torch.cat([update.down_RD for updates in layers for update in updates])
         self.register_buffer("down_RD", stacked_RD.to(device, dtype))
+        self.ranks = [sum(update.down_RD.shape[0] for update in updates) for updates in layers]
+
+    def forward(self, x_BTD: Float[Tensor, "B T D"]) -> tuple[Float[Tensor, "B T R"], ...]:
+        """Return the down-projected input of each layer."""
+        return nn.functional.linear(x_BTD.to(self.down_RD.dtype), self.down_RD).split_with_sizes(self.ranks, -1)
 
 
 class MixtureLinear(nn.Module):
     """A frozen linear layer with the frozen updates of its experts, weighed by a gate.
 
     updates: one entry per expert, None where an expert does not adapt this layer: it adds zero here.
-    downs: the down-projections, of which this layer's begin at row `first`; `owns` says that they are kept here.
+    downs: the down-projections, of which this layer's are those at `place`; the first layer keeps them.
     gate: this layer's own, or the one that it shares with others; `reads` says whether it decides from this layer's
         input. The other layers of the group reuse the decision.
     """
@@ -48,8 +56,7 @@ class MixtureLinear(nn.Module):
         gate: ContextGate,
         *,
         downs: Downs,
-        first: int,
-        owns: bool,
+        place: int,
         group: str,
         reads: bool,
     ) -> None:
@@ -63,9 +70,9 @@ class MixtureLinear(nn.Module):
             )
         self.base, self.name, self.group, self.config = base, name, group, gate.config
         self.gate = gate if reads else None
-        self.downs = downs if owns else None
+        self.downs = downs if place == 0 else None
         self._shared = (gate, downs)  # a tuple keeps torch from registering them a second time
-        self.rows = slice(first, first + sum(ranks))
+        self.place = place
         up_OR = torch.cat([update.up_OR.float() * update.scale for _, update in present], dim=1)
         expert_of_rank = torch.tensor(
             [expert for (expert, _), rank in zip(present, ranks, strict=True) for _ in range(rank)]
@@ -77,7 +84,8 @@ class MixtureLinear(nn.Module):
     @property
     def down(self) -> Float[Tensor, "R D"]:
         """The down-projections of this layer's experts."""
-        return self._shared[1].down_RD[self.rows]
+        _, downs = self._shared
+        return downs.down_RD.split_with_sizes(downs.ranks)[self.place]
 
     @property
     def weight(self) -> Tensor:
@@ -100,7 +108,7 @@ class MixtureLinear(nn.Module):
         if isinstance(update, Folded):
             return nn.functional.linear(x_BTD, update.weight_OD, update.bias_O)
         if update.down_RD is None:
-            low_BTR = call.low(x_BTD, self._shared[1].down_RD)[..., self.rows]
+            low_BTR = call.low(x_BTD, self._shared[1], self.place)
         else:
             low_BTR = nn.functional.linear(x_BTD.to(update.down_RD.dtype), update.down_RD)
         return update.add(self.base(x_BTD), low_BTR)

@@ -73,15 +73,14 @@ def wrap(
         assert isinstance(weight, torch.Tensor)
         present = [[update for update in updates[layer] if update is not None] for layer in together]
         dtype = weight.dtype if weight.is_floating_point() else torch.get_default_dtype()
-        downs, first = Downs(present, dtype=dtype, device=weight.device), 0
-        for layer, own in zip(together, present, strict=True):
-            place = found[layer]
+        downs = Downs(present, dtype=dtype, device=weight.device)
+        for place, layer in enumerate(together):
+            where = found[layer]
             mixed = MixtureLinear(
-                base.get_submodule(layer), layer, updates[layer], gates[place.reader],
-                downs=downs, first=first, owns=layer == together[0], group=place.group, reads=layer == place.reader,
+                base.get_submodule(layer), layer, updates[layer], gates[where.reader],
+                downs=downs, place=place, group=where.group, reads=layer == where.reader,
             )  # fmt: skip
             _replace(base, layer, mixed)
-            first += sum(update.down_RD.shape[0] for update in own)
 
 
 def reading_together(base: "PreTrainedModel", layers: Sequence[str]) -> list[list[str]]:

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -210,6 +211,31 @@ def test_backward_keeps_the_low_rank_activations_alone(experts: Experts) -> None
             model(inputs_embeds=inputs, attention_mask=torch.ones(2, 7), use_cache=False)
         wide.append(sum(size % 14 == 0 and size >= 14 * 16 for size in kept))
     assert wide[0] == wide[1] > 0
+
+
+@pytest.mark.parametrize("context", ["prompt", "token"])
+def test_gradient_checkpointing_keeps_no_input_of_a_layer(context: str, experts: Experts) -> None:
+    mixture = Case("llama", context).build(experts)
+    mixture.activation_checkpointing_enable()
+    mixture.train()
+    inputs = []
+    for layer in mixture.base.model.layers:
+        layer.self_attn.o_proj.register_forward_pre_hook(lambda module, args: inputs.append(weakref.ref(args[0])))
+    output = mixture(input_ids=tokens(2, 5), labels=tokens(2, 5))
+    assert len(inputs) == 2
+    assert [kept() for kept in inputs] == [None, None]
+    output.loss.backward()
+    assert len(inputs) == 4, "the blocks ran a second time"
+
+
+def test_a_shared_down_projection_is_dropped_once_all_have_read_it(experts: Experts) -> None:
+    mixture = Case("llama", "prompt").build(experts)
+    attention, made = mixture.base.model.layers[1].self_attn, []
+    attention.q_proj.downs.register_forward_hook(lambda module, args, parts: made.append(list(map(weakref.ref, parts))))
+    attention.o_proj.register_forward_pre_hook(lambda module, args: made.append([kept() for kept in made[0]]))
+    with torch.no_grad():
+        mixture(input_ids=tokens(2, 5))
+    assert made[1:] == [[None] * 3], "one product for q, k and v, gone before o"
 
 
 def test_nothing_below_the_lowest_gate_has_a_graph(make_expert: Callable[..., Path]) -> None:
