@@ -1,4 +1,4 @@
-"""Memory: what 8 experts take beside T5-large, and what a forward pass over 2,048 tokens takes with Arrow and loramix.
+"""Memory: what 8 experts take beside T5-large, and what layers take to read 2,048 tokens with Arrow and loramix.
 
     python benchmarks/memory.py
 
@@ -34,17 +34,40 @@ def loaded(variant: str, root: Path) -> float:
     return status("VmHWM")
 
 
-def read(variant: str, root: Path) -> float:
-    """Return how far memory rises in a forward pass of T5-small over one row of tokens."""
+def read(variant: str, root: Path) -> dict[str, float]:
+    """Return how far memory rises while T5-small reads one row of tokens: in the whole pass, and in every layer."""
     base = base_model("t5-small")
     model = SYSTEMS[variant](base, [root / "t5-small" / str(index) for index in range(EXPERTS)])
     ids = torch.randint(5, 30_000, (1, TOKENS))
+    rises: dict[str, float] = {}
     with torch.inference_mode():
-        model(input_ids=ids[:, :16], decoder_input_ids=ids[:, :1])
-        Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
-        before = status("VmRSS")
+        model(input_ids=ids[:, :16], decoder_input_ids=ids[:, :1])  # Arrow makes its prototypes, and so on
+        watched = [(name, module) for name, module in model.named_modules() if name.split(".")[-1] in ("q", "k", "v", "o")]
+        reading = model(input_ids=ids, decoder_input_ids=ids[:, :16])
+        del reading
+        before = lowest()
         model(input_ids=ids, decoder_input_ids=ids[:, :16])
-    return status("VmHWM") - before
+        rises["whole pass"] = status("VmHWM") - before
+        starts: dict[str, float] = {}
+        for name, module in watched:
+            own = name.removeprefix("base_model.model.").removeprefix("base.")
+
+            def start(*_: object, name: str = own) -> None:
+                starts[name] = lowest()
+
+            def end(*_: object, name: str = own) -> None:
+                rises[name] = status("VmHWM") - starts[name]
+
+            module.register_forward_pre_hook(start)
+            module.register_forward_hook(end)
+        model(input_ids=ids, decoder_input_ids=ids[:, :16])
+    return rises
+
+
+def lowest() -> float:
+    """Start the record of this process's peak memory anew, and return what it takes now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return status("VmRSS")
 
 
 def status(key: str) -> float:

@@ -180,9 +180,10 @@ def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContext
     """Return the `context_fn` pair for `torch.utils.checkpoint`: the second forward pass sees the call of the first.
 
     It sees what had been decided when the first began, so that the gates inside decide anew and their gradients flow.
+    Neither sees what the last layer before has read, which would be kept until the second has run.
     """
     call = here.call
-    again = call and replace(
-        call, decided=dict(call.decided), states=dict(call.states), _contexts=None, _lows=None
-    )  # what it had computed is made again, and would be kept until then
+    if call is not None:
+        call._contexts = call._lows = None
+    again = call and replace(call, decided=dict(call.decided), states=dict(call.states))
     return nullcontext(), during(call=again)
