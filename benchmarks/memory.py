@@ -1,37 +1,68 @@
-"""Memory: what 8 experts take beside T5-large, and what layers take to read 2,048 tokens with Arrow and loramix.
+"""Memory: what a large base takes to load, alone and with 8 experts, and what layers take to read 2,048 tokens.
 
     python benchmarks/memory.py
 
-Every number comes from a fresh process (Linux), and is the median of the rounds. The base model is loaded from a file,
-as users do. The adapters have rank 16 on q, k, v and o.
+Every number comes from a fresh process (Linux), and is the median of the rounds. T5-large is loaded from a float32 file
+as users do; in 8 bits only where bitsandbytes is installed. The adapters have rank 16 on q, k, v and o.
+
+Files are mapped into memory, so a process's memory has two parts: pages of files, which the system takes back when it
+needs them, and the process's own. A second copy of the weights would show in the latter.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from speed_systems import SYSTEMS, base_model, save_adapters
-from transformers import T5ForConditionalGeneration
+from transformers import BitsAndBytesConfig, T5ForConditionalGeneration
 
 from loramix import MixtureModel
 
 ROUNDS, EXPERTS, TOKENS = 3, 8, 2048
-LOADING, READING = ("base", "loramix"), ("base", "PEFT LoRA", "Arrow", "loramix")
+FORMATS = ("float32", "bfloat16", *(("8 bits",) if importlib.util.find_spec("bitsandbytes") else ()))
+READING = ("base", "PEFT LoRA", "Arrow", "loramix")
 
 
-def loaded(variant: str, root: Path) -> float:
-    """Load T5-large, with its experts or without, answer a short prompt, and return this process's peak memory."""
-    model = T5ForConditionalGeneration.from_pretrained(root / "base", dtype=torch.float32)
+def loaded(variant: str, number_format: str, root: Path) -> dict[str, float]:
+    """Load T5-large, with its experts or without, answer a short prompt, and return this process's peaks of memory."""
+    kind = {"dtype": getattr(torch, number_format)} if hasattr(torch, number_format) else {
+        "quantization_config": BitsAndBytesConfig(load_in_8bit=True)
+    }  # fmt: skip
+    before, own = status("RssAnon"), Peak(lambda: status("RssAnon"))
+    model = T5ForConditionalGeneration.from_pretrained(root / "base", **kind)
+    weights = sum(each.numel() * each.element_size() for each in model.parameters()) / 1e6
     if variant == "loramix":
         model = MixtureModel.from_experts(model, {str(i): root / "t5-large" / str(i) for i in range(EXPERTS)})
     model.eval().generate(input_ids=torch.randint(5, 30_000, (1, 16)), max_new_tokens=8)
-    return status("VmHWM")
+    return {"whole": status("VmHWM"), "own": own.stop() - before, "weights": weights}
+
+
+class Peak:
+    """The largest value of a size of this process, looked at every two milliseconds until `stop`."""
+
+    def __init__(self, size: Callable[[], float]) -> None:
+        self._size, self._largest, self._done = size, 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.002):
+            self._largest = max(self._largest, self._size())
+
+    def stop(self) -> float:
+        """Return it."""
+        self._done.set()
+        self._thread.join()
+        return self._largest
 
 
 def read(variant: str, root: Path) -> dict[str, float]:
@@ -42,15 +73,15 @@ def read(variant: str, root: Path) -> dict[str, float]:
     rises: dict[str, float] = {}
     with torch.inference_mode():
         model(input_ids=ids[:, :16], decoder_input_ids=ids[:, :1])  # Arrow makes its prototypes, and so on
-        watched = [(name, module) for name, module in model.named_modules() if name.split(".")[-1] in ("q", "k", "v", "o")]
-        reading = model(input_ids=ids, decoder_input_ids=ids[:, :16])
-        del reading
+        model(input_ids=ids, decoder_input_ids=ids[:, :16])
         before = lowest()
         model(input_ids=ids, decoder_input_ids=ids[:, :16])
-        rises["whole pass"] = status("VmHWM") - before
+        rises["pass"] = status("VmHWM") - before
         starts: dict[str, float] = {}
-        for name, module in watched:
+        for name, module in model.named_modules():
             own = name.removeprefix("base_model.model.").removeprefix("base.")
+            if own.rpartition(".")[2] not in ("q", "k", "v", "o"):
+                continue
 
             def start(*_: object, name: str = own) -> None:
                 starts[name] = lowest()
@@ -76,12 +107,13 @@ def status(key: str) -> float:
     return int(lines[key].split()[0]) * 1024 / 1e6
 
 
-def fresh(what: str, variant: str, root: Path) -> float:
-    """Return the median of what processes of their own measure."""
-    command = [sys.executable, __file__, "--measure", what, variant, str(root)]
+def fresh(what: str, *arguments: str) -> dict[str, float]:
+    """Return the medians of what processes of their own measure."""
+    command = [sys.executable, __file__, "--measure", what, *arguments]
     exact = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed is given back at once
     runs = [subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=exact) for _ in range(ROUNDS)]
-    return statistics.median(json.loads(run.stdout.splitlines()[-1]) for run in runs)
+    found = [json.loads(run.stdout.splitlines()[-1]) for run in runs]
+    return {key: statistics.median(each[key] for each in found) for key in found[0]}
 
 
 def main() -> None:
@@ -91,39 +123,54 @@ def main() -> None:
         base = base_model("t5-large")
         base.save_pretrained(root / "base")
         adapters = save_adapters(base, root / "t5-large", EXPERTS)
-        own = sum((each / "adapter_model.safetensors").stat().st_size for each in adapters) / 1e6
+        experts = sum((each / "adapter_model.safetensors").stat().st_size for each in adapters) / 1e6
         del base
         save_adapters(base_model("t5-small"), root / "t5-small", EXPERTS)
-        peaks = {variant: fresh("loaded", variant, root) for variant in LOADING}
-        rises = {variant: fresh("read", variant, root) for variant in READING}
-    share = (peaks["loramix"] - own) / peaks["base"]
+        show_loading({(v, f): fresh("loaded", v, f, folder) for f in FORMATS for v in ("base", "loramix")}, experts)
+        show_reading({variant: fresh("read", variant, folder) for variant in READING})
+
+
+def show_loading(peaks: dict[tuple[str, str], dict[str, float]], experts: float) -> None:
+    """Print what a process takes at most that loads T5-large and answers."""
     print(
-        f"T5-large, peak of a process: alone {peaks['base']:.0f} MB; with {EXPERTS} experts {peaks['loramix']:.0f} MB"
+        f"| T5-large | format | weights, MB | own memory, MB | whole process, MB | to alone, without {experts:.0f} MB |"
     )
-    print(f"without the experts' own {own:.0f} MB: {share:.3f} x alone; at most 1.15: {verdict(share <= 1.15)}\n")
-    print(f"| T5-small, E={EXPERTS}, {TOKENS:,} tokens | rise of memory, MB | beyond the base, MB |")
+    print("| --- | --- | ---: | ---: | ---: | ---: |")
+    for (variant, number_format), peak in peaks.items():
+        sizes = " | ".join(f"{peak[key]:.0f}" for key in ("weights", "own", "whole"))
+        if variant == "base":
+            print(f"| alone | {number_format} | {sizes} | |")
+        else:
+            share = (peak["whole"] - experts) / peaks["base", number_format]["whole"]
+            print(f"| with {EXPERTS} experts | {number_format} | {sizes} | {share:.3f} |")
+    share = (peaks["loramix", "float32"]["whole"] - experts) / peaks["base", "float32"]["whole"]
+    print(f"float32 with {EXPERTS} experts, to alone, without the experts' own bytes: {bar(share, 1.15)}\n")
+
+
+def show_reading(rises: dict[str, dict[str, float]]) -> None:
+    """Print how far memory rises beyond the base's own."""
+    base = rises["base"]
+    extra = {variant: {key: rise - base[key] for key, rise in own.items()} for variant, own in rises.items()}
+    most = {variant: max(rise for key, rise in own.items() if key != "pass") for variant, own in extra.items()}
+    print(f"| T5-small, E={EXPERTS}, {TOKENS:,} tokens | most in one layer, MB | in the whole pass, MB |")
     print("| --- | ---: | ---: |")
-    for variant, rise in rises.items():
-        print(f"| {variant} | {rise:.1f} | {rise - rises['base']:.1f} |")
-    extra = {variant: rise - rises["base"] for variant, rise in rises.items()}
-    if extra["Arrow"] < 1:
-        print("Arrow adds nothing to the peak of the whole pass, so its share is no measure here")
-    else:
-        part = extra["loramix"] / extra["Arrow"]
-        print(f"beyond the base, loramix to Arrow: {part:.3f}; at most 0.2: {verdict(part <= 0.2)}")
+    print(f"| base | {max(rise for key, rise in base.items() if key != 'pass'):.1f} | {base['pass']:.1f} |")
+    for variant in READING[1:]:
+        print(f"| {variant}, beyond it | {most[variant]:.1f} | {extra[variant]['pass']:.1f} |")
+    print(f"beyond the base in one layer, loramix to Arrow: {bar(most['loramix'] / most['Arrow'], 0.2)}")
 
 
-def verdict(holds: bool) -> str:
-    """Return it in words."""
-    return "holds" if holds else "does not hold"
+def bar(ratio: float, limit: float) -> str:
+    """Return a ratio, and whether it keeps its limit."""
+    return f"{ratio:.3f}; at most {limit}: {'holds' if ratio <= limit else 'does not hold'}"
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--measure", nargs=3)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        what, variant, root = options.measure
-        print(json.dumps({"loaded": loaded, "read": read}[what](variant, Path(root))))
+        what, *arguments, root = options.measure
+        print(json.dumps({"loaded": loaded, "read": read}[what](*arguments, root=Path(root))))
     else:
         main()

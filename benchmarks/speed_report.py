@@ -31,7 +31,7 @@ L1, L8 = "decode llama-135m, E=2, batch 1, 16 tokens, 128 new", "decode llama-13
 TOP = "decode llama-135m, E=2/4/8/16/64/256, batch 1, 16 tokens, 64 new"
 TOP_FOLDED = "decode llama-135m, E=2/64/256, batch 1, 16 tokens, 64 new"
 TOP_8 = "decode llama-135m, E=2/4/8/16/64/256, batch 8, 16 tokens, 64 new"
-X = "decode llama-135m, E=4, batch 1, 16 tokens, 64 new"
+X = "decode llama-135m, E=4, batch 1, 16 tokens, 128 new"
 T1 = "decode t5-small, E=4, batch 1, 16 tokens, 64 new"
 F4 = "forward llama-135m, E=4, batch 8, 128 tokens"
 S4, S2 = "training llama-135m, E=4, batch 8, 128 tokens", "training llama-135m, E=2, batch 8, 128 tokens"

@@ -90,6 +90,21 @@ def test_generate_and_explain_answer_for_a_saved_mixture(mixture: Path) -> None:
     assert result.stderr.startswith("error: this mixture has no prompt for a task 'peom' (did you mean 'poem'?)")
 
 
+def test_the_base_is_loaded_in_the_number_format_asked_for(mixture: Path) -> None:
+    import torch
+
+    from loramix import MixtureModel
+
+    assert MixtureModel.from_pretrained(mixture).base.dtype == torch.float32
+    for base in (None, "tiny-llama"):
+        assert MixtureModel.from_pretrained(mixture, base, dtype="bfloat16").base.dtype == torch.bfloat16
+    for command in (["generate", "--max-new-tokens", "3"], ["explain"]):
+        asked = CliRunner().invoke(cli, [*command, str(mixture), "tea", "--dtype", "bfloat16"])
+        assert asked.exit_code == 0, asked.output
+    wrong = call("generate", str(mixture), "tea", "--dtype", "bfloat61")
+    assert wrong.stderr.startswith("error: no number format 'bfloat61' (did you mean 'bfloat16'?)")
+
+
 @pytest.mark.parametrize("base", ["tiny-llama", "tiny-t5"])
 def test_explain_shows_every_token_of_a_token_gate(tmp_path: Path, base: str) -> None:
     mixture, page = saved_mixture(tmp_path, base, context="token"), tmp_path / "page.html"

@@ -69,6 +69,13 @@ def load_base(name: str, *, revision: str | None = None, dtype: str = "float32")
     return Base(model.eval(), tokenizer, name, revision)
 
 
+def accelerator() -> str:
+    """Return where to compute: `cuda` where there is one, else `cpu`."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def number_format(dtype: str) -> str:
     """Return what `fast` stands for: bfloat16 where the accelerator or processor multiplies in it, else float32.
 

@@ -98,9 +98,13 @@ def save(mixture: MixtureModel, path: Path, *, experts: Literal["copy", "referen
 
 
 def load(
-    path: str | Path, base: "str | Path | PreTrainedModel | None" = None, *, revision: str | None = None
+    path: str | Path,
+    base: "str | Path | PreTrainedModel | None" = None,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
 ) -> MixtureModel:
-    """Read a mixture from a folder or Hub id.
+    """Read a mixture from a folder or Hub id; a base that is not loaded yet is, as `loramix.bases.load_base` does it.
 
     Raises CheckpointError if a file is missing or changed, or if a newer loramix wrote it.
     """
@@ -108,7 +112,7 @@ def load(
     config = read_config(folder)
     _check_file(folder / GATES, config.gate_sha256)
     experts = [_expert(folder, record) for record in config.experts]
-    model, base_revision = _base(config, base)
+    model, base_revision = _base(config, base, dtype)
     mixture = MixtureModel(
         model, experts, config.gate, base_name=config.base, revision=base_revision, prompting=config.prompting
     )
@@ -174,16 +178,16 @@ def _check_file(file: Path, digest: str) -> None:
         raise CheckpointError(f"{file} is not the file that was saved with this mixture: its SHA-256 differs")
 
 
-def _base(config: MixtureConfig, base: "str | Path | PreTrainedModel | None") -> "tuple[PreTrainedModel, str | None]":
+def _base(
+    config: MixtureConfig, base: "str | Path | PreTrainedModel | None", dtype: str
+) -> "tuple[PreTrainedModel, str | None]":
     from loramix.bases import load_base
 
-    if base is None:
-        loaded = load_base(config.base, revision=config.revision)
-        return loaded.model, loaded.revision
-    if isinstance(base, str | Path):
-        loaded = load_base(str(base))
-        return loaded.model, loaded.revision
-    return base, None
+    if base is not None and not isinstance(base, str | Path):
+        return base, None
+    name, revision = (config.base, config.revision) if base is None else (str(base), None)
+    loaded = load_base(name, revision=revision, dtype=dtype)
+    return loaded.model, loaded.revision
 
 
 def _sha256(path: Path) -> str:

@@ -87,12 +87,20 @@ class MixtureModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, base: "str | Path | PreTrainedModel | None" = None, *, revision: str | None = None
+        cls,
+        path: str | Path,
+        base: "str | Path | PreTrainedModel | None" = None,
+        *,
+        revision: str | None = None,
+        dtype: str = "float32",
     ) -> "MixtureModel":
-        """Return the mixture saved at `path`, a folder or Hub id; `base` replaces the recorded base model."""
+        """Return the mixture saved at `path`, a folder or Hub id; `base` replaces the recorded base model.
+
+        dtype: of the base, where it is not loaded yet.
+        """
         from loramix.checkpoint import load
 
-        return load(path, base, revision=revision)
+        return load(path, base, revision=revision, dtype=dtype)
 
     def save_pretrained(self, path: str | Path, *, experts: Literal["copy", "reference"] = "copy") -> None:
         """Write gates, experts and their order to folder `path`, whole or not at all; the base is only named.

@@ -7,6 +7,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from loramix.atomic import write_text
+from loramix.bases import accelerator
 from loramix.mixture import MixtureModel
 from loramix.prompts import mixture_tokenizer, text_inputs
 from loramix.report.explanation import Explanation, explain, explanation_page
@@ -14,9 +15,9 @@ from loramix.report.explanation import Explanation, explain, explanation_page
 _BAR = 10  # cells of a whole bar: a layer's full name and two experts fit into 80 columns
 
 
-def generate_text(path: str, text: str, *, task: str | None, max_new_tokens: int) -> str:
+def generate_text(path: str, text: str, *, task: str | None, max_new_tokens: int, dtype: str) -> str:
     """Return the mixture's greedy answer to a prompt, or to the input of a task."""
-    mixture = MixtureModel.from_pretrained(path)
+    mixture = MixtureModel.from_pretrained(path, dtype=dtype).to(accelerator())
     tokenizer = mixture_tokenizer(mixture)
     inputs = text_inputs(mixture, text, task=task, tokenizer=tokenizer)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
@@ -25,9 +26,9 @@ def generate_text(path: str, text: str, *, task: str | None, max_new_tokens: int
     return str(tokenizer.decode(new, skip_special_tokens=True)).strip()
 
 
-def explain_prompt(path: str, text: str, *, task: str | None, page: Path | None) -> None:
+def explain_prompt(path: str, text: str, *, task: str | None, page: Path | None, dtype: str) -> None:
     """Print every layer's weights for a prompt, and their mean, as bars; write them as an HTML page if asked."""
-    explanation = explain(MixtureModel.from_pretrained(path), text, task=task)
+    explanation = explain(MixtureModel.from_pretrained(path, dtype=dtype).to(accelerator()), text, task=task)
     console = Console()
     console.print(_table("layer", explanation, {**explanation.layers, "mean": explanation.mean}))
     if explanation.tokens:

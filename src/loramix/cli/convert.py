@@ -9,10 +9,10 @@ from loramix.prompts import mixture_tokenizer, text_inputs
 
 
 def export_mixture(
-    path: str, out: Path, *, weights: Sequence[str], prompt: str | None, task: str | None, merged: bool
+    path: str, out: Path, *, weights: Sequence[str], prompt: str | None, task: str | None, merged: bool, dtype: str
 ) -> None:
     """Write a mixture at fixed weights, or at those of a prompt, as a PEFT adapter or a merged model."""
-    mixture = MixtureModel.from_pretrained(path)
+    mixture = MixtureModel.from_pretrained(path, dtype=dtype)
     if bool(weights) == (prompt is not None):
         raise MixtureError("export needs either --weight EXPERT=VALUE, once or more, or --prompt TEXT")
     inputs = None if prompt is None else text_inputs(mixture, prompt, task=task)

@@ -88,6 +88,9 @@ def check(recipe: str, overrides: tuple[str, ...]) -> None:
 
 
 _task = click.option("--task", help="Put PROMPT into this task's prompt template, as in training.")
+_dtype = click.option(
+    "--dtype", default="float32", show_default=True, help="Of the base: bfloat16, float16, fast, or auto (as stored)."
+)
 
 
 @cli.command()
@@ -95,12 +98,13 @@ _task = click.option("--task", help="Put PROMPT into this task's prompt template
 @click.argument("prompt")
 @_task
 @click.option("--max-new-tokens", default=64, show_default=True)
-def generate(mixture: str, prompt: str, task: str | None, max_new_tokens: int) -> None:
+@_dtype
+def generate(mixture: str, prompt: str, task: str | None, max_new_tokens: int, dtype: str) -> None:
     """Let a MIXTURE (a folder or Hub id) answer PROMPT."""
     from loramix.cli.answer import generate_text
 
     _one_display()
-    click.echo(generate_text(mixture, prompt, task=task, max_new_tokens=max_new_tokens))
+    click.echo(generate_text(mixture, prompt, task=task, max_new_tokens=max_new_tokens, dtype=dtype))
 
 
 @cli.command()
@@ -110,12 +114,13 @@ def generate(mixture: str, prompt: str, task: str | None, max_new_tokens: int) -
 @click.option(
     "--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with the same to this file."
 )
-def explain(mixture: str, prompt: str, task: str | None, html: Path | None) -> None:
+@_dtype
+def explain(mixture: str, prompt: str, task: str | None, html: Path | None, dtype: str) -> None:
     """Show how much of each expert a MIXTURE (a folder or Hub id) uses for PROMPT, layer by layer."""
     from loramix.cli.answer import explain_prompt
 
     _one_display()
-    explain_prompt(mixture, prompt, task=task, page=html)
+    explain_prompt(mixture, prompt, task=task, page=html, dtype=dtype)
     if html is not None:
         click.echo(f"Page:    {html}", err=True)
 
@@ -127,14 +132,15 @@ def explain(mixture: str, prompt: str, task: str | None, html: Path | None) -> N
 @click.option("--prompt", help="Take the weights that the gates give this prompt.")
 @_task
 @click.option("--merged", is_flag=True, help="Write a whole model instead of an adapter.")
+@_dtype
 def export(
-    mixture: str, out: Path, weights: tuple[str, ...], prompt: str | None, task: str | None, merged: bool
+    mixture: str, out: Path, weights: tuple[str, ...], prompt: str | None, task: str | None, merged: bool, dtype: str
 ) -> None:
     """Write a MIXTURE at fixed weights to folder OUT: an ordinary PEFT adapter, or a merged model."""
     from loramix.cli.convert import export_mixture
 
     _one_display()
-    export_mixture(mixture, out, weights=weights, prompt=prompt, task=task, merged=merged)
+    export_mixture(mixture, out, weights=weights, prompt=prompt, task=task, merged=merged, dtype=dtype)
     click.echo(out)
 
 

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loramix.bases import accelerator
 from loramix.errors import BaseModelError, DataError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def _load_model(encoder: str, layer: int | None) -> "tuple[PreTrainedModel, int]
     except (OSError, ValueError) as error:
         raise _not_loaded(encoder, error) from error
     model = model.get_encoder() if config.is_encoder_decoder else model
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), chosen
+    return model.eval().to(accelerator()), chosen
 
 
 def _load_tokenizer(encoder: str, model: "PreTrainedModel") -> "PreTrainedTokenizerBase":

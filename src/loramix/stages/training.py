@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 
-from loramix.bases import Base, load_base, number_format
+from loramix.bases import Base, accelerator, load_base, number_format
 from loramix.batches import IGNORED, Collator, Encoded, length_order
 from loramix.data import Sample, Split, read_manifest
 from loramix.leaks import RECORD, record
@@ -162,7 +162,7 @@ def load_trainable(model: nn.Module, file: Path) -> None:
 def recipe_base(recipe: Recipe, *, dtype: str | None = None) -> Base:
     """Return the recipe's base model, in its number format or in `dtype`, on the accelerator if there is one."""
     base = load_base(recipe.base.name, revision=recipe.base.revision, dtype=dtype or recipe.base.dtype)
-    base.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    base.model.to(accelerator())
     return base
 
 
