@@ -120,38 +120,47 @@ class Used(NamedTuple):
         return masked_mean(self.weights, self.mask_BT)[:, 0]
 
 
-class Here(threading.local):
-    """What this thread is doing.
+@dataclass
+class Here:
+    """What a thread is doing.
 
     call: the innermost call that it is in. record: where layers note the weights that they use. fixed: the weights set
     by hand. prompt_length: of the generation that it is in. folding: of that generation, if it folds updates.
-
-    torch.compile follows the attributes of a thread-local object, which it does not do for context variables.
     """
 
-    def __init__(self) -> None:  # runs in every thread; compiled code would miss changes to attributes of the class
-        self.call: Call | None = None
-        self.record: dict[str, Used] | None = None
-        self.fixed: Fixed | None = None
-        self.prompt_length: int | None = None
-        self.folding: Folding | None = None
+    call: Call | None = None
+    record: dict[str, Used] | None = None
+    fixed: Fixed | None = None
+    prompt_length: int | None = None
+    folding: Folding | None = None
 
 
-here = Here()
+class _Thread(threading.local):
+    """Holds an object for every thread.
+
+    torch.compile follows the attributes of both, but would lose what it writes to a thread-local object itself; and it
+    does not follow context variables.
+    """
+
+    def __init__(self) -> None:  # runs in every thread
+        self.here = Here()
+
+
+thread = _Thread()
 
 
 def open_call(call: Call) -> None:
     """Make `call` the current one until `close_call`."""
-    call.outer = here.call
-    here.call = call
+    call.outer = thread.here.call
+    thread.here.call = call
 
 
 def close_call(stack: nn.Module) -> Call | None:
     """Close the call that was opened for `stack` and return it; None if opening had failed."""
-    call = here.call
+    call = thread.here.call
     if call is None or call.stack is not stack:
         return None
-    here.call = call.outer
+    thread.here.call = call.outer
     return call
 
 
@@ -165,7 +174,8 @@ def recording() -> Iterator[dict[str, Used]]:
 
 @contextmanager
 def during(**values: object) -> Iterator[None]:
-    """Set attributes of `here` inside the block."""
+    """Set attributes of `thread.here` inside the block."""
+    here = thread.here
     before = {name: getattr(here, name) for name in values}
     for name, value in values.items():
         setattr(here, name, value)
@@ -182,7 +192,7 @@ def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContext
     It sees what had been decided when the first began, so that the gates inside decide anew and their gradients flow.
     Neither sees what the last layer before has read, which would be kept until the second has run.
     """
-    call = here.call
+    call = thread.here.call
     if call is not None:
         call._contexts = call._lows = None
     again = call and replace(call, decided=dict(call.decided), states=dict(call.states))

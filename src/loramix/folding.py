@@ -44,6 +44,11 @@ class Folding:
         torch.addmm(weight, left, right, out=copy)
         return made
 
+    def clear(self) -> None:
+        """Give back the memory that nobody uses."""
+        with self._lock:
+            self._copies.clear()
+
     def __reduce__(self) -> tuple[type["Folding"], tuple[()]]:
         return Folding, ()  # a copied mixture makes its own
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from transformers import GenerationConfig
 
-from loramix.call import here
+from loramix.call import thread
 from loramix.config import GateConfig
 from loramix.errors import MixtureError
 
@@ -44,8 +44,8 @@ def folds(mixture: "MixtureModel", inputs: Mapping[str, object], prompt: object,
 
 
 def _obstacle(mixture: "MixtureModel", prompt: object) -> str | None:
-    if here.fixed is not None:
-        return None if here.fixed.rows == 1 else f"there are fixed weights for {here.fixed.rows} rows"
+    if thread.here.fixed is not None:
+        return None if thread.here.fixed.rows == 1 else f"there are fixed weights for {thread.here.fixed.rows} rows"
     if mixture.gate_config.context != "prompt":
         return f"the weights of a '{mixture.gate_config.context}' gate change from token to token"
     if not isinstance(prompt, Tensor) or len(prompt) != 1:

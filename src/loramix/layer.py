@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loramix.call import Call, Memory, Used, here
+from loramix.call import Call, Memory, Used, thread
 from loramix.errors import MixtureError
 from loramix.folding import can_fold
 from loramix.gate import ContextGate
@@ -99,10 +99,10 @@ class MixtureLinear(nn.Module):
 
     def forward(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T O"]:
         """Return the base layer's output plus the weighted updates of all experts."""
-        call = here.call
+        call = thread.here.call
         if call is None:
             raise MixtureError(f"layer '{self.name}' was called outside its mixture; call the whole model instead")
-        update = None if call.updates is None or here.record is not None else call.updates.get(self.name)
+        update = None if call.updates is None or thread.here.record is not None else call.updates.get(self.name)
         if update is None:
             update = self._update(x_BTD, call)
         if isinstance(update, Folded):
@@ -127,8 +127,8 @@ class MixtureLinear(nn.Module):
         """Return the update for this input, and keep it where the weights stay as they are."""
         fixed = call.fixed
         used = self._decision(x_BTD, call) if fixed is None else Used(fixed.of(self.name, len(x_BTD)), None)
-        if here.record is not None:
-            here.record[self.name] = used
+        if thread.here.record is not None:
+            thread.here.record[self.name] = used
         # A sum over the chosen alone gives the others no gradient, and has no shape that could be compiled.
         sparse = fixed is not None or self.config.sparse
         sparse = sparse and not torch.is_grad_enabled() and not torch.compiler.is_compiling()

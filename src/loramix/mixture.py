@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from loramix.call import Fixed, Used, checkpoint_contexts, during, here, recording
+from loramix.call import Fixed, Used, checkpoint_contexts, during, recording, thread
 from loramix.config import GateConfig
 from loramix.errors import ExpertError, LoramixError, MixtureError, did_you_mean
 from loramix.experts import Expert, check_fits, load_expert
@@ -258,19 +258,25 @@ class MixtureModel(nn.Module):
 
         fold: whether to add the experts, at the weights of the prompt, to copies of the adapted layers' weights, so
             that generated tokens cost what they cost the base. It takes one prompt (or fixed weights, the same for all
-            rows), and the memory of these layers once more, which is kept for the next time. None: where it can be done
-            and the answer may be long enough to pay for it.
+            rows), and the memory of these layers once more, which is kept for the next time, until `train()`. None:
+            where it can be done and the answer may be long enough to pay for it.
         """
-        if here.fixed is None:
+        if thread.here.fixed is None:
             refuse_generation(self.gate_config, inputs)
         prompt = next((inputs[key] for key in ("input_ids", "inputs", "inputs_embeds") if key in inputs), None)
         with during(
             prompt_length=prompt.shape[1] if isinstance(prompt, Tensor) else None,
-            fixed=here.fixed and replace(here.fixed, updates={}),
+            fixed=thread.here.fixed and replace(thread.here.fixed, updates={}),
             folding=self._folding if folds(self, inputs, prompt, fold) else None,
         ):
             tokens: Tensor | ModelOutput = self.base.generate(**inputs)
         return tokens
+
+    def train(self, mode: bool = True) -> "MixtureModel":
+        """Set the mode of every module; to train also gives back the memory that folding has kept."""
+        if mode:
+            self._folding.clear()
+        return super().train(mode)
 
     @torch.no_grad()
     def weights(self, **inputs: object) -> dict[str, Float[Tensor, "B *tokens E"]]:
@@ -280,7 +286,7 @@ class MixtureModel(nn.Module):
         cross-attention have the encoder's tokens. An encoder-decoder model runs its first decoder step if no
         `decoder_input_ids` are given.
         """
-        per_token = self.gate_config.per_token and here.fixed is None
+        per_token = self.gate_config.per_token and thread.here.fixed is None
         return {name: each.weights if per_token else each.weights[:, 0] for name, each in self._used(inputs).items()}
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from loramix.cache import carried_by, carry
-from loramix.call import Call, Memory, close_call, here, open_call
+from loramix.call import Call, Memory, close_call, open_call, thread
 from loramix.config import GateConfig
 from loramix.errors import MixtureError
 from loramix.gate import masked_mean
@@ -52,9 +52,9 @@ def _surround(stack: nn.Module, make_call: MakeCall, config: GateConfig) -> None
     def before(module: nn.Module, args: tuple[object, ...], kwargs: Arguments) -> tuple[tuple[object, ...], Arguments]:
         prompt_mask = kwargs.pop("prompt_mask", None)
         arguments = {**dict(zip(names, args, strict=False)), **kwargs, "prompt_mask": prompt_mask}
-        if here.fixed is not None:
+        if thread.here.fixed is not None:
             call = _fixed(module, arguments)
-        elif _cache_length(arguments) == 0:
+        elif _begins(arguments):
             call = make_call(module, arguments, config)
         else:
             call = _continued(module, arguments, config)
@@ -73,18 +73,17 @@ def _surround(stack: nn.Module, make_call: MakeCall, config: GateConfig) -> None
 
 def _fixed(stack: nn.Module, arguments: Arguments) -> Call:
     """Return a call at the weights set by hand; in generation, its steps share what is made of them."""
-    fixed = here.fixed
+    fixed = thread.here.fixed
     assert fixed is not None
-    if fixed.updates is None or _cache_length(arguments) == 0:
+    if fixed.updates is None or _begins(arguments):
         return Call(stack, None, fixed=fixed)
-    return Call(
-        stack, None, fixed=fixed, updates=fixed.updates.setdefault(len(_tokens(arguments)), {}), folding=here.folding
-    )
+    updates = fixed.updates.setdefault(len(_tokens(arguments)), {})
+    return Call(stack, None, fixed=fixed, updates=updates, folding=thread.here.folding)
 
 
 def _causal_call(stack: nn.Module, arguments: Arguments, config: GateConfig) -> Call:
     readable_BT = _valid(arguments)
-    prompt_mask, labels, length = arguments["prompt_mask"], arguments.get("labels"), here.prompt_length
+    prompt_mask, labels, length = arguments["prompt_mask"], arguments.get("labels"), thread.here.prompt_length
     if config.context != "prompt":
         return Call(stack, readable_BT)
     if isinstance(prompt_mask, Tensor):
@@ -110,7 +109,7 @@ def _continued(stack: nn.Module, arguments: Arguments, config: GateConfig) -> Ca
         raise MixtureError("the reference gate reads the whole sequence, so it cannot go on from a cache")
     carried, rows = carried_by(arguments["past_key_values"]), len(_tokens(arguments))
     if carried is None:
-        raise MixtureError("this cache was not filled by this mixture's gates; start from an empty one")
+        raise MixtureError("this cache was not filled by this mixture's gates; start from an empty one, uncompiled")
     if carried.rows not in (None, rows):
         raise MixtureError(
             f"the cache holds what gates decided for {carried.rows} rows, but this call has {rows}; "
@@ -125,7 +124,7 @@ def _continued(stack: nn.Module, arguments: Arguments, config: GateConfig) -> Ca
         decided=carried.decided if keeps else dict(carried.decided),
         states=dict(carried.states),
         updates=carried.updates if keeps else None,
-        folding=here.folding,
+        folding=thread.here.folding,
     )
 
 
@@ -151,9 +150,17 @@ def _check_seq2seq(
     return args, kwargs
 
 
-def _cache_length(arguments: Arguments) -> int:
+def _begins(arguments: Arguments) -> bool:
+    """Return whether nothing lies in a cache yet; no first pass with a static cache can be compiled."""
+    length = _cache_length(arguments)
+    return not (isinstance(length, Tensor) and torch.compiler.is_compiling()) and int(length) == 0
+
+
+def _cache_length(arguments: Arguments) -> int | Tensor:
+    """Return how many tokens lie in the cache: of a static one a tensor, as code would be compiled for each number."""
     cache = arguments.get("past_key_values")
-    return 0 if cache is None else int(cache.get_seq_length())  # type: ignore[attr-defined]
+    length: int | Tensor = 0 if cache is None else cache.get_seq_length()  # type: ignore[attr-defined]
+    return length
 
 
 def _tokens(arguments: Arguments) -> Tensor:
@@ -174,14 +181,15 @@ def _valid(arguments: Arguments) -> Bool[Tensor, "B T"]:
         return torch.ones(rows, length, dtype=torch.bool, device=tokens.device)
     if not isinstance(mask, Tensor):
         raise MixtureError(f"a gate cannot read an attention mask of type {type(mask).__name__}; pass a (B, T) tensor")
-    if mask.shape[-1] < past + length:
+    if not torch.compiler.is_compiling() and mask.shape[-1] < past + length:
         raise MixtureError(
-            f"the attention mask covers {mask.shape[-1]} tokens, but {past} lie in the cache and {length} are new"
+            f"the attention mask covers {mask.shape[-1]} tokens, but {int(past)} lie in the cache and {length} are new"
         )
+    places_T = torch.arange(length, device=mask.device) + past
     if mask.dim() == 2:
-        return mask[:, past : past + length].bool()
+        return mask[:, places_T].bool()
     queries = mask[:, 0].expand(-1, length, -1)
-    itself = queries.diagonal(past, -2, -1)[:, :length]  # (B, T): whether each token may attend to itself
+    itself = queries.gather(-1, places_T[None, :, None].expand(len(queries), -1, 1))[..., 0]  # may it attend to itself?
     return (itself if itself.dtype == torch.bool else itself >= 0).expand(rows, -1)
 
 

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from cases import Case, Experts
 from conftest import close, save_expert, tokens
-from transformers import StaticCache
+from transformers import CompileConfig, StaticCache
 from transformers.cache_utils import EncoderDecoderCache
 
 from loramix import MixtureModel
@@ -24,7 +24,7 @@ def compiled(mixture: MixtureModel, backend: str) -> MixtureModel:
 
 
 def check(case: Case, experts: Experts, backend: str) -> None:
-    """Compare scoring, fixed weights, gradients and cached steps with those of the mixture as it is."""
+    """Compare scoring, fixed weights, gradients, cached steps and generation with those of the mixture as it is."""
     mixture, ids = case.build(experts), tokens(2, 6)
     fast, seq2seq = compiled(mixture, backend), case.shape == "t5"
     given = {"input_ids": ids, "use_cache": False} | ({"decoder_input_ids": tokens(2, 3)} if seq2seq else {})
@@ -42,6 +42,8 @@ def check(case: Case, experts: Experts, backend: str) -> None:
             torch.testing.assert_close(plain, other, atol=1e-5, rtol=1e-3)
     if case.context != "reference":
         close(*(cached_steps(mixture, model, ids) for model in (mixture, fast)))
+        for rows in (1, 2):
+            close(*(generated(mixture, ids[:rows], backend if compiles else None) for compiles in (True, False)))
 
 
 @torch.no_grad()
@@ -62,6 +64,22 @@ def cached_steps(mixture: MixtureModel, stepping: torch.nn.Module, ids: torch.Te
         cache = output.past_key_values
         steps.append(output.logits)
     return torch.cat(steps, 1)
+
+
+def generated(mixture: MixtureModel, ids: torch.Tensor, backend: str | None) -> torch.Tensor:
+    """Return the scores of ten tokens; with a backend, as transformers compiles its steps on an accelerator."""
+    settings = {}
+    if backend is not None:
+        torch._dynamo.reset()
+        config = CompileConfig(backend=backend, mode=None, fullgraph=True)
+        config._compile_all_devices = True
+        settings = {"cache_implementation": "static", "compile_config": config}
+        vars(mixture.base).pop("_compiled_call", None)
+    tokens = {"max_new_tokens": 10, "min_new_tokens": 10, "do_sample": False}
+    found = mixture.generate(input_ids=ids, **tokens, **settings, output_scores=True, return_dict_in_generate=True)
+    assert backend is None or "_compiled_call" in vars(mixture.base), "nothing was compiled"
+    scores = torch.stack(found.scores)
+    return scores[scores > -torch.inf]
 
 
 def main(shape: str, backend: str, *contexts: str) -> None:

@@ -123,6 +123,24 @@ def test_folded_memory_is_used_again_but_never_while_it_is_needed(experts: Exper
     close(generated(mixture, prompts[1], fold=True), plain[1])
 
 
+def test_folded_memory_is_given_back_before_training(experts: Experts) -> None:
+    mixture, ids = Case("llama", "prompt").build(experts), tokens(1, 6)
+    fold, kept = mixture._folding.fold, []
+
+    def watched(*args: object) -> object:
+        made = fold(*args)
+        kept.append(weakref.ref(made.weight_OD))
+        return made
+
+    mixture._folding.fold = watched
+    before = generated(mixture, ids, fold=True)
+    assert kept
+    assert all(weight() is not None for weight in kept)
+    mixture.train()
+    assert all(weight() is None for weight in kept)
+    close(generated(mixture.eval(), ids, fold=True), before)
+
+
 def test_threads_fold_apart(experts: Experts) -> None:
     mixture = Case("llama", "prompt").build(experts)
     prompts = [tokens(1, 6, seed=seed) for seed in range(3)]
