@@ -1,13 +1,14 @@
 """How fast a mixture generates, scores and trains, beside its base model and the other ways to use several adapters.
 
     python benchmarks/speed.py                       all cases; about three quarters of an hour on two cores
-    python benchmarks/speed.py --only "decode llama" the cases whose names begin so
+    python benchmarks/speed.py --only "decode llama" the cases whose names begin so; may be given again
     python benchmarks/speed.py --dtype bfloat16 --device cuda
 
 All systems of a case take turns in one process, so that noise hits all of them alike: compare ratios, not seconds.
 Freed memory stays with the process (`KEPT`): else whoever is given new pages pays for them, which may take a sixth of a
 training step and hides what is compared.
-Written to the folder `--out`: speed.json with every round, speed.md with the tables and bars, speed.png.
+Written to the folder `--out`: speed.json with every round, speed.md with the tables and bars, speed.png. Cases that
+lie there from an earlier run on such a machine, and are not run again, stay.
 `python benchmarks/regression.py old/speed.json new/speed.json` compares two such files.
 """
 
@@ -156,7 +157,7 @@ def main() -> None:
     if not KEPT.items() <= os.environ.items():
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **KEPT})
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="beginning of the names of the cases to run")
+    parser.add_argument("--only", action="append", help="beginning of the names of cases to run; may be given again")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -164,13 +165,18 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
-    cases = [case for case in CASES if case.name.startswith(options.only)]
+    cases = [case for case in CASES if case.name.startswith(tuple(options.only or [""]))]
     if not cases:
-        parser.error(f"no case begins with '{options.only}'; there are: " + "; ".join(case.name for case in CASES))
+        parser.error(f"no case begins with {options.only}; there are: " + "; ".join(case.name for case in CASES))
     machine = {
         "device": options.device, "processor": platform.processor() or platform.machine(), "dtype": options.dtype,
         "threads": torch.get_num_threads(), "torch": torch.__version__, "transformers": transformers.__version__,
     }  # fmt: skip
+    file = options.out / "speed.json"
+    earlier = json.loads(file.read_text()) if options.only and file.is_file() else {"machine": None, "rows": []}
+    again = {case.name for case in cases}
+    kept = [row for row in earlier["rows"] if earlier["machine"] == machine and row["case"] not in again]
+    order = {case.name: place for place, case in enumerate(CASES)}
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as root:
         for place, case in enumerate(cases, 1):
@@ -185,7 +191,8 @@ def main() -> None:
                         file=sys.stderr,
                     )
             options.out.mkdir(parents=True, exist_ok=True)
-            (options.out / "speed.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
+            whole = sorted([*kept, *rows], key=lambda row: order.get(str(row["case"]), len(order)))
+            file.write_text(json.dumps({"machine": machine, "rows": whole}, indent=1))
     print(write_report(options.out))
 
 
