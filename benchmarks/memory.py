@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 from speed_systems import SYSTEMS, base_model, save_adapters
 from transformers import BitsAndBytesConfig, T5ForConditionalGeneration
+from transformers.utils.logging import disable_progress_bar
 
 from loramix import MixtureModel
 
@@ -169,6 +170,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    disable_progress_bar()
     if options.measure:
         what, *arguments, root = options.measure
         print(json.dumps({"loaded": loaded, "read": read}[what](*arguments, root=Path(root))))
