@@ -5,8 +5,8 @@
     python benchmarks/speed.py --dtype bfloat16 --device cuda
 
 All systems of a case take turns in one process, so that noise hits all of them alike: compare ratios, not seconds.
-Freed memory stays with the process (`KEPT`): else whoever is given new pages pays for them, which may take a sixth of a
-training step and hides what is compared.
+Freed memory stays with the process (`KEPT`): else whoever is given new pages pays for them, which may take longer than
+what is compared.
 Written to the folder `--out`: speed.json with every round, speed.md with the tables and bars, speed.png. Cases that
 lie there from an earlier run on such a machine, and are not run again, stay.
 `python benchmarks/regression.py old/speed.json new/speed.json` compares two such files.

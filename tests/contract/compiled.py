@@ -67,7 +67,10 @@ def cached_steps(mixture: MixtureModel, stepping: torch.nn.Module, ids: torch.Te
 
 
 def generated(mixture: MixtureModel, ids: torch.Tensor, backend: str | None) -> torch.Tensor:
-    """Return the scores of ten tokens; with a backend, as transformers compiles its steps on an accelerator."""
+    """Return the scores of 16 tokens; with a backend, as transformers compiles its steps on an accelerator.
+
+    Steps that were each compiled anew would be too many for torch, which then raises an error.
+    """
     settings = {}
     if backend is not None:
         torch._dynamo.reset()
@@ -75,7 +78,7 @@ def generated(mixture: MixtureModel, ids: torch.Tensor, backend: str | None) -> 
         config._compile_all_devices = True
         settings = {"cache_implementation": "static", "compile_config": config}
         vars(mixture.base).pop("_compiled_call", None)
-    tokens = {"max_new_tokens": 10, "min_new_tokens": 10, "do_sample": False}
+    tokens = {"max_new_tokens": 16, "min_new_tokens": 16, "do_sample": False}
     found = mixture.generate(input_ids=ids, **tokens, **settings, output_scores=True, return_dict_in_generate=True)
     assert backend is None or "_compiled_call" in vars(mixture.base), "nothing was compiled"
     scores = torch.stack(found.scores)
