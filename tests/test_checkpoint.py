@@ -12,9 +12,9 @@ from conftest import peft_logits, strengthen, target_logits, tiny_model, tokens
 from peft import PeftModel
 
 from loramix import GateConfig, MixtureModel
-from loramix.card import add_measurements
 from loramix.errors import CheckpointError
 from loramix.prompts import Prompting
+from loramix.storage.card import add_measurements
 from loramix.tiny import tiny_tokenizer
 
 Experts = Callable[..., dict[str, Path]]

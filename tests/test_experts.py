@@ -10,7 +10,7 @@ from transformers import BitsAndBytesConfig, LlamaForCausalLM, PreTrainedModel
 
 from loramix import GateConfig, MixtureModel
 from loramix.errors import ExpertError, MixtureError
-from loramix.experts import LOSSY, load_expert
+from loramix.storage.experts import LOSSY, load_expert
 
 MakeExpert = Callable[..., Path]
 IDS, TARGET = tokens(2, 6), tokens(2, 4, seed=1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from loramix import MixtureModel
 from loramix.errors import CheckpointError, ExpertError
-from loramix.loralib import import_mixture
+from loramix.storage.loralib import import_mixture
 
 ALPHA, RANK, HIDDEN, WIDTH = 2.0, 4, 5, 32
 LAYERS = [

@@ -12,9 +12,9 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Literal
 
-from loramix.atomic import atomic_file
 from loramix.errors import DataError
 from loramix.sources import load_rows
+from loramix.storage.files import atomic_file
 from loramix.tasks import Cleaning, Task
 
 Split = Literal["train", "validation", "test"]

@@ -19,8 +19,8 @@ from pathlib import Path
 from filelock import FileLock
 from platformdirs import user_cache_path
 
-from loramix.atomic import atomic_folder
 from loramix.errors import BaseModelError, MissingExtraError
+from loramix.storage.files import atomic_folder
 
 log = logging.getLogger(__name__)
 

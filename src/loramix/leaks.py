@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from loramix.atomic import atomic_file
 from loramix.data import Sample, digest
 from loramix.errors import LeakError
+from loramix.storage.files import atomic_file
 
 RECORD = "learned_from.csv"  # beside the losses of every trained model
 Match = Literal["target", "pair"]

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from loramix.call import Fixed, Used, checkpoint_contexts, during, recording, thread
 from loramix.config import GateConfig
 from loramix.errors import ExpertError, LoramixError, MixtureError, did_you_mean
-from loramix.experts import Expert, check_fits, load_expert
 from loramix.folding import Folding
 from loramix.gate import ContextGate
 from loramix.generation import folds, refuse_generation
 from loramix.layer import MixtureLinear
 from loramix.prompts import Prompting, text_inputs
 from loramix.routing import attach
+from loramix.storage.experts import Expert, check_fits, load_expert
 from loramix.wrapping import adapted_layers, check_readers, mixture_layers, new_gates, unwrap, wrap
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class MixtureModel(nn.Module):
         base: a model name, a path or a loaded model, which is changed in place.
         experts: a folder or Hub id for every expert's name, in order.
         dtype: of the base, where it is not loaded yet.
-        lossy: what may be left out of adapters that hold more than low-rank updates, see `loramix.experts.LOSSY`.
+        lossy: what may be left out of adapters that hold more than low-rank updates, see `loramix.storage.experts.LOSSY`.
         """
         from loramix.bases import load_base
 
@@ -98,7 +98,7 @@ class MixtureModel(nn.Module):
 
         dtype: of the base, where it is not loaded yet.
         """
-        from loramix.checkpoint import load
+        from loramix.storage.format import load
 
         return load(path, base, revision=revision, dtype=dtype)
 
@@ -107,13 +107,13 @@ class MixtureModel(nn.Module):
 
         experts: `reference` stores where each came from (and, of the Hub, the commit) instead of a copy.
         """
-        from loramix.checkpoint import save
+        from loramix.storage.format import save
 
         save(self, Path(path), experts=experts)
 
     def push_to_hub(self, repository: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Upload the mixture to a repository of the Hub, made if needed, and return the commit's address."""
-        from loramix.hub import push
+        from loramix.storage.hub import push
 
         with TemporaryDirectory() as folder:
             self.save_pretrained(Path(folder) / "mixture")
@@ -169,7 +169,7 @@ class MixtureModel(nn.Module):
 
         Raises MixtureError unless exactly one of both is given, or if the gates do not decide once for each prompt.
         """
-        from loramix.export import prompt_weights, write_adapter, write_merged
+        from loramix.storage.export import prompt_weights, write_adapter, write_merged
 
         if (weights is None) == (prompt is None):
             raise MixtureError("export needs either weights={expert: weight} or prompt='…'")

@@ -8,9 +8,9 @@ from torch import nn
 
 from loramix.config import GateConfig, Scope
 from loramix.errors import MixtureError
-from loramix.experts import Expert, linear_shape
 from loramix.gate import ContextGate
 from loramix.layer import Downs, MixtureLinear
+from loramix.storage.experts import Expert, linear_shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

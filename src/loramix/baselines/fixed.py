@@ -14,12 +14,10 @@ from pathlib import Path
 
 import torch
 
-from loramix.atomic import write_text
 from loramix.bases import Base
 from loramix.config import GateConfig, Mixing
 from loramix.data import Sample, read_manifest
 from loramix.errors import MissingExtraError
-from loramix.experts import load_expert
 from loramix.leaks import RECORD, record
 from loramix.mixture import MixtureModel
 from loramix.recipe import Recipe
@@ -27,6 +25,8 @@ from loramix.stages.answers import encode_all, mean_loss, target_losses
 from loramix.stages.layout import Layout, write_csv
 from loramix.stages.progress import track
 from loramix.stages.training import recipe_base
+from loramix.storage.experts import load_expert
+from loramix.storage.files import write_text
 
 WEIGHTS, TRIED = "weights.json", "tried.csv"
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -13,11 +13,11 @@ from typing import Literal
 import torch
 from peft import PeftModel
 
-from loramix.atomic import atomic_folder
 from loramix.bases import Base
 from loramix.recipe import Recipe
 from loramix.stages.layout import Layout
 from loramix.stages.training import recipe_base
+from loramix.storage.files import atomic_folder
 
 Merge = Literal["ties", "dare"]
 _WAYS: dict[Merge, str] = {"ties": "ties_svd", "dare": "dare_ties_svd"}

@@ -11,12 +11,12 @@ import torch
 from peft import ArrowConfig, PeftModel, XLoraConfig, create_arrow_model, get_peft_model
 from safetensors.torch import save_file
 
-from loramix.atomic import atomic_file
 from loramix.bases import Base
 from loramix.recipe import Recipe
 from loramix.specs import TrainSpec
 from loramix.stages.layout import Layout
 from loramix.stages.training import load_trainable, recipe_base, train, trainable_state
+from loramix.storage.files import atomic_file
 
 CLASSIFIER = "classifier.safetensors"
 

@@ -6,11 +6,11 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from loramix.atomic import write_text
 from loramix.bases import accelerator
 from loramix.mixture import MixtureModel
 from loramix.prompts import mixture_tokenizer, text_inputs
 from loramix.report.explanation import Explanation, explain, explanation_page
+from loramix.storage.files import write_text
 
 _BAR = 10  # cells of a whole bar: a layer's full name and two experts fit into 80 columns
 

@@ -34,8 +34,8 @@ def _sizes(recipe: Recipe) -> str:
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    from loramix.experts import linear_shape
     from loramix.stages.lora import attention_layers
+    from loramix.storage.experts import linear_shape
     from loramix.wrapping import new_gates
 
     config = load_config(recipe.base.name, revision=recipe.base.revision)

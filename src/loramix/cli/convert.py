@@ -35,7 +35,7 @@ def pairs(texts: Sequence[str]) -> dict[str, float]:
 
 def import_loralib(out: Path, *, base: str, experts: Sequence[str], gates: Path, alpha: float) -> None:
     """Write a mixture from the reference's files."""
-    from loramix.loralib import import_mixture
+    from loramix.storage.loralib import import_mixture
 
     files = {}
     for text in experts:

@@ -166,7 +166,7 @@ def import_(kind: str, out: Path, base: str, experts: tuple[str, ...], gates: Pa
 @click.option("--private", is_flag=True, help="Let nobody else see a new repository.")
 def push(mixture: Path, repository: str, private: bool) -> None:
     """Upload the MIXTURE in a folder to a REPOSITORY (user/name) of the Hugging Face Hub."""
-    from loramix import hub
+    from loramix.storage import hub
 
     _one_display()
     click.echo(hub.push(mixture, repository, private=private or None))
@@ -178,7 +178,7 @@ def push(mixture: Path, repository: str, private: bool) -> None:
 @click.option("--revision", help="A branch, tag or commit.")
 def pull(repository: str, out: Path, revision: str | None) -> None:
     """Copy the mixture in a REPOSITORY of the Hugging Face Hub to folder OUT."""
-    from loramix import hub
+    from loramix.storage import hub
 
     _one_display()
     hub.pull(repository, out, revision=revision)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from loramix.atomic import write_text
 from loramix.comparison.contenders import Contender, Place
 from loramix.comparison.routing import routings
 from loramix.comparison.scores import ORACLE, Run, Scores, read_scores
@@ -21,6 +20,7 @@ from loramix.report.comparison_content import (
 )
 from loramix.report.content import LossRow
 from loramix.stages.layout import ROUTING_STEPS, read_csv, read_losses
+from loramix.storage.files import write_text
 
 _SHOWN = 10  # samples of every task and test set
 _TEST_SETS = {

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from loramix.atomic import write_text
 from loramix.comparison.asking import ROUTING
 from loramix.comparison.contenders import Contender
 from loramix.comparison.scores import Run, Scores
@@ -26,6 +25,7 @@ from loramix.metrics.diversity import distinct
 from loramix.metrics.scores import MEASURES
 from loramix.recipe import Recipe
 from loramix.stages.layout import read_csv, write_csv
+from loramix.storage.files import write_text
 
 COLUMNS = ("recipe", "seed", "model", "task", "test_set", "measure", "value", "low", "high", "n")
 DIFFERENCE_COLUMNS = (

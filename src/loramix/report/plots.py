@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loramix.atomic import atomic_file
 from loramix.errors import MissingExtraError
 from loramix.report.comparison_content import RoutingStep
 from loramix.report.content import LossRow
+from loramix.storage.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,11 +1,11 @@
 """Full finetune: every parameter of the base model, one model per task."""
 
-from loramix.atomic import atomic_folder
 from loramix.bases import load_base, load_tokenizer
 from loramix.recipe import Recipe
 from loramix.stages.answers import write_answers
 from loramix.stages.layout import Layout
 from loramix.stages.training import recipe_base, train
+from loramix.storage.files import atomic_folder
 from loramix.tasks import Task
 
 

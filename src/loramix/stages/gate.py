@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerBase
 from loramix.bases import Base
 from loramix.batches import encode, generation_batch
 from loramix.data import Sample, read_manifest
-from loramix.experts import load_expert
 from loramix.mixture import MixtureModel
 from loramix.prompts import Prompting
 from loramix.prototypes import from_adapters, from_examples
@@ -20,6 +19,7 @@ from loramix.stages.gate_training import GateTrainer
 from loramix.stages.layout import WEIGHT_COLUMNS, Layout, write_csv
 from loramix.stages.tokens import as_trained
 from loramix.stages.training import chosen_samples, recipe_base, train
+from loramix.storage.experts import load_expert
 from loramix.tasks import Task
 
 EXAMPLES = 16  # prompts per task for prototypes

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from loramix.card import METRICS
 from loramix.leaks import RECORD
 from loramix.recipe import Recipe
 from loramix.stages import benchmark, evaluate, finetune, gate, lora, prepare, report
 from loramix.stages.layout import CHECKPOINTS, ROUTING_STEPS, TEST_LOSS, Layout
+from loramix.storage.card import METRICS
 from loramix.tasks import Task
 
 Settings = dict[str, object]

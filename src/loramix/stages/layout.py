@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loramix.atomic import atomic_file
 from loramix.recipe import Recipe
 from loramix.report.content import LossRow
+from loramix.storage.files import atomic_file
 
 CHECKPOINTS = "checkpoints"  # in the folder of a model, while it is trained
 ANSWER_COLUMNS = ("input", "generated", "reference")

@@ -8,7 +8,6 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from loramix.atomic import atomic_folder
 from loramix.bases import Base
 from loramix.errors import StageError
 from loramix.recipe import Recipe
@@ -16,6 +15,7 @@ from loramix.specs import LoraSpec
 from loramix.stages.answers import write_answers
 from loramix.stages.layout import Layout
 from loramix.stages.training import recipe_base, train
+from loramix.storage.files import atomic_folder
 from loramix.tasks import Task
 
 ATTENTION = {"q", "k", "v", "o", "q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "c_attn"}

@@ -3,13 +3,13 @@
 import json
 from typing import Literal
 
-from loramix.atomic import write_text
-from loramix.card import add_measurements
 from loramix.recipe import Recipe
 from loramix.report.heatmap import mean_weights
 from loramix.report.html import Report, SampleRow, Table, WeightRow, render
 from loramix.stages.evaluate import Answers, read_answers
 from loramix.stages.layout import Layout, read_csv, read_losses
+from loramix.storage.card import add_measurements
+from loramix.storage.files import write_text
 
 _SHOWN = 20
 _NOTES = {

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import yaml
 
-from loramix.atomic import write_text
 from loramix.bases import resolve_revision
 from loramix.errors import StageError, did_you_mean
 from loramix.recipe import STAGES, Recipe
 from loramix.sources import pinned, source_fingerprint
 from loramix.stages.graph import Node, graph
 from loramix.stages.layout import Layout
+from loramix.storage.files import write_text
 
 log = logging.getLogger("loramix")
 

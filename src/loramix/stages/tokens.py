@@ -9,12 +9,12 @@ import datasets
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from loramix.atomic import atomic_folder
 from loramix.batches import Encoded, encode
 from loramix.data import Sample, part_of
 from loramix.prompts import PLACEHOLDER
 from loramix.recipe import Recipe
 from loramix.stages.progress import track
+from loramix.storage.files import atomic_folder
 from loramix.tasks import Task
 
 _IDS = datasets.List(datasets.Value("int32"))

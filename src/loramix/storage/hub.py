@@ -6,9 +6,9 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from loramix.atomic import atomic_folder, check_replaceable
-from loramix.checkpoint import CONFIG, local_folder, read_config
 from loramix.errors import CheckpointError
+from loramix.storage.files import atomic_folder, check_replaceable
+from loramix.storage.format import CONFIG, local_folder, read_config
 
 
 def push(folder: Path, repository: str, *, private: bool | None = None, token: str | None = None) -> str:

@@ -15,9 +15,9 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from loramix.atomic import atomic_folder, check_replaceable
 from loramix.errors import MixtureError
 from loramix.mixture import MixtureModel
+from loramix.storage.files import atomic_folder, check_replaceable
 from loramix.update import LowRank, is_transposed
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """A mixture on disk: gates, untouched experts and one configuration file; written whole or not at all, without pickle.
 
 my-mixture/
-  README.md               model card, see `loramix.card`
+  README.md               model card, see `loramix.storage.card`
   mixture_config.json     schema version, base and revision, ordered experts, gate, prompts, package versions
   gate.safetensors        gate parameters only
   experts/<name>/         PEFT adapters, each loads alone with PeftModel.from_pretrained; absent where only referred to
@@ -22,12 +22,12 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file, save_file
 
-from loramix.atomic import atomic_folder, check_replaceable
 from loramix.config import GateConfig
 from loramix.errors import CheckpointError
-from loramix.experts import ADAPTER_FILES, Expert, load_expert
 from loramix.mixture import MixtureModel
 from loramix.prompts import Prompting
+from loramix.storage.experts import ADAPTER_FILES, Expert, load_expert
+from loramix.storage.files import atomic_folder, check_replaceable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,7 +73,7 @@ def save(mixture: MixtureModel, path: Path, *, experts: Literal["copy", "referen
 
     experts: whether their files are copied, or read again from where they came from.
     """
-    from loramix.card import write_card
+    from loramix.storage.card import write_card
 
     check_replaceable(path, CONFIG)
     with atomic_folder(path) as folder:

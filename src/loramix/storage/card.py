@@ -7,8 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from loramix.atomic import write_text
-from loramix.checkpoint import MixtureConfig, read_config
+from loramix.storage.files import write_text
+from loramix.storage.format import MixtureConfig, read_config
 
 RECIPE, METRICS = "recipe.yaml", "metrics.json"
 Rows = Sequence[Mapping[str, object]]
@@ -26,7 +26,7 @@ def write_card(folder: Path) -> None:
     config = read_config(folder)
     measured = json.loads((folder / METRICS).read_text(encoding="utf-8")) if (folder / METRICS).is_file() else {}
     recipe = (folder / RECIPE).read_text(encoding="utf-8") if (folder / RECIPE).is_file() else ""
-    template = Template((files("loramix") / "card.md").read_text(encoding="utf-8"))
+    template = Template((files("loramix.storage") / "card.md").read_text(encoding="utf-8"))
     card = template.substitute(
         base=config.base,
         base_id=f"base_model: {config.base}\n" if _is_hub_id(config.base) else "",
