@@ -12,7 +12,7 @@ import time
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from loramix.bases import load_base
+from loramix.bases.loading import load_base
 
 ROUNDS, ROWS, TOKENS, TARGETS = 7, 8, 40, 20
 

@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from loramix import GateConfig, MixtureModel
-from loramix.bases import Base, load_base, number_format
+from loramix.bases.loading import Base, load_base, number_format
 from loramix.batches import IGNORED, Collator, Encoded, encode
 from loramix.data import prepare
 from loramix.stages.training import MixingTrainer

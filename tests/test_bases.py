@@ -18,11 +18,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from loramix import bases, embedded
-from loramix.bases import encoder_path, load_base, load_config, load_tokenizer, resolve_revision
-from loramix.embedded import Wheel, cached_folder, embedded_folder
+from loramix.bases import embedded
+from loramix.bases import loading as bases
+from loramix.bases.embedded import Wheel, cached_folder, embedded_folder
+from loramix.bases.loading import encoder_path, load_base, load_config, load_tokenizer, resolve_revision
+from loramix.bases.tiny import tiny_tokenizer
 from loramix.errors import BaseModelError, MissingExtraError
-from loramix.tiny import tiny_tokenizer
 
 TINY = ["tiny-gpt2", "tiny-llama", "tiny-t5"]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -374,7 +375,7 @@ needs_smollm = pytest.mark.skipif(
 needs_minilm = pytest.mark.skipif(
     not cached_folder("minilm-l6").is_dir(),
     reason="the embedded encoder is not fetched; fetch it with: "
-    "python -c \"from loramix.bases import encoder_path; encoder_path('minilm-l6')\"",
+    "python -c \"from loramix.bases.loading import encoder_path; encoder_path('minilm-l6')\"",
 )
 
 

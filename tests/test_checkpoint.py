@@ -12,10 +12,10 @@ from conftest import peft_logits, strengthen, target_logits, tiny_model, tokens
 from peft import PeftModel
 
 from loramix import GateConfig, MixtureModel
+from loramix.bases.tiny import tiny_tokenizer
 from loramix.errors import CheckpointError
 from loramix.prompts import Prompting
 from loramix.storage.card import add_measurements
-from loramix.tiny import tiny_tokenizer
 
 Experts = Callable[..., dict[str, Path]]
 IDS, TARGET = tokens(2, 6), tokens(2, 4, seed=1)

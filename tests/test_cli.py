@@ -60,7 +60,7 @@ def saved_mixture(folder: Path, base: str, **gate: object) -> Path:
     from peft import LoraConfig, get_peft_model
 
     from loramix import GateConfig, MixtureModel
-    from loramix.bases import load_base
+    from loramix.bases.loading import load_base
     from loramix.prompts import Prompting
 
     target = "q_proj" if base == "tiny-llama" else "q"
@@ -122,7 +122,7 @@ def test_export_writes_an_adapter_or_a_model(mixture: Path, tmp_path: Path) -> N
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from loramix.bases import load_base
+    from loramix.bases.loading import load_base
 
     out = tmp_path / "adapter"
     result = CliRunner().invoke(cli, ["export", str(mixture), str(out), "--weight", "a=0.7", "--weight", "b=0.3"])
@@ -154,7 +154,7 @@ def test_import_reads_the_reference(tmp_path: Path) -> None:
     import torch
 
     layer = "encoder.block.0.layer.0.SelfAttention.q"
-    from loramix.bases import load_base
+    from loramix.bases.loading import load_base
 
     linear = load_base("tiny-t5").model.get_submodule(layer)
     for name in ("a", "b"):

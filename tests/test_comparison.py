@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 
 from loramix.baselines import fixed, routers
-from loramix.bases import load_base
+from loramix.bases.loading import load_base
 from loramix.cli.main import cli
 from loramix.comparison.contenders import contenders
 from loramix.comparison.routing import collapse

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from loramix import GateConfig, MixtureModel
+from loramix.bases.tiny import tiny_tokenizer
 from loramix.errors import MixtureError
-from loramix.tiny import tiny_tokenizer
 
 Experts = Callable[..., dict[str, Path]]
 SHAPES = ["t5", "llama", "gpt2"]

@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import load_file
 
 from loramix import MixtureModel
+from loramix.bases.tiny import tiny_tokenizer
 from loramix.batches import Encoded, encode
 from loramix.data import Sample, read_manifest
 from loramix.recipe import Recipe, load_recipe
 from loramix.stages import runner, tokens
 from loramix.stages.tokens import encode_samples
 from loramix.stages.training import TurnSampler
-from loramix.tiny import tiny_tokenizer
 
 SMALL = ["samples=60", "generation.test_samples=3", "finetune.epochs=1", "gate.init=zero"]
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")

@@ -68,7 +68,7 @@ def test_the_reference_recipe_holds_the_reference_settings(monkeypatch: pytest.M
 def test_every_shipped_recipe_can_be_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hub models and data aside, which nothing reaches here."""
     monkeypatch.setattr("loramix.recipe.resolve_revision", lambda name, revision: revision, raising=False)
-    monkeypatch.setattr("loramix.bases.resolve_revision", lambda name, revision: revision)
+    monkeypatch.setattr("loramix.bases.loading.resolve_revision", lambda name, revision: revision)
     recipe = load_recipe(name)
     assert recipe.name == name
     assert recipe.mixtures()

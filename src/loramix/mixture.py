@@ -74,7 +74,7 @@ class MixtureModel(nn.Module):
         dtype: of the base, where it is not loaded yet.
         lossy: what may be left out of adapters that hold more than low-rank updates, see `loramix.storage.experts.LOSSY`.
         """
-        from loramix.bases import load_base
+        from loramix.bases.loading import load_base
 
         revision: str | None = None
         if isinstance(base, str | Path):

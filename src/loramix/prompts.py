@@ -44,7 +44,7 @@ class Prompting(BaseModel):
 
 def mixture_tokenizer(mixture: "MixtureModel") -> "PreTrainedTokenizerBase":
     """Return the tokenizer of the mixture's base."""
-    from loramix.bases import load_tokenizer
+    from loramix.bases.loading import load_tokenizer
 
     return load_tokenizer(mixture.base_name, revision=mixture.revision)
 

@@ -203,7 +203,7 @@ def _missing_source(task: Task) -> str | None:
 
 
 def _contradictions(recipe: Recipe) -> list[str]:
-    from loramix.bases import base_names, resolve_revision
+    from loramix.bases.loading import base_names, resolve_revision
 
     problems = []
     names = [task.name for task in recipe.tasks]
@@ -245,7 +245,7 @@ def _of_mixture(recipe: Recipe, location: tuple[int | str, ...], kind: str, mess
 
 def _gate_problems(recipe: Recipe, gate: GateSpec, place: str) -> list[str]:
     """Return what these gates could not do."""
-    from loramix.bases import load_config
+    from loramix.bases.loading import load_config
 
     experts, problems = len(recipe.tasks), []
     if gate.activation == "top-k" and gate.k > experts:

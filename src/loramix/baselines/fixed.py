@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from loramix.bases import Base
+from loramix.bases.loading import Base
 from loramix.config import GateConfig, Mixing
 from loramix.data import Sample, read_manifest
 from loramix.errors import MissingExtraError

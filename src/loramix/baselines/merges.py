@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from peft import PeftModel
 
-from loramix.bases import Base
+from loramix.bases.loading import Base
 from loramix.recipe import Recipe
 from loramix.stages.layout import Layout
 from loramix.stages.training import recipe_base

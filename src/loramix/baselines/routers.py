@@ -11,7 +11,7 @@ import torch
 from peft import ArrowConfig, PeftModel, XLoraConfig, create_arrow_model, get_peft_model
 from safetensors.torch import save_file
 
-from loramix.bases import Base
+from loramix.bases.loading import Base
 from loramix.recipe import Recipe
 from loramix.specs import TrainSpec
 from loramix.stages.layout import Layout
@@ -32,7 +32,7 @@ def arrow(base: Base, recipe: Recipe, layout: Layout) -> Iterator[PeftModel]:
 
 def xlora_problem(recipe: Recipe) -> str | None:
     """Return why X-LoRA cannot run on the recipe's base; None if it can."""
-    from loramix.bases import load_config
+    from loramix.bases.loading import load_config
 
     config = load_config(recipe.base.name, revision=recipe.base.revision)
     if config.is_encoder_decoder or config.model_type == "gpt2":  # it looks for adapted layers below `model.`

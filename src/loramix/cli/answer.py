@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from loramix.bases import accelerator
+from loramix.bases.loading import accelerator
 from loramix.mixture import MixtureModel
 from loramix.prompts import mixture_tokenizer, text_inputs
 from loramix.report.explanation import Explanation, explain, explanation_page

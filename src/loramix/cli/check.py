@@ -1,6 +1,6 @@
 """`check`: what a run would do."""
 
-from loramix.bases import load_config, load_tokenizer, number_format
+from loramix.bases.loading import load_config, load_tokenizer, number_format
 from loramix.batches import encode
 from loramix.data import prepare
 from loramix.recipe import Recipe

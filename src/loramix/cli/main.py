@@ -192,7 +192,7 @@ def env() -> None:
 
     import torch
 
-    from loramix.bases import number_format
+    from loramix.bases.loading import number_format
     from loramix.stages.runner import versions
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"

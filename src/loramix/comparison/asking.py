@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from loramix.bases import Base, encoder_path
+from loramix.bases.loading import Base, encoder_path
 from loramix.batches import Encoded, generation_batch
 from loramix.comparison.contenders import Contender
 from loramix.comparison.testsets import Question, asked_task, read_questions

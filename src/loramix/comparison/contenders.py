@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from loramix.baselines import fixed, merges, routers
-from loramix.bases import Base, load_base
+from loramix.bases.loading import Base, load_base
 from loramix.leaks import RECORD
 from loramix.mixture import MixtureModel
 from loramix.recipe import Recipe

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from loramix.bases import encoder_path
+from loramix.bases.loading import encoder_path
 from loramix.errors import StageError
 from loramix.metrics.answers import bleu, exact_match
 from loramix.metrics.bertscore import BertScorer

@@ -1,6 +1,6 @@
 """Full finetune: every parameter of the base model, one model per task."""
 
-from loramix.bases import load_base, load_tokenizer
+from loramix.bases.loading import load_base, load_tokenizer
 from loramix.recipe import Recipe
 from loramix.stages.answers import write_answers
 from loramix.stages.layout import Layout

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from loramix.bases import Base
+from loramix.bases.loading import Base
 from loramix.batches import encode, generation_batch
 from loramix.data import Sample, read_manifest
 from loramix.mixture import MixtureModel

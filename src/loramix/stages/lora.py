@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from loramix.bases import Base
+from loramix.bases.loading import Base
 from loramix.errors import StageError
 from loramix.recipe import Recipe
 from loramix.specs import LoraSpec

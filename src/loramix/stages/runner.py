@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from loramix.bases import resolve_revision
+from loramix.bases.loading import resolve_revision
 from loramix.errors import StageError, did_you_mean
 from loramix.recipe import STAGES, Recipe
 from loramix.sources import pinned, source_fingerprint

@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 
-from loramix.bases import Base, accelerator, load_base, number_format
+from loramix.bases.loading import Base, accelerator, load_base, number_format
 from loramix.batches import IGNORED, Collator, Encoded, length_order
 from loramix.data import Sample, Split, read_manifest
 from loramix.leaks import RECORD, record

@@ -104,7 +104,7 @@ def load(
     revision: str | None = None,
     dtype: str = "float32",
 ) -> MixtureModel:
-    """Read a mixture from a folder or Hub id; a base that is not loaded yet is, as `loramix.bases.load_base` does it.
+    """Read a mixture from a folder or Hub id; a base that is not loaded yet is, as `loramix.bases.loading.load_base` does it.
 
     Raises CheckpointError if a file is missing or changed, or if a newer loramix wrote it.
     """
@@ -181,7 +181,7 @@ def _check_file(file: Path, digest: str) -> None:
 def _base(
     config: MixtureConfig, base: "str | Path | PreTrainedModel | None", dtype: str
 ) -> "tuple[PreTrainedModel, str | None]":
-    from loramix.bases import load_base
+    from loramix.bases.loading import load_base
 
     if base is not None and not isinstance(base, str | Path):
         return base, None

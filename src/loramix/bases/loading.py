@@ -51,7 +51,7 @@ def load_base(name: str, *, revision: str | None = None, dtype: str = "float32")
     revision = resolve_revision(name, revision)
     tokenizer = load_tokenizer(name, revision=revision)
     if name in _TINY:
-        from loramix.tiny import tiny_model
+        from loramix.bases.tiny import tiny_model
 
         tiny = tiny_model(name)
         return Base(tiny if dtype == "auto" else tiny.to(number), tokenizer, name, None)
@@ -94,7 +94,7 @@ def number_format(dtype: str) -> str:
 def load_tokenizer(name: str, *, revision: str | None = None) -> "PreTrainedTokenizerBase":
     """Return the model's tokenizer; one without a padding token pads with its end token."""
     if name in _TINY:
-        from loramix.tiny import tiny_tokenizer
+        from loramix.bases.tiny import tiny_tokenizer
 
         return tiny_tokenizer(name)
     from transformers import AutoTokenizer
@@ -110,7 +110,7 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> "PreTrainedToke
 def load_config(name: str, *, revision: str | None = None) -> "PreTrainedConfig":
     """Return the model's configuration, without its weights."""
     if name in _TINY:
-        from loramix.tiny import tiny_model
+        from loramix.bases.tiny import tiny_model
 
         return tiny_model(name).config
     from transformers import AutoConfig
@@ -146,10 +146,10 @@ def resolve_revision(name: str, revision: str | None) -> str | None:
 
 def encoder_path(name: str) -> str:
     """Return the folder of an embedded or tiny encoder, made when needed; any other name as it is."""
-    from loramix.embedded import embedded_folder, made_once
+    from loramix.bases.embedded import embedded_folder, made_once
 
     if name == "tiny-bert":
-        from loramix.tiny import save_tiny_encoder
+        from loramix.bases.tiny import save_tiny_encoder
 
         return str(made_once(name, save_tiny_encoder))
     return str(embedded_folder(name)) if name in _ENCODERS else name
@@ -166,7 +166,7 @@ def _contiguous(head: "nn.Module", args: "tuple[Tensor, ...]") -> "tuple[Tensor,
 
 def _source(name: str) -> str:
     if name in _BASES:
-        from loramix.embedded import embedded_folder
+        from loramix.bases.embedded import embedded_folder
 
         return str(embedded_folder(name))
     return name

@@ -1,0 +1,1 @@
+"""Base models and encoders by name: embedded, tiny, a folder, or a Hub id."""
