@@ -23,10 +23,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from loramix import GateConfig, MixtureModel
 from loramix.bases.loading import Base, load_base, number_format
-from loramix.batches import IGNORED, Collator, Encoded, encode
-from loramix.data import prepare
+from loramix.data.batches import IGNORED, Collator, Encoded, encode
+from loramix.data.samples import prepare
+from loramix.data.tasks import Task, built_in
 from loramix.stages.training import MixingTrainer
-from loramix.tasks import Task, built_in
 
 VARIANTS = ("plain PEFT, Trainer defaults", "LoRA stage", "LoRA stage, fast", "LoRA stage, fast, checkpointing",
             "gate stage", "gate stage, fast")  # fmt: skip

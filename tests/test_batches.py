@@ -12,9 +12,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from loramix.batches import IGNORED, Collator, Encoded, encode, generation_batch, length_order
+from loramix.data.batches import IGNORED, Collator, Encoded, encode, generation_batch, length_order
+from loramix.data.tasks import Task
 from loramix.errors import BaseModelError, DataError
-from loramix.tasks import Task
 
 TEXT = "write a haiku about snow falling on the quiet mountain and the river that sleeps under ice"
 TEMPLATE = (

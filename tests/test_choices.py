@@ -10,13 +10,13 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from loramix.data import clean
+from loramix.data.samples import clean
+from loramix.data.sources import load_rows
+from loramix.data.tasks import Task, built_in
 from loramix.errors import DataError
 from loramix.recipe import load_recipe
-from loramix.sources import load_rows
 from loramix.stages.graph import graph
 from loramix.stages.layout import Layout
-from loramix.tasks import Task, built_in
 
 Rows = list[dict[str, object]]
 ASKED = [

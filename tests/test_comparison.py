@@ -18,9 +18,9 @@ from loramix.comparison.scores import Scores, read_scores
 from loramix.comparison.testsets import Question, asked_task, questions, read_questions
 from loramix.comparison.verdict import verdict
 from loramix.config import GateConfig
-from loramix.data import read_manifest
+from loramix.data.leaks import RECORD
+from loramix.data.samples import read_manifest
 from loramix.errors import LeakError
-from loramix.leaks import RECORD
 from loramix.recipe import Recipe, load_recipe
 from loramix.stages import runner
 from loramix.stages.answers import encode_all, target_losses
@@ -194,7 +194,7 @@ def test_a_comparison_refuses_models_that_know_the_test(recipe: Recipe, root: Pa
     kept = path.read_text()
     manifest = read_manifest(Layout(root).manifest)
     test = next(sample for sample in manifest if sample.task == "haiku" and sample.split == "test")
-    from loramix.leaks import record
+    from loramix.data.leaks import record
 
     record(path, [replace(test, split="train")])
     try:
@@ -236,7 +236,7 @@ def test_x_lora_is_left_out_where_it_does_not_run() -> None:
 
 def test_losses_per_sample_are_the_models_own(recipe: Recipe, root: Path, folder: Path) -> None:
     """The mean of the losses, weighed by tokens, is the loss that the model itself returns for the batch."""
-    from loramix.batches import Collator
+    from loramix.data.batches import Collator
 
     for name in ("tiny-llama", "tiny-t5"):
         base = load_base(name)

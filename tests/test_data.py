@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from loramix.data import clean, normalise, prepare, read_manifest, split_of, write_manifest
+from loramix.data.samples import clean, normalise, prepare, read_manifest, split_of, write_manifest
+from loramix.data.sources import load_rows, locate, pinned, source_fingerprint
+from loramix.data.tasks import Cleaning, Task
 from loramix.errors import DataError
-from loramix.sources import load_rows, locate, pinned, source_fingerprint
-from loramix.tasks import Cleaning, Task
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 ROWS = [("snow", "white / so, white / white"), ("NA", 'a "quoted"\nline'), ("", "no input"), ("später", "größer, 雪")]
@@ -420,7 +420,7 @@ def test_a_missing_or_damaged_manifest_is_a_data_error(content, tmp_path):
 
 @pytest.mark.skipif(not REAL.exists(), reason="../shared/data is not there")
 def test_the_real_files_keep_nearly_everything_and_never_straddle():
-    from loramix.tasks import built_in
+    from loramix.data.tasks import built_in
 
     haiku = built_in("haiku").model_copy(update={"source": str(REAL / "haiku.parquet")})
     title = built_in("arxiv-title").model_copy(

@@ -253,7 +253,7 @@ def test_no_texts_make_no_table() -> None:
 
 @pytest.fixture(scope="module")
 def demo() -> list[dict[str, str]]:
-    text = (files("loramix") / "demo" / "haiku.jsonl").read_text(encoding="utf-8")
+    text = (files("loramix.data") / "demo" / "haiku.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from loramix.data import Sample
+from loramix.data.leaks import record, refuse_leaks
+from loramix.data.samples import Sample
 from loramix.errors import LeakError
-from loramix.leaks import record, refuse_leaks
 
 
 def sample(number: int, *, source: str | None = None, target: str | None = None) -> Sample:

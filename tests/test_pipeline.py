@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from loramix import MixtureModel
 from loramix.bases.tiny import tiny_tokenizer
-from loramix.batches import Encoded, encode
-from loramix.data import Sample, read_manifest
+from loramix.data.batches import Encoded, encode
+from loramix.data.samples import Sample, read_manifest
 from loramix.recipe import Recipe, load_recipe
 from loramix.stages import runner, tokens
 from loramix.stages.tokens import encode_samples

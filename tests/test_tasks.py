@@ -10,11 +10,11 @@ from importlib.resources import files
 import pytest
 from pydantic import ValidationError
 
+from loramix.data.sources import HUB_ID, load_rows, locate
+from loramix.data.tasks import BUILT_IN, Cleaning, Task, built_in
 from loramix.errors import DataError
 from loramix.prompts import PLACEHOLDER, fill
 from loramix.recipe import load_recipe
-from loramix.sources import HUB_ID, load_rows, locate
-from loramix.tasks import BUILT_IN, Cleaning, Task, built_in
 
 GENERATIVE = {"haiku", "arxiv-title", "demo-haiku", "demo-title", "demo-command"}
 QUESTIONS = {"commonsense-qa", "medqa", "science-qa"}
@@ -118,7 +118,7 @@ def test_demo_data_ships_in_the_package_and_loads_from_any_folder(name, tmp_path
 
 @pytest.fixture
 def commands() -> list[dict[str, str]]:
-    text = (files("loramix") / "demo" / "command.jsonl").read_text(encoding="utf-8")
+    text = (files("loramix.data") / "demo" / "command.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 
@@ -154,5 +154,5 @@ def test_recipes_with_three_tasks_hold_them():
 
 def test_importing_tasks_and_data_loads_nothing_heavy():
     heavy = ("torch", "transformers", "pandas", "pyarrow", "datasets", "huggingface_hub")
-    code = f"import sys, loramix.tasks, loramix.data; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, loramix.data.tasks, loramix.data.samples; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"

@@ -59,7 +59,7 @@ def text_inputs(
     """Return the model's inputs for one prompt: `input_ids` and `attention_mask` (1, T)."""
     import torch
 
-    from loramix.batches import prompt_ids
+    from loramix.data.batches import prompt_ids
 
     tokenizer = tokenizer or mixture_tokenizer(mixture)
     prompt, causal = mixture.prompting.render(text, task), not mixture.config.is_encoder_decoder

@@ -8,8 +8,9 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from loramix.config import GateConfig
+from loramix.data.sources import locate
+from loramix.data.tasks import BUILT_IN, Task
 from loramix.errors import DataError, LoramixError, RecipeError, did_you_mean
-from loramix.sources import locate
 from loramix.specs import (
     BaseSpec,
     ComparisonSpec,
@@ -21,7 +22,6 @@ from loramix.specs import (
     Strict,
     TrainSpec,
 )
-from loramix.tasks import BUILT_IN, Task
 
 STAGES = ("prepare", "benchmark", "finetune", "lora", "gate", "evaluate", "report")
 

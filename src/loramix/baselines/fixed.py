@@ -16,9 +16,9 @@ import torch
 
 from loramix.bases.loading import Base
 from loramix.config import GateConfig, Mixing
-from loramix.data import Sample, read_manifest
+from loramix.data.leaks import RECORD, record
+from loramix.data.samples import Sample, read_manifest
 from loramix.errors import MissingExtraError
-from loramix.leaks import RECORD, record
 from loramix.mixture import MixtureModel
 from loramix.recipe import Recipe
 from loramix.stages.answers import encode_all, mean_loss, target_losses

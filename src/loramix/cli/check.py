@@ -1,8 +1,8 @@
 """`check`: what a run would do."""
 
 from loramix.bases.loading import load_config, load_tokenizer, number_format
-from loramix.batches import encode
-from loramix.data import prepare
+from loramix.data.batches import encode
+from loramix.data.samples import prepare
 from loramix.recipe import Recipe
 
 

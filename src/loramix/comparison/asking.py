@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 
 from loramix.bases.loading import Base, encoder_path
-from loramix.batches import Encoded, generation_batch
 from loramix.comparison.contenders import Contender
 from loramix.comparison.testsets import Question, asked_task, read_questions
-from loramix.data import read_manifest
-from loramix.leaks import RECORD, refuse_leaks
+from loramix.data.batches import Encoded, generation_batch
+from loramix.data.leaks import RECORD, refuse_leaks
+from loramix.data.samples import read_manifest
+from loramix.data.tasks import Task
 from loramix.metrics.bertscore import BertScorer
 from loramix.metrics.scores import answer_scores
 from loramix.mixture import MixtureModel
@@ -18,7 +19,6 @@ from loramix.recipe import Recipe
 from loramix.stages.answers import Answer, Loss, Model, answer, encode_all, target_losses
 from loramix.stages.layout import Layout, write_csv
 from loramix.stages.training import recipe_base
-from loramix.tasks import Task
 
 ANSWERS, SCORES, ROUTING = "answers.csv", "scores.csv", "routing.csv"
 COMBINED = ("rougeL", "bertscore", "exact_match", "bleu", "probability")

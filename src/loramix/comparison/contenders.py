@@ -9,7 +9,8 @@ from pathlib import Path
 
 from loramix.baselines import fixed, merges, routers
 from loramix.bases.loading import Base, load_base
-from loramix.leaks import RECORD
+from loramix.data.leaks import RECORD
+from loramix.data.tasks import Task
 from loramix.mixture import MixtureModel
 from loramix.recipe import Recipe
 from loramix.specs import GateSpec, ModelName, TestSet
@@ -17,7 +18,6 @@ from loramix.stages import gate, lora
 from loramix.stages.answers import Model
 from loramix.stages.graph import PROMPT_KEYS, Node, Settings, part
 from loramix.stages.layout import CHECKPOINTS, ROUTING_STEPS, Layout
-from loramix.tasks import Task
 
 Load = Callable[[Base], AbstractContextManager[Model]]
 

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from loramix.data import Sample, part_of
+from loramix.data.samples import Sample, part_of
+from loramix.data.tasks import Task
 from loramix.prompts import PLACEHOLDER
 from loramix.recipe import Recipe
 from loramix.specs import TestSet
 from loramix.stages.layout import read_csv, write_csv
-from loramix.tasks import Task
 
 UNKNOWN = "-inverse"  # ends the name of a task that asks for another's inputs
 

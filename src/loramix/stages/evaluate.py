@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from loramix.bases.loading import encoder_path
+from loramix.data.tasks import Metric
 from loramix.errors import StageError
 from loramix.metrics.answers import bleu, exact_match
 from loramix.metrics.bertscore import BertScorer
@@ -11,7 +12,6 @@ from loramix.metrics.rouge import rouge
 from loramix.recipe import Recipe
 from loramix.stages.layout import TEST_LOSS, Layout, read_csv, write_csv
 from loramix.stages.progress import track
-from loramix.tasks import Metric
 
 Answers = dict[str, dict[str, list[dict[str, str]]]]  # by model, then task
 

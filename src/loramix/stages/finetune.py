@@ -1,12 +1,12 @@
 """Full finetune: every parameter of the base model, one model per task."""
 
 from loramix.bases.loading import load_base, load_tokenizer
+from loramix.data.tasks import Task
 from loramix.recipe import Recipe
 from loramix.stages.answers import write_answers
 from loramix.stages.layout import Layout
 from loramix.stages.training import recipe_base, train
 from loramix.storage.files import atomic_folder
-from loramix.tasks import Task
 
 
 def learn(recipe: Recipe, layout: Layout, task: Task) -> None:

@@ -8,8 +8,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from loramix.bases.loading import Base
-from loramix.batches import encode, generation_batch
-from loramix.data import Sample, read_manifest
+from loramix.data.batches import encode, generation_batch
+from loramix.data.samples import Sample, read_manifest
+from loramix.data.tasks import Task
 from loramix.mixture import MixtureModel
 from loramix.prompts import Prompting
 from loramix.prototypes import from_adapters, from_examples
@@ -20,7 +21,6 @@ from loramix.stages.layout import WEIGHT_COLUMNS, Layout, write_csv
 from loramix.stages.tokens import as_trained
 from loramix.stages.training import chosen_samples, recipe_base, train
 from loramix.storage.experts import load_expert
-from loramix.tasks import Task
 
 EXAMPLES = 16  # prompts per task for prototypes
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from loramix.auxiliary import entropy, imbalance, label_loss
 from loramix.call import Used, recording
+from loramix.data.tasks import Task
 from loramix.specs import GateSpec
 from loramix.stages.layout import ROUTING_STEP_COLUMNS, ROUTING_STEPS, write_csv
 from loramix.stages.training import MixingTrainer
-from loramix.tasks import Task
 
 AUXILIARY = ("entropy", "balance", "supervised")
 _WEIGHT = "weight/"  # begins the names under which the log keeps mean weights

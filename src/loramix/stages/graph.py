@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from loramix.leaks import RECORD
+from loramix.data.leaks import RECORD
+from loramix.data.tasks import Task
 from loramix.recipe import Recipe
 from loramix.stages import benchmark, evaluate, finetune, gate, lora, prepare, report
 from loramix.stages.layout import CHECKPOINTS, ROUTING_STEPS, TEST_LOSS, Layout
 from loramix.storage.card import METRICS
-from loramix.tasks import Task
 
 Settings = dict[str, object]
 _DATA_KEYS = {

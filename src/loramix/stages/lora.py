@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from loramix.bases.loading import Base
+from loramix.data.tasks import Task
 from loramix.errors import StageError
 from loramix.recipe import Recipe
 from loramix.specs import LoraSpec
@@ -16,7 +17,6 @@ from loramix.stages.answers import write_answers
 from loramix.stages.layout import Layout
 from loramix.stages.training import recipe_base, train
 from loramix.storage.files import atomic_folder
-from loramix.tasks import Task
 
 ATTENTION = {"q", "k", "v", "o", "q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "c_attn"}
 

@@ -2,7 +2,7 @@
 
 import logging
 
-from loramix.data import prepare, write_manifest
+from loramix.data.samples import prepare, write_manifest
 from loramix.recipe import Recipe
 from loramix.stages.layout import Layout, write_csv
 

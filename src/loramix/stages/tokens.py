@@ -9,13 +9,13 @@ import datasets
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from loramix.batches import Encoded, encode
-from loramix.data import Sample, part_of
+from loramix.data.batches import Encoded, encode
+from loramix.data.samples import Sample, part_of
+from loramix.data.tasks import Task
 from loramix.prompts import PLACEHOLDER
 from loramix.recipe import Recipe
 from loramix.stages.progress import track
 from loramix.storage.files import atomic_folder
-from loramix.tasks import Task
 
 _IDS = datasets.List(datasets.Value("int32"))
 _COLUMNS = datasets.Features(

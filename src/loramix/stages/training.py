@@ -18,9 +18,10 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput
 
 from loramix.bases.loading import Base, accelerator, load_base, number_format
-from loramix.batches import IGNORED, Collator, Encoded, length_order
-from loramix.data import Sample, Split, read_manifest
-from loramix.leaks import RECORD, record
+from loramix.data.batches import IGNORED, Collator, Encoded, length_order
+from loramix.data.leaks import RECORD, record
+from loramix.data.samples import Sample, Split, read_manifest
+from loramix.data.tasks import Task
 from loramix.recipe import Recipe
 from loramix.report.html import LossRow
 from loramix.report.plots import plot_losses
@@ -29,7 +30,6 @@ from loramix.stages.answers import Model, accepted_inputs
 from loramix.stages.layout import CHECKPOINTS, LOSS_COLUMNS, Layout, write_csv
 from loramix.stages.progress import TrainingProgress
 from loramix.stages.tokens import Samples, encode_samples
-from loramix.tasks import Task
 
 log = logging.getLogger("loramix")
 _TRAINABLE = "trainable.safetensors"

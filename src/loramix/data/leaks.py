@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from loramix.data import Sample, digest
+from loramix.data.samples import Sample, digest
 from loramix.errors import LeakError
 from loramix.storage.files import atomic_file
 

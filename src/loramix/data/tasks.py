@@ -53,7 +53,7 @@ class Task(BaseModel):
     `max_input_tokens` bounds the whole prompt, template included.
 
     choices_column: the choices of a multiple-choice question. The input is then the question with its choices, the
-        target the text of the right one, and the target column says which that is (see `loramix.choices`).
+        target the text of the right one, and the target column says which that is (see `loramix.data.choices`).
     empty_column: rows in which this column holds something, a picture for instance, are left out.
     paraphrases: the prompt in other words.
     inverse: a prompt that asks for the input and takes a target.

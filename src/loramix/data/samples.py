@@ -12,10 +12,10 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Literal
 
+from loramix.data.sources import load_rows
+from loramix.data.tasks import Cleaning, Task
 from loramix.errors import DataError
-from loramix.sources import load_rows
 from loramix.storage.files import atomic_file
-from loramix.tasks import Cleaning, Task
 
 Split = Literal["train", "validation", "test"]
 Pair = tuple[str, str]  # input and target

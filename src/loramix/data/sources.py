@@ -12,9 +12,9 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loramix.choices import Question, multiple_choice
+from loramix.data.choices import Question, multiple_choice
+from loramix.data.tasks import PACKAGE, Task
 from loramix.errors import DataError, did_you_mean
-from loramix.tasks import PACKAGE, Task
 
 if TYPE_CHECKING:
     from pyarrow import ChunkedArray
@@ -30,7 +30,7 @@ def load_rows(task: Task) -> list[tuple[str, str]]:
     """Return the (input, target) texts of every row as they stand in the source; missing values are empty texts.
 
     Rows in which `empty_column` holds something are left out. With `choices_column`, the texts are those of
-    `loramix.choices`, and both are empty for a row that lacks its question or its answer.
+    `loramix.data.choices`, and both are empty for a row that lacks its question or its answer.
     Raises DataError if the source, its split or one of the columns is missing, or if it cannot be read.
     """
     path = locate(task.source)
@@ -231,7 +231,7 @@ def _open_text(path: Path) -> TextIOWrapper:
 
 
 def _package_path(source: str) -> Path:
-    return Path(str(resources.files("loramix"))) / source.removeprefix(PACKAGE)
+    return Path(str(resources.files("loramix.data"))) / source.removeprefix(PACKAGE)
 
 
 def _nearest_file(path: Path) -> str:

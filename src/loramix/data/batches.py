@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from loramix.data.tasks import Task
 from loramix.errors import BaseModelError, DataError
-from loramix.tasks import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
