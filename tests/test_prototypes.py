@@ -9,8 +9,8 @@ from conftest import close, tiny_model, tokens
 
 from loramix import GateConfig, MixtureModel
 from loramix.errors import MixtureError
-from loramix.gate import masked_mean
-from loramix.prototypes import from_adapters, from_examples
+from loramix.mixture.gate import masked_mean
+from loramix.mixture.prototypes import from_adapters, from_examples
 
 Experts = Callable[..., dict[str, Path]]
 NAMES = ["a", "b", "c"]

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from loramix.config import GateConfig
-    from loramix.mixture import MixtureModel
+    from loramix.mixture.model import MixtureModel
 
 __all__ = ["GateConfig", "MixtureModel", "__version__"]
 __version__ = "0.1.0"
@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> object:
     """Import the public classes on first use, so that importing loramix does not import torch."""
     if name == "MixtureModel":
-        from loramix.mixture import MixtureModel
+        from loramix.mixture.model import MixtureModel
 
         return MixtureModel
     if name == "GateConfig":

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from loramix.mixture import MixtureModel
+    from loramix.mixture.model import MixtureModel
 
 PLACEHOLDER = "{input}"
 

@@ -18,9 +18,9 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from loramix import MixtureModel
 from loramix.errors import MixtureError
-from loramix.folding import Folding
-from loramix.generation import WORTH
-from loramix.wrapping import reading_together
+from loramix.mixture.folding import Folding
+from loramix.mixture.generation import WORTH
+from loramix.mixture.wrapping import reading_together
 
 FOLDING = [Case(shape, "prompt", act, mixing) for shape in SHAPES for act in ACTIVATIONS for mixing in MIXING]
 SCORES = {"return_dict_in_generate": True, "output_scores": True, "do_sample": False}

@@ -19,7 +19,7 @@ from loramix.config import GateConfig, Mixing
 from loramix.data.leaks import RECORD, record
 from loramix.data.samples import Sample, read_manifest
 from loramix.errors import MissingExtraError
-from loramix.mixture import MixtureModel
+from loramix.mixture.model import MixtureModel
 from loramix.recipe import Recipe
 from loramix.stages.answers import encode_all, mean_loss, target_losses
 from loramix.stages.layout import Layout, write_csv

@@ -7,7 +7,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from loramix.bases.loading import accelerator
-from loramix.mixture import MixtureModel
+from loramix.mixture.model import MixtureModel
 from loramix.prompts import mixture_tokenizer, text_inputs
 from loramix.report.explanation import Explanation, explain, explanation_page
 from loramix.storage.files import write_text

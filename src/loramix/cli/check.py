@@ -34,9 +34,9 @@ def _sizes(recipe: Recipe) -> str:
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    from loramix.mixture.wrapping import new_gates
     from loramix.stages.lora import attention_layers
     from loramix.storage.experts import linear_shape
-    from loramix.wrapping import new_gates
 
     config = load_config(recipe.base.name, revision=recipe.base.revision)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM

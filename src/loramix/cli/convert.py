@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loramix.errors import MixtureError
-from loramix.mixture import MixtureModel
+from loramix.mixture.model import MixtureModel
 from loramix.prompts import mixture_tokenizer, text_inputs
 
 

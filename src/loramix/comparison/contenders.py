@@ -11,7 +11,7 @@ from loramix.baselines import fixed, merges, routers
 from loramix.bases.loading import Base, load_base
 from loramix.data.leaks import RECORD
 from loramix.data.tasks import Task
-from loramix.mixture import MixtureModel
+from loramix.mixture.model import MixtureModel
 from loramix.recipe import Recipe
 from loramix.specs import GateSpec, ModelName, TestSet
 from loramix.stages import gate, lora

@@ -9,7 +9,7 @@ from loramix.report.page import page
 from loramix.report.plots import EXPERT_COLOURS
 
 if TYPE_CHECKING:
-    from loramix.mixture import MixtureModel
+    from loramix.mixture.model import MixtureModel
 
 
 @dataclass(frozen=True)

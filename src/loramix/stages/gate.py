@@ -11,9 +11,9 @@ from loramix.bases.loading import Base
 from loramix.data.batches import encode, generation_batch
 from loramix.data.samples import Sample, read_manifest
 from loramix.data.tasks import Task
-from loramix.mixture import MixtureModel
+from loramix.mixture.model import MixtureModel
+from loramix.mixture.prototypes import from_adapters, from_examples
 from loramix.prompts import Prompting
-from loramix.prototypes import from_adapters, from_examples
 from loramix.recipe import Recipe
 from loramix.stages.answers import test_samples, write_answers
 from loramix.stages.gate_training import GateTrainer

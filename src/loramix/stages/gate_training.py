@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from loramix.auxiliary import entropy, imbalance, label_loss
-from loramix.call import Used, recording
 from loramix.data.tasks import Task
+from loramix.mixture.call import Used, recording
 from loramix.specs import GateSpec
 from loramix.stages.layout import ROUTING_STEP_COLUMNS, ROUTING_STEPS, write_csv
 from loramix.stages.training import MixingTrainer

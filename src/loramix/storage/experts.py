@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from loramix.errors import ExpertError, did_you_mean
-from loramix.update import LowRank
+from loramix.mixture.update import LowRank
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from loramix.errors import MixtureError
-from loramix.mixture import MixtureModel
+from loramix.mixture.model import MixtureModel
+from loramix.mixture.update import LowRank, is_transposed
 from loramix.storage.files import atomic_folder, check_replaceable
-from loramix.update import LowRank, is_transposed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

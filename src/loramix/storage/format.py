@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from loramix.config import GateConfig
 from loramix.errors import CheckpointError
-from loramix.mixture import MixtureModel
+from loramix.mixture.model import MixtureModel
 from loramix.prompts import Prompting
 from loramix.storage.experts import ADAPTER_FILES, Expert, load_expert
 from loramix.storage.files import atomic_folder, check_replaceable

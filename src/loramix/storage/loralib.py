@@ -21,7 +21,7 @@ from torch import Tensor
 
 from loramix.config import GateConfig
 from loramix.errors import CheckpointError, ExpertError
-from loramix.mixture import MixtureModel
+from loramix.mixture.model import MixtureModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

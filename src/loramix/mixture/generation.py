@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from transformers import GenerationConfig
 
-from loramix.call import thread
 from loramix.config import GateConfig
 from loramix.errors import MixtureError
+from loramix.mixture.call import thread
 
 if TYPE_CHECKING:
-    from loramix.mixture import MixtureModel
+    from loramix.mixture.model import MixtureModel
 
 WORTH = 16  # new tokens from which on folding pays, by `benchmarks/speed.py`
 

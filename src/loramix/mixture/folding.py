@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from loramix.update import Folded, Gathered, is_transposed
+from loramix.mixture.update import Folded, Gathered, is_transposed
 
 
 class Folding:

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from loramix.cache import carried_by, carry
-from loramix.call import Call, Memory, close_call, open_call, thread
 from loramix.config import GateConfig
 from loramix.errors import MixtureError
-from loramix.gate import masked_mean
+from loramix.mixture.cache import carried_by, carry
+from loramix.mixture.call import Call, Memory, close_call, open_call, thread
+from loramix.mixture.gate import masked_mean
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel

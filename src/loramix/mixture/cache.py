@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from loramix.errors import MixtureError
-from loramix.update import Update
+from loramix.mixture.update import Update
 
 if TYPE_CHECKING:
     from transformers import Cache

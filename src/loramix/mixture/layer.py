@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loramix.call import Call, Memory, Used, thread
 from loramix.errors import MixtureError
-from loramix.folding import can_fold
-from loramix.gate import ContextGate
-from loramix.update import Folded, Gathered, LowRank, Update
+from loramix.mixture.call import Call, Memory, Used, thread
+from loramix.mixture.folding import can_fold
+from loramix.mixture.gate import ContextGate
+from loramix.mixture.update import Folded, Gathered, LowRank, Update
 
 
 class Downs(nn.Module):

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from loramix.config import GateConfig
 from loramix.errors import MixtureError
-from loramix.folding import Folding
-from loramix.gate import masked_mean, read
-from loramix.update import Update
+from loramix.mixture.folding import Folding
+from loramix.mixture.gate import masked_mean, read
+from loramix.mixture.update import Update
 
 
 class Memory(NamedTuple):
@@ -86,7 +86,7 @@ class Call:
         mask_BT: Bool[Tensor, "B T"],
         state_BF: Float[Tensor, "B F"] | None = None,
     ) -> tuple[Float[Tensor, "B _ D"], Float[Tensor, "B F"] | None]:
-        """Return what gates see of this input (`loramix.gate.read`), computed once for layers that read the same."""
+        """Return what gates see of this input (`loramix.mixture.gate.read`), computed once for layers that read the same."""
         last = self._contexts
         if last is None or not (last[0] is hidden_BTD and last[1] is mask_BT and last[2] is state_BF):
             self._contexts = last = (hidden_BTD, mask_BT, state_BF, read(config, hidden_BTD, mask_BT, state_BF))

@@ -11,17 +11,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from loramix.call import Fixed, Used, checkpoint_contexts, during, recording, thread
 from loramix.config import GateConfig
 from loramix.errors import ExpertError, LoramixError, MixtureError, did_you_mean
-from loramix.folding import Folding
-from loramix.gate import ContextGate
-from loramix.generation import folds, refuse_generation
-from loramix.layer import MixtureLinear
+from loramix.mixture.call import Fixed, Used, checkpoint_contexts, during, recording, thread
+from loramix.mixture.folding import Folding
+from loramix.mixture.gate import ContextGate
+from loramix.mixture.generation import folds, refuse_generation
+from loramix.mixture.hooks import attach
+from loramix.mixture.layer import MixtureLinear
+from loramix.mixture.wrapping import adapted_layers, check_readers, mixture_layers, new_gates, unwrap, wrap
 from loramix.prompts import Prompting, text_inputs
-from loramix.routing import attach
 from loramix.storage.experts import Expert, check_fits, load_expert
-from loramix.wrapping import adapted_layers, check_readers, mixture_layers, new_gates, unwrap, wrap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -17,11 +17,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loramix.errors import MixtureError, did_you_mean
-from loramix.gate import ContextGate, masked_mean
-from loramix.mixture import MixtureModel
+from loramix.mixture.gate import ContextGate, masked_mean
+from loramix.mixture.model import MixtureModel
+from loramix.mixture.update import LowRank
+from loramix.mixture.wrapping import in_decoder
 from loramix.prompts import mixture_tokenizer, text_inputs
-from loramix.update import LowRank
-from loramix.wrapping import in_decoder
 
 Examples = Sequence[str | Mapping[str, Tensor]]
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from loramix.config import GateConfig, Scope
 from loramix.errors import MixtureError
-from loramix.gate import ContextGate
-from loramix.layer import Downs, MixtureLinear
+from loramix.mixture.gate import ContextGate
+from loramix.mixture.layer import Downs, MixtureLinear
 from loramix.storage.experts import Expert, linear_shape
 
 if TYPE_CHECKING:
