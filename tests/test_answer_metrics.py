@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from loramix.bases.tiny import save_tiny_encoder
 from loramix.data.tasks import Task
 from loramix.errors import DataError, MissingExtraError
-from loramix.metrics.answers import bleu, exact_match, keyword_use
 from loramix.metrics.bertscore import BertScorer
 from loramix.metrics.diversity import distinct, repetition, split_words, words
+from loramix.metrics.matching import bleu, exact_match, keyword_use
+from loramix.metrics.measures import MEASURES, answer_scores
 from loramix.metrics.rouge import rouge
-from loramix.metrics.scores import MEASURES, answer_scores
 
 HAIKU = "The kettle mutters. / Someone upstairs drops one shoe; / we wait for the next."
 ANYWHERE = ["words", "repetition", "empty", "cut", "malformed"]

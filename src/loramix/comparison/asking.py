@@ -13,7 +13,7 @@ from loramix.data.leaks import RECORD, refuse_leaks
 from loramix.data.samples import read_manifest
 from loramix.data.tasks import Task
 from loramix.metrics.bertscore import BertScorer
-from loramix.metrics.scores import answer_scores
+from loramix.metrics.measures import answer_scores
 from loramix.mixture.model import MixtureModel
 from loramix.recipe import Recipe
 from loramix.stages.answers import Answer, Loss, Model, answer, encode_all, target_losses

@@ -7,7 +7,7 @@ from loramix.comparison.contenders import Contender, Place
 from loramix.comparison.routing import routings
 from loramix.comparison.scores import ORACLE, Run, Scores, read_scores
 from loramix.comparison.verdict import verdict
-from loramix.metrics.scores import MEASURES
+from loramix.metrics.measures import MEASURES
 from loramix.report.comparison import render_comparison
 from loramix.report.comparison_content import (
     ComparisonReport,

@@ -22,7 +22,7 @@ from loramix.comparison.scores import Run, Scores
 from loramix.comparison.statistics import Estimate
 from loramix.comparison.verdict import verdict
 from loramix.metrics.diversity import distinct
-from loramix.metrics.scores import MEASURES
+from loramix.metrics.measures import MEASURES
 from loramix.recipe import Recipe
 from loramix.stages.layout import read_csv, write_csv
 from loramix.storage.files import write_text

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from loramix.bases.loading import encoder_path
 from loramix.data.tasks import Metric
 from loramix.errors import StageError
-from loramix.metrics.answers import bleu, exact_match
 from loramix.metrics.bertscore import BertScorer
 from loramix.metrics.haiku import syllable_table
+from loramix.metrics.matching import bleu, exact_match
 from loramix.metrics.rouge import rouge
 from loramix.recipe import Recipe
 from loramix.stages.layout import TEST_LOSS, Layout, read_csv, write_csv

@@ -8,10 +8,10 @@ from typing import Literal
 
 from loramix.data.tasks import Task
 from loramix.errors import DataError
-from loramix.metrics.answers import bleu, exact_match, keyword_use
 from loramix.metrics.bertscore import BertScorer
 from loramix.metrics.diversity import repetition, words
 from loramix.metrics.haiku import FORM, haiku_form
+from loramix.metrics.matching import bleu, exact_match, keyword_use
 from loramix.metrics.rouge import rouge
 
 BLANK = {"Cc", "Cf", "Zl", "Zp", "Zs"}  # Unicode categories of what leaves no mark on paper
