@@ -8,8 +8,8 @@ import pytest
 from html_page import Page
 
 from loramix.report.heatmap import arrange, mean_weights
-from loramix.report.html import LossRow, Report, SampleRow, Table, WeightRow, best_cells, render
 from loramix.report.plots import losses_svg, plot_losses
+from loramix.report.run import LossRow, Report, SampleRow, Table, WeightRow, best_cells, render
 
 SCRIPT = "<script>alert('x')</script>"
 LOSSES = [

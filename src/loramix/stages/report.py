@@ -5,7 +5,7 @@ from typing import Literal
 
 from loramix.recipe import Recipe
 from loramix.report.heatmap import mean_weights
-from loramix.report.html import Report, SampleRow, Table, WeightRow, render
+from loramix.report.run import Report, SampleRow, Table, WeightRow, render
 from loramix.stages.evaluate import Answers, read_answers
 from loramix.stages.layout import Layout, read_csv, read_losses
 from loramix.storage.card import add_measurements

@@ -23,8 +23,8 @@ from loramix.data.leaks import RECORD, record
 from loramix.data.samples import Sample, Split, read_manifest
 from loramix.data.tasks import Task
 from loramix.recipe import Recipe
-from loramix.report.html import LossRow
 from loramix.report.plots import plot_losses
+from loramix.report.run import LossRow
 from loramix.specs import TrainSpec
 from loramix.stages.answers import Model, accepted_inputs
 from loramix.stages.layout import CHECKPOINTS, LOSS_COLUMNS, Layout, write_csv
