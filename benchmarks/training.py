@@ -26,7 +26,7 @@ from loramix.bases.loading import Base, load_base, number_format
 from loramix.data.batches import IGNORED, Collator, Encoded, encode
 from loramix.data.samples import prepare
 from loramix.data.tasks import Task, built_in
-from loramix.stages.training import MixingTrainer
+from loramix.experiment.training.trainer import MixingTrainer
 
 VARIANTS = ("plain PEFT, Trainer defaults", "LoRA stage", "LoRA stage, fast", "LoRA stage, fast, checkpointing",
             "gate stage", "gate stage, fast")  # fmt: skip

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from loramix.auxiliary import entropy, imbalance, label_loss, shares
+from loramix.experiment.training.gate_losses import entropy, imbalance, label_loss, shares
 
 
 def test_their_values_at_the_ends_of_their_ranges() -> None:

@@ -14,9 +14,9 @@ from loramix.data.samples import clean
 from loramix.data.sources import load_rows
 from loramix.data.tasks import Task, built_in
 from loramix.errors import DataError
-from loramix.recipe import load_recipe
-from loramix.stages.graph import graph
-from loramix.stages.layout import Layout
+from loramix.experiment.graph import graph
+from loramix.experiment.reading import load_recipe
+from loramix.experiment.run import Layout
 
 Rows = list[dict[str, object]]
 ASKED = [

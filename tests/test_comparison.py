@@ -21,11 +21,11 @@ from loramix.config import GateConfig
 from loramix.data.leaks import RECORD
 from loramix.data.samples import read_manifest
 from loramix.errors import LeakError
-from loramix.recipe import Recipe, load_recipe
-from loramix.stages import runner
-from loramix.stages.answers import encode_all, target_losses
-from loramix.stages.layout import Layout
-from loramix.stages.training import recipe_base
+from loramix.experiment import runner
+from loramix.experiment.answers import encode_all, target_losses
+from loramix.experiment.reading import Recipe, load_recipe
+from loramix.experiment.run import Layout
+from loramix.experiment.training.trainer import recipe_base
 
 SETTINGS = [
     *("name=small", "samples=80", "finetune.epochs=1", "lora.epochs=1", "gate.epochs=1"),

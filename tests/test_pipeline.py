@@ -19,10 +19,11 @@ from loramix import MixtureModel
 from loramix.bases.tiny import tiny_tokenizer
 from loramix.data.batches import Encoded, encode
 from loramix.data.samples import Sample, read_manifest
-from loramix.recipe import Recipe, load_recipe
-from loramix.stages import runner, tokens
-from loramix.stages.tokens import encode_samples
-from loramix.stages.training import TurnSampler
+from loramix.experiment import runner
+from loramix.experiment.reading import Recipe, load_recipe
+from loramix.experiment.training import tokens
+from loramix.experiment.training.tokens import encode_samples
+from loramix.experiment.training.trainer import TurnSampler
 
 SMALL = ["samples=60", "generation.test_samples=3", "finetune.epochs=1", "gate.init=zero"]
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")

@@ -9,8 +9,8 @@ import pytest
 from pyarrow import parquet
 
 from loramix import MixtureModel
-from loramix.recipe import Recipe, load_recipe
-from loramix.stages import runner
+from loramix.experiment import runner
+from loramix.experiment.reading import Recipe, load_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 TASKS = ("commonsense-qa", "medqa", "science-qa")

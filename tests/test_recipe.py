@@ -6,7 +6,7 @@ import pytest
 
 from loramix import GateConfig
 from loramix.errors import RecipeError
-from loramix.recipe import load_recipe, shipped
+from loramix.experiment.reading import load_recipe, shipped
 
 
 def test_every_problem_is_reported_at_once() -> None:
@@ -56,7 +56,7 @@ def test_a_resolved_recipe_is_a_recipe(tmp_path: Path) -> None:
 
 
 def test_the_reference_recipe_holds_the_reference_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loramix.recipe._contradictions", lambda recipe: [])
+    monkeypatch.setattr("loramix.experiment.reading._contradictions", lambda recipe: [])
     recipe = load_recipe("haiku-title-t5-large")
     assert (recipe.lora.rank, recipe.lora.alpha, recipe.lora.learning_rate) == (16, 1, 1e-3)
     assert (recipe.finetune.learning_rate, recipe.finetune.epochs, recipe.finetune.patience) == (3e-4, 25, 5)
@@ -67,7 +67,7 @@ def test_the_reference_recipe_holds_the_reference_settings(monkeypatch: pytest.M
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_every_shipped_recipe_can_be_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hub models and data aside, which nothing reaches here."""
-    monkeypatch.setattr("loramix.recipe.resolve_revision", lambda name, revision: revision, raising=False)
+    monkeypatch.setattr("loramix.experiment.reading.resolve_revision", lambda name, revision: revision, raising=False)
     monkeypatch.setattr("loramix.bases.loading.resolve_revision", lambda name, revision: revision)
     recipe = load_recipe(name)
     assert recipe.name == name

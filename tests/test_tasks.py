@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from loramix.data.sources import HUB_ID, load_rows, locate
 from loramix.data.tasks import BUILT_IN, Cleaning, Task, built_in
 from loramix.errors import DataError
+from loramix.experiment.reading import load_recipe
 from loramix.prompts import PLACEHOLDER, fill
-from loramix.recipe import load_recipe
 
 GENERATIVE = {"haiku", "arxiv-title", "demo-haiku", "demo-title", "demo-command"}
 QUESTIONS = {"commonsense-qa", "medqa", "science-qa"}

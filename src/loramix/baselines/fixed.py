@@ -19,12 +19,12 @@ from loramix.config import GateConfig, Mixing
 from loramix.data.leaks import RECORD, record
 from loramix.data.samples import Sample, read_manifest
 from loramix.errors import MissingExtraError
+from loramix.experiment.answers import encode_all, mean_loss, target_losses
+from loramix.experiment.progress import track
+from loramix.experiment.reading import Recipe
+from loramix.experiment.run import Layout, write_csv
+from loramix.experiment.training.trainer import recipe_base
 from loramix.mixture.model import MixtureModel
-from loramix.recipe import Recipe
-from loramix.stages.answers import encode_all, mean_loss, target_losses
-from loramix.stages.layout import Layout, write_csv
-from loramix.stages.progress import track
-from loramix.stages.training import recipe_base
 from loramix.storage.experts import load_expert
 from loramix.storage.files import write_text
 

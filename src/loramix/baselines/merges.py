@@ -14,9 +14,9 @@ import torch
 from peft import PeftModel
 
 from loramix.bases.loading import Base
-from loramix.recipe import Recipe
-from loramix.stages.layout import Layout
-from loramix.stages.training import recipe_base
+from loramix.experiment.reading import Recipe
+from loramix.experiment.run import Layout
+from loramix.experiment.training.trainer import recipe_base
 from loramix.storage.files import atomic_folder
 
 Merge = Literal["ties", "dare"]

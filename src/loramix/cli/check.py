@@ -3,7 +3,7 @@
 from loramix.bases.loading import load_config, load_tokenizer, number_format
 from loramix.data.batches import encode
 from loramix.data.samples import prepare
-from loramix.recipe import Recipe
+from loramix.experiment.reading import Recipe
 
 
 def describe(recipe: Recipe) -> str:
@@ -34,8 +34,8 @@ def _sizes(recipe: Recipe) -> str:
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    from loramix.experiment.stages.lora import attention_layers
     from loramix.mixture.wrapping import new_gates
-    from loramix.stages.lora import attention_layers
     from loramix.storage.experts import linear_shape
 
     config = load_config(recipe.base.name, revision=recipe.base.revision)

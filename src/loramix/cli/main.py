@@ -25,11 +25,11 @@ def cli() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; results/<recipe name> if not given.")
 def run(recipe: str, overrides: tuple[str, ...], stage: str | None, out: Path | None) -> None:
     """Run a RECIPE (a shipped name or a YAML file). What is done already is skipped; a killed run goes on."""
-    from loramix.recipe import load_recipe
+    from loramix.experiment.reading import load_recipe
 
     resolved = load_recipe(recipe, overrides)
     _one_display()
-    from loramix.stages import runner
+    from loramix.experiment import runner
 
     layout = runner.run(resolved, out or Path("results") / resolved.name, stage=stage)
     click.echo(layout.root)
@@ -53,12 +53,12 @@ def compare(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
 
     What a run has left in the folder is used; a killed comparison goes on.
     """
-    from loramix.recipe import load_recipe
+    from loramix.experiment.reading import load_recipe
 
     resolved = load_recipe(recipe, overrides)
     _one_display()
     from loramix.cli.scores import show_comparison
-    from loramix.stages import runner
+    from loramix.experiment import runner
 
     folder = runner.compare(resolved, out or Path("results") / resolved.name)
     click.echo(folder)
@@ -69,7 +69,7 @@ def compare(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
 @cli.command()
 def recipes() -> None:
     """List the recipes that come with loramix."""
-    from loramix.recipe import shipped
+    from loramix.experiment.reading import shipped
 
     for name, path in shipped().items():
         click.echo(f"{name:24} {path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
@@ -81,7 +81,7 @@ def recipes() -> None:
 def check(recipe: str, overrides: tuple[str, ...]) -> None:
     """Show what a run of RECIPE would do, without doing it."""
     from loramix.cli.check import describe
-    from loramix.recipe import load_recipe
+    from loramix.experiment.reading import load_recipe
 
     _one_display()
     click.echo(describe(load_recipe(recipe, overrides)))
@@ -193,7 +193,7 @@ def env() -> None:
     import torch
 
     from loramix.bases.loading import number_format
-    from loramix.stages.runner import versions
+    from loramix.experiment.runner import versions
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     for name, value in {

@@ -11,13 +11,13 @@ from loramix.baselines import fixed, merges, routers
 from loramix.bases.loading import Base, load_base
 from loramix.data.leaks import RECORD
 from loramix.data.tasks import Task
+from loramix.experiment.answers import Model
+from loramix.experiment.graph import PROMPT_KEYS, Node, Settings, part
+from loramix.experiment.reading import Recipe
+from loramix.experiment.recipe import GateSpec, ModelName, TestSet
+from loramix.experiment.run import CHECKPOINTS, ROUTING_STEPS, Layout
+from loramix.experiment.stages import gate, lora
 from loramix.mixture.model import MixtureModel
-from loramix.recipe import Recipe
-from loramix.specs import GateSpec, ModelName, TestSet
-from loramix.stages import gate, lora
-from loramix.stages.answers import Model
-from loramix.stages.graph import PROMPT_KEYS, Node, Settings, part
-from loramix.stages.layout import CHECKPOINTS, ROUTING_STEPS, Layout
 
 Load = Callable[[Base], AbstractContextManager[Model]]
 

@@ -7,6 +7,7 @@ from loramix.comparison.contenders import Contender, Place
 from loramix.comparison.routing import routings
 from loramix.comparison.scores import ORACLE, Run, Scores, read_scores
 from loramix.comparison.verdict import verdict
+from loramix.experiment.run import ROUTING_STEPS, read_csv, read_losses
 from loramix.metrics.measures import MEASURES
 from loramix.report.comparison import render_comparison
 from loramix.report.comparison_content import (
@@ -19,7 +20,6 @@ from loramix.report.comparison_content import (
     ScoreTable,
 )
 from loramix.report.content import LossRow
-from loramix.stages.layout import ROUTING_STEPS, read_csv, read_losses
 from loramix.storage.files import write_text
 
 _SHOWN = 10  # samples of every task and test set

@@ -21,10 +21,10 @@ from loramix.comparison.contenders import Contender
 from loramix.comparison.scores import Run, Scores
 from loramix.comparison.statistics import Estimate
 from loramix.comparison.verdict import verdict
+from loramix.experiment.reading import Recipe
+from loramix.experiment.run import read_csv, write_csv
 from loramix.metrics.diversity import distinct
 from loramix.metrics.measures import MEASURES
-from loramix.recipe import Recipe
-from loramix.stages.layout import read_csv, write_csv
 from loramix.storage.files import write_text
 
 COLUMNS = ("recipe", "seed", "model", "task", "test_set", "measure", "value", "low", "high", "n")

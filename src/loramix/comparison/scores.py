@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from loramix.comparison.asking import ANSWERS, SCORES
 from loramix.comparison.contenders import Contender
 from loramix.comparison.statistics import Array, Estimate, Tally, mean, mean_of, tally
-from loramix.recipe import Recipe
-from loramix.stages.layout import read_csv
+from loramix.experiment.reading import Recipe
+from loramix.experiment.run import read_csv
 
 ORACLE = "oracle"
 _KEYS = ("task", "id", "tokens")

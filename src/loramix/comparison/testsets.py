@@ -15,10 +15,10 @@ from pathlib import Path
 
 from loramix.data.samples import Sample, part_of
 from loramix.data.tasks import Task
+from loramix.experiment.reading import Recipe
+from loramix.experiment.recipe import TestSet
+from loramix.experiment.run import read_csv, write_csv
 from loramix.prompts import PLACEHOLDER
-from loramix.recipe import Recipe
-from loramix.specs import TestSet
-from loramix.stages.layout import read_csv, write_csv
 
 UNKNOWN = "-inverse"  # ends the name of a task that asks for another's inputs
 

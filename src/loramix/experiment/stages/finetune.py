@@ -2,10 +2,10 @@
 
 from loramix.bases.loading import load_base, load_tokenizer
 from loramix.data.tasks import Task
-from loramix.recipe import Recipe
-from loramix.stages.answers import write_answers
-from loramix.stages.layout import Layout
-from loramix.stages.training import recipe_base, train
+from loramix.experiment.answers import write_answers
+from loramix.experiment.reading import Recipe
+from loramix.experiment.run import Layout
+from loramix.experiment.training.trainer import recipe_base, train
 from loramix.storage.files import atomic_folder
 
 

@@ -3,8 +3,8 @@
 import logging
 
 from loramix.data.samples import prepare, write_manifest
-from loramix.recipe import Recipe
-from loramix.stages.layout import Layout, write_csv
+from loramix.experiment.reading import Recipe
+from loramix.experiment.run import Layout, write_csv
 
 log = logging.getLogger("loramix")
 

@@ -15,10 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from loramix.data.batches import IGNORED, Collator, Encoded, encode, generation_batch, length_order
 from loramix.data.samples import Sample, read_manifest
 from loramix.data.tasks import Task
+from loramix.experiment.progress import track
+from loramix.experiment.reading import Recipe
+from loramix.experiment.run import ANSWER_COLUMNS, TEST_LOSS, TEST_LOSS_COLUMNS, Layout, write_csv
 from loramix.mixture.model import MixtureModel
-from loramix.recipe import Recipe
-from loramix.stages.layout import ANSWER_COLUMNS, TEST_LOSS, TEST_LOSS_COLUMNS, Layout, write_csv
-from loramix.stages.progress import track
 
 Model: TypeAlias = PreTrainedModel | PeftModel | MixtureModel
 

@@ -1,9 +1,9 @@
 """Benchmark: the untouched base model answers the test samples of every task."""
 
-from loramix.recipe import Recipe
-from loramix.stages.answers import write_answers
-from loramix.stages.layout import Layout
-from loramix.stages.training import recipe_base
+from loramix.experiment.answers import write_answers
+from loramix.experiment.reading import Recipe
+from loramix.experiment.run import Layout
+from loramix.experiment.training.trainer import recipe_base
 
 
 def answer(recipe: Recipe, layout: Layout) -> None:

@@ -3,11 +3,11 @@
 import json
 from typing import Literal
 
-from loramix.recipe import Recipe
+from loramix.experiment.reading import Recipe
+from loramix.experiment.run import Layout, read_csv, read_losses
+from loramix.experiment.stages.evaluate import Answers, read_answers
 from loramix.report.heatmap import mean_weights
 from loramix.report.run import Report, SampleRow, Table, WeightRow, render
-from loramix.stages.evaluate import Answers, read_answers
-from loramix.stages.layout import Layout, read_csv, read_losses
 from loramix.storage.card import add_measurements
 from loramix.storage.files import write_text
 

@@ -73,7 +73,7 @@ class GateSpec(TrainSpec, GateConfig):
 
     init: how they start: at the uniform mixture (`zero`), at the `prototype` of each task's first training prompts, or
         at the directions that each adapter amplifies most (`arrow`); see `loramix.mixture.prototypes`.
-    entropy, balance, supervised: coefficients of the auxiliary losses, see `loramix.auxiliary`.
+    entropy, balance, supervised: coefficients of the auxiliary losses, see `loramix.experiment.training.gate_losses`.
     bare: the share of the training prompts that are the input alone, without the task's prompt around it. Gates that
         see some cannot win by reading the task's name.
     """

@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from loramix.bases.loading import encoder_path
 from loramix.data.tasks import Metric
 from loramix.errors import StageError
+from loramix.experiment.progress import track
+from loramix.experiment.reading import Recipe
+from loramix.experiment.run import TEST_LOSS, Layout, read_csv, write_csv
 from loramix.metrics.bertscore import BertScorer
 from loramix.metrics.haiku import syllable_table
 from loramix.metrics.matching import bleu, exact_match
 from loramix.metrics.rouge import rouge
-from loramix.recipe import Recipe
-from loramix.stages.layout import TEST_LOSS, Layout, read_csv, write_csv
-from loramix.stages.progress import track
 
 Answers = dict[str, dict[str, list[dict[str, str]]]]  # by model, then task
 

@@ -11,11 +11,11 @@ from torch import nn
 from loramix.bases.loading import Base
 from loramix.data.tasks import Task
 from loramix.errors import StageError
-from loramix.recipe import Recipe
-from loramix.specs import LoraSpec
-from loramix.stages.answers import write_answers
-from loramix.stages.layout import Layout
-from loramix.stages.training import recipe_base, train
+from loramix.experiment.answers import write_answers
+from loramix.experiment.reading import Recipe
+from loramix.experiment.recipe import LoraSpec
+from loramix.experiment.run import Layout
+from loramix.experiment.training.trainer import recipe_base, train
 from loramix.storage.files import atomic_folder
 
 ATTENTION = {"q", "k", "v", "o", "q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "c_attn"}

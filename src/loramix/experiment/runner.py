@@ -18,9 +18,9 @@ import yaml
 from loramix.bases.loading import resolve_revision
 from loramix.data.sources import pinned, source_fingerprint
 from loramix.errors import StageError, did_you_mean
-from loramix.recipe import STAGES, Recipe
-from loramix.stages.graph import Node, graph
-from loramix.stages.layout import Layout
+from loramix.experiment.graph import Node, graph
+from loramix.experiment.reading import STAGES, Recipe
+from loramix.experiment.run import Layout
 from loramix.storage.files import write_text
 
 log = logging.getLogger("loramix")

@@ -22,14 +22,14 @@ from loramix.data.batches import IGNORED, Collator, Encoded, length_order
 from loramix.data.leaks import RECORD, record
 from loramix.data.samples import Sample, Split, read_manifest
 from loramix.data.tasks import Task
-from loramix.recipe import Recipe
+from loramix.experiment.answers import Model, accepted_inputs
+from loramix.experiment.progress import TrainingProgress
+from loramix.experiment.reading import Recipe
+from loramix.experiment.recipe import TrainSpec
+from loramix.experiment.run import CHECKPOINTS, LOSS_COLUMNS, Layout, write_csv
+from loramix.experiment.training.tokens import Samples, encode_samples
 from loramix.report.plots import plot_losses
 from loramix.report.run import LossRow
-from loramix.specs import TrainSpec
-from loramix.stages.answers import Model, accepted_inputs
-from loramix.stages.layout import CHECKPOINTS, LOSS_COLUMNS, Layout, write_csv
-from loramix.stages.progress import TrainingProgress
-from loramix.stages.tokens import Samples, encode_samples
 
 log = logging.getLogger("loramix")
 _TRAINABLE = "trainable.safetensors"

@@ -11,15 +11,15 @@ from loramix.bases.loading import Base
 from loramix.data.batches import encode, generation_batch
 from loramix.data.samples import Sample, read_manifest
 from loramix.data.tasks import Task
+from loramix.experiment.answers import test_samples, write_answers
+from loramix.experiment.reading import Recipe
+from loramix.experiment.run import WEIGHT_COLUMNS, Layout, write_csv
+from loramix.experiment.training.gate_trainer import GateTrainer
+from loramix.experiment.training.tokens import as_trained
+from loramix.experiment.training.trainer import chosen_samples, recipe_base, train
 from loramix.mixture.model import MixtureModel
 from loramix.mixture.prototypes import from_adapters, from_examples
 from loramix.prompts import Prompting
-from loramix.recipe import Recipe
-from loramix.stages.answers import test_samples, write_answers
-from loramix.stages.gate_training import GateTrainer
-from loramix.stages.layout import WEIGHT_COLUMNS, Layout, write_csv
-from loramix.stages.tokens import as_trained
-from loramix.stages.training import chosen_samples, recipe_base, train
 from loramix.storage.experts import load_expert
 
 EXAMPLES = 16  # prompts per task for prototypes

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loramix.recipe import Recipe
+from loramix.experiment.reading import Recipe
 from loramix.report.content import LossRow
 from loramix.storage.files import atomic_file
 

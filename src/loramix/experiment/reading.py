@@ -11,7 +11,7 @@ from loramix.config import GateConfig
 from loramix.data.sources import locate
 from loramix.data.tasks import BUILT_IN, Task
 from loramix.errors import DataError, LoramixError, RecipeError, did_you_mean
-from loramix.specs import (
+from loramix.experiment.recipe import (
     BaseSpec,
     ComparisonSpec,
     EvaluationSpec,
@@ -60,7 +60,7 @@ class Recipe(Strict):
 
 def shipped() -> dict[str, Path]:
     """Return the recipes that come with loramix, by name."""
-    folder = Path(str(files("loramix") / "recipes"))
+    folder = Path(str(files("loramix.experiment") / "recipes"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 

@@ -1,0 +1,1 @@
+"""The experiment: a recipe, its stages, and the run folder that they fill."""

@@ -1,0 +1,1 @@
+"""Training through `transformers.Trainer`, for finetuning, adapters and gates alike."""
