@@ -9,11 +9,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from loramix.baselines import fixed, routers
 from loramix.bases.loading import load_base
 from loramix.cli.main import cli
+from loramix.comparison.baselines import fixed, routers
+from loramix.comparison.collapse import collapse
 from loramix.comparison.contenders import contenders
-from loramix.comparison.routing import collapse
 from loramix.comparison.scores import Scores, read_scores
 from loramix.comparison.testsets import Question, asked_task, questions, read_questions
 from loramix.comparison.verdict import verdict

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from loramix.baselines import fixed, merges, routers
 from loramix.bases.loading import Base, load_base
+from loramix.comparison.baselines import fixed, merges, routers
 from loramix.data.leaks import RECORD
 from loramix.data.tasks import Task
 from loramix.experiment.answers import Model

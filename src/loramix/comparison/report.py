@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from loramix.comparison.collapse import routings
 from loramix.comparison.contenders import Contender, Place
-from loramix.comparison.routing import routings
 from loramix.comparison.scores import ORACLE, Run, Scores, read_scores
 from loramix.comparison.verdict import verdict
 from loramix.experiment.run import ROUTING_STEPS, read_csv, read_losses

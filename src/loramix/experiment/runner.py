@@ -44,7 +44,7 @@ def compare(recipe: Recipe, root: Path) -> Path:
 
     Several recipes may be compared in one run folder: what they share is done once.
     """
-    from loramix.comparison.graph import comparison_graph
+    from loramix.comparison.compare import comparison_graph
 
     folder = root / "compare" / recipe.name
     recipe = _pinned(recipe, next((f for f in (folder / "recipe.yaml", root / "recipe.yaml") if f.is_file()), root))
