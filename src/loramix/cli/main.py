@@ -34,7 +34,7 @@ def run(recipe: str, overrides: tuple[str, ...], stage: str | None, out: Path | 
     layout = runner.run(resolved, out or Path("results") / resolved.name, stage=stage)
     click.echo(layout.root)
     if stage in (None, "report"):
-        from loramix.cli.scores import show_scores
+        from loramix.cli.tables import show_scores
 
         show_scores(layout.root)
         click.echo(
@@ -57,7 +57,7 @@ def compare(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
 
     resolved = load_recipe(recipe, overrides)
     _one_display()
-    from loramix.cli.scores import show_comparison
+    from loramix.cli.tables import show_comparison
     from loramix.experiment import runner
 
     folder = runner.compare(resolved, out or Path("results") / resolved.name)
@@ -101,7 +101,7 @@ _dtype = click.option(
 @_dtype
 def generate(mixture: str, prompt: str, task: str | None, max_new_tokens: int, dtype: str) -> None:
     """Let a MIXTURE (a folder or Hub id) answer PROMPT."""
-    from loramix.cli.answer import generate_text
+    from loramix.cli.ask import generate_text
 
     _one_display()
     click.echo(generate_text(mixture, prompt, task=task, max_new_tokens=max_new_tokens, dtype=dtype))
@@ -117,7 +117,7 @@ def generate(mixture: str, prompt: str, task: str | None, max_new_tokens: int, d
 @_dtype
 def explain(mixture: str, prompt: str, task: str | None, html: Path | None, dtype: str) -> None:
     """Show how much of each expert a MIXTURE (a folder or Hub id) uses for PROMPT, layer by layer."""
-    from loramix.cli.answer import explain_prompt
+    from loramix.cli.ask import explain_prompt
 
     _one_display()
     explain_prompt(mixture, prompt, task=task, page=html, dtype=dtype)
