@@ -1,7 +1,8 @@
-"""Which lines of the contract of a mixture hold: loramix beside PEFT's X-LoRA, Arrow and Lily, on tiny random models.
+"""Which lines of the contract of a mixture hold: loramix beside PEFT's X-LoRA, Arrow and Lily, on
+tiny random models.
 
-Every line compares two computations that should give the same logits, and shows the largest difference between them in
-standard deviations of the logits. Up to 0.001 is rounding.
+Every line compares two computations that should give the same logits, and shows the largest
+difference between them in standard deviations of the logits. Up to 0.001 is rounding.
 """
 
 import math
@@ -44,7 +45,10 @@ def apart(left: Tensor, right: Tensor) -> float:
 def alone(system: System) -> float:
     """C1: a row alone and in a batch."""
     together = system.logits(IDS, TARGET)
-    return max(apart(system.logits(IDS[i : i + 1], TARGET[i : i + 1]), together[i : i + 1]) for i in range(3))
+    return max(
+        apart(system.logits(IDS[i : i + 1], TARGET[i : i + 1]), together[i : i + 1])
+        for i in range(3)
+    )
 
 
 def padding(system: System) -> float:
@@ -80,13 +84,21 @@ def chunks(system: System) -> float:
 
 
 def beams(system: System) -> float:
-    """C4: beam search in a batch and alone, with and without a cache: the share of answers that differ."""
+    """C4: beam search in a batch and alone, with and without a cache: the share of answers that
+    differ.
+    """
     settings = {"num_beams": 3, "max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
-    plain = system.model.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), **settings)[:, -5:]
+    plain = system.model.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), **settings)[
+        :, -5:
+    ]
     others = []
     if system.with_cache is None:  # else it never uses one
         others.append(system.model.generate(input_ids=IDS, use_cache=False, **settings)[:, -5:])
-    others.append(torch.cat([system.model.generate(input_ids=IDS[i : i + 1], **settings)[:, -5:] for i in range(3)]))
+    others.append(
+        torch.cat(
+            [system.model.generate(input_ids=IDS[i : i + 1], **settings)[:, -5:] for i in range(3)]
+        )
+    )
     return max(float((plain != other).any(1).float().mean()) for other in others)
 
 
@@ -94,7 +106,11 @@ def encoder_outputs(system: System) -> float:
     """C4: encoder outputs given by the user."""
     if not system.seq2seq:
         raise NotOfferedError("no encoder")
-    inner = system.model.base if isinstance(system.model, MixtureModel) else system.model.get_base_model()
+    inner = (
+        system.model.base
+        if isinstance(system.model, MixtureModel)
+        else system.model.get_base_model()
+    )
     given = BaseModelOutput(inner.get_encoder()(input_ids=IDS).last_hidden_state)
     found = system.model(encoder_outputs=given, decoder_input_ids=TARGET).logits
     return apart(found, system.logits(IDS, TARGET))
@@ -103,7 +119,10 @@ def encoder_outputs(system: System) -> float:
 def one_expert(system: System) -> float:
     """C5: one expert chosen, and PEFT with that adapter alone."""
     plain = PeftModel.from_pretrained(base(system.shape), system.folders["b"]).eval()
-    return apart(_chosen(system, [0.0, 1.0, 0.0]), System("PEFT", system.shape, {}, plain).logits(IDS, TARGET))
+    return apart(
+        _chosen(system, [0.0, 1.0, 0.0]),
+        System("PEFT", system.shape, {}, plain).logits(IDS, TARGET),
+    )
 
 
 def merged(system: System) -> float:
@@ -116,9 +135,13 @@ def merged(system: System) -> float:
             up = sum(w * u.scale * u.up_OR for w, u in zip(weights, updates, strict=True))
             delta = up @ sum(w * u.down_RD for w, u in zip(weights, updates, strict=True))
         else:
-            delta = sum(w * u.scale * u.up_OR @ u.down_RD for w, u in zip(weights, updates, strict=True))
+            delta = sum(
+                w * u.scale * u.up_OR @ u.down_RD for w, u in zip(weights, updates, strict=True)
+            )
         plain.get_submodule(name).weight.data += delta.T if system.shape == "GPT-2" else delta
-    return apart(_chosen(system, weights), System("merged", system.shape, {}, plain).logits(IDS, TARGET))
+    return apart(
+        _chosen(system, weights), System("merged", system.shape, {}, plain).logits(IDS, TARGET)
+    )
 
 
 def reload(system: System) -> float:
@@ -146,8 +169,14 @@ def training(system: System) -> float:
     trained = [parameter for parameter in system.model.parameters() if parameter.requires_grad]
     _loss(system).backward()
     torch.optim.SGD(trained, lr=1.0).step()
-    rest = {key: value for key, value in system.model.state_dict().items() if system.router not in key}
-    moved = any(not torch.equal(v, before[k]) for k, v in system.model.state_dict().items() if system.router in k)
+    rest = {
+        key: value for key, value in system.model.state_dict().items() if system.router not in key
+    }
+    moved = any(
+        not torch.equal(v, before[k])
+        for k, v in system.model.state_dict().items()
+        if system.router in k
+    )
     assert moved, "the router did not move"
     return max(float((value - before[key]).abs().max()) for key, value in rest.items())
 
@@ -164,7 +193,11 @@ def checkpointing(system: System) -> float:
             _train_without_dropout(system.model)
         system.model.zero_grad()
         _loss(system).backward()
-        parts = [p.grad.flatten() for p in system.model.parameters() if p.requires_grad and p.grad is not None]
+        parts = [
+            p.grad.flatten()
+            for p in system.model.parameters()
+            if p.requires_grad and p.grad is not None
+        ]
         gradients.append(torch.cat(parts))
     return float((gradients[0] - gradients[1]).abs().max() / gradients[0].abs().max())
 
@@ -178,7 +211,9 @@ def threads(system: System) -> float:
     def ask(index: int) -> None:
         for _ in range(30):
             try:
-                worst[index] = max(worst[index], apart(system.logits(*requests[index]), expected[index]))
+                worst[index] = max(
+                    worst[index], apart(system.logits(*requests[index]), expected[index])
+                )
             except Exception:  # a shape that belongs to the other request
                 worst[index] = float("inf")
 
@@ -222,7 +257,9 @@ LINES: dict[str, Callable[[System], float]] = {
 
 
 def _cached(system: System, prefill: list[int]) -> Tensor:
-    """Return the target's logits, computed with a cache: the prompt in these pieces, then token by token."""
+    """Return the target's logits, computed with a cache: the prompt in these pieces, then token by
+    token.
+    """
     if system.with_cache is not None:
         try:
             system.with_cache()
@@ -231,7 +268,11 @@ def _cached(system: System, prefill: list[int]) -> Tensor:
     inputs, stream, sizes = {}, torch.cat([IDS, TARGET], 1), [*prefill, *[1] * TARGET.shape[1]]
     key = "input_ids"
     if system.seq2seq:
-        inner = system.model.base if isinstance(system.model, MixtureModel) else system.model.get_base_model()
+        inner = (
+            system.model.base
+            if isinstance(system.model, MixtureModel)
+            else system.model.get_base_model()
+        )
         inputs = {"encoder_outputs": inner.get_encoder()(input_ids=IDS)}
         stream, sizes, key = TARGET, [1] * TARGET.shape[1], "decoder_input_ids"
     cache, found = None, []
@@ -245,7 +286,9 @@ def _cached(system: System, prefill: list[int]) -> Tensor:
 def _chosen(system: System, weights: list[float]) -> Tensor:
     """Return the logits at weights set by hand."""
     if system.choose is None:
-        raise NotOfferedError("no way to set weights" if system.name != "Lily" else "it mixes no given adapters")
+        raise NotOfferedError(
+            "no way to set weights" if system.name != "Lily" else "it mixes no given adapters"
+        )
     with system.choose(weights):
         return system.logits(IDS, TARGET)
 
@@ -282,7 +325,9 @@ def verdict(line: Callable[[System], float], build: Callable[[], System]) -> tup
 
 
 def table(shape: str, folders: dict[str, Path]) -> None:
-    """Print the table of one shape, without lines that concern none of the systems, and the errors in full."""
+    """Print the table of one shape, without lines that concern none of the systems, and the errors
+    in full.
+    """
     notes: dict[tuple[str, str, str], list[str]] = {}
     print(f"### {shape}\n\n| | {' | '.join(SYSTEMS)} |\n|---{'|---' * len(SYSTEMS)}|")
     for title, line in LINES.items():
@@ -305,7 +350,12 @@ def main() -> None:
     """Print the versions, and one table for every shape."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    print(", ".join(f"{name} {version(name)}" for name in ("loramix", "peft", "transformers", "torch")) + "\n")
+    print(
+        ", ".join(
+            f"{name} {version(name)}" for name in ("loramix", "peft", "transformers", "torch")
+        )
+        + "\n"
+    )
     for shape in SHAPES:
         with tempfile.TemporaryDirectory() as root:
             table(shape, save_experts(shape, Path(root)))

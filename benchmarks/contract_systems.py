@@ -1,7 +1,8 @@
-"""The mixtures that `contract.py` compares, over tiny random models: loramix, and PEFT's X-LoRA, Arrow and Lily.
+"""The mixtures that `contract.py` compares, over tiny random models: loramix, and PEFT's X-LoRA,
+Arrow and Lily.
 
-All but Lily, which trains experts of its own, mix the same three adapters. Routers are random and scaled up, because
-near-uniform ones would hide every fault.
+All but Lily, which trains experts of its own, mix the same three adapters. Routers are random and
+scaled up, because near-uniform ones would hide every fault.
 """
 
 from collections.abc import Callable
@@ -34,7 +35,11 @@ from transformers import (
 from loramix import GateConfig, MixtureModel
 
 SHAPES = ("T5", "Llama", "GPT-2")
-TARGETS = {"T5": ["q", "k", "v", "o"], "Llama": ["q_proj", "k_proj", "v_proj", "o_proj"], "GPT-2": ["c_attn", "c_proj"]}
+TARGETS = {
+    "T5": ["q", "k", "v", "o"],
+    "Llama": ["q_proj", "k_proj", "v_proj", "o_proj"],
+    "GPT-2": ["c_attn", "c_proj"],
+}
 NAMES = ("a", "b", "c")
 WIDTH, VOCABULARY = 32, 97
 
@@ -79,14 +84,25 @@ def base(shape: str) -> PreTrainedModel:
     torch.manual_seed(7)
     if shape == "T5":
         config = T5Config(
-            d_model=WIDTH, d_kv=12, d_ff=64, num_layers=2, num_heads=2, decoder_start_token_id=0, **common
+            d_model=WIDTH,
+            d_kv=12,
+            d_ff=64,
+            num_layers=2,
+            num_heads=2,
+            decoder_start_token_id=0,
+            **common,
         )
         return T5ForConditionalGeneration(config).eval()
     if shape == "Llama":
         llama = LlamaConfig(
-            hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, bos_token_id=1, **common,
-        )  # fmt: skip
+            hidden_size=WIDTH,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            bos_token_id=1,
+            **common,
+        )
         return LlamaForCausalLM(llama).eval()
     return GPT2LMHeadModel(
         GPT2Config(n_embd=WIDTH, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, **common)
@@ -96,7 +112,9 @@ def base(shape: str) -> PreTrainedModel:
 def save_experts(shape: str, root: Path) -> dict[str, Path]:
     """Save three strong random adapters of rank 4."""
     for index, name in enumerate(NAMES):
-        config = LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS[shape], fan_in_fan_out=shape == "GPT-2")
+        config = LoraConfig(
+            r=4, lora_alpha=8, target_modules=TARGETS[shape], fan_in_fan_out=shape == "GPT-2"
+        )
         model = get_peft_model(base(shape), config)
         torch.manual_seed(index)
         for key, parameter in model.named_parameters():
@@ -125,11 +143,17 @@ def loramix(context: str) -> Callable[[str, dict[str, Path]], System]:
             other = MixtureModel.from_experts(base(shape), turned, gate=gate).eval()
             gates = {name: module.rearranged([2, 1, 0]) for name, module in mixture.gates.items()}
             other.load_gate_state(
-                {f"{n}.{k}": v for n, module in gates.items() for k, v in module.state_dict().items()}
+                {
+                    f"{n}.{k}": v
+                    for n, module in gates.items()
+                    for k, v in module.state_dict().items()
+                }
             )
             return other
 
-        return System(f"loramix {context}", shape, folders, mixture, choose, again, backwards, ".gate.")
+        return System(
+            f"loramix {context}", shape, folders, mixture, choose, again, backwards, ".gate."
+        )
 
     return build
 
@@ -141,9 +165,12 @@ def xlora(shape: str, folders: dict[str, Path]) -> System:
         model = base(shape)
         model.config.use_cache = use_cache
         config = XLoraConfig(
-            task_type="SEQ_2_SEQ_LM" if shape == "T5" else "CAUSAL_LM", hidden_size=WIDTH, xlora_depth=1,
-            layerwise_scalings=False, adapters={str(i): str(path) for i, path in enumerate(paths.values())},
-        )  # fmt: skip
+            task_type="SEQ_2_SEQ_LM" if shape == "T5" else "CAUSAL_LM",
+            hidden_size=WIDTH,
+            xlora_depth=1,
+            layerwise_scalings=False,
+            adapters={str(i): str(path) for i, path in enumerate(paths.values())},
+        )
         built = get_peft_model(model, config).eval()
         (last,) = built.base_model.internal_xlora_classifier.layers
         torch.manual_seed(3)
@@ -171,7 +198,9 @@ def xlora(shape: str, folders: dict[str, Path]) -> System:
         return other
 
     with_cache = partial(build, folders, use_cache=True)
-    return System("X-LoRA", shape, folders, model, choose, again, backwards, "xlora_classifier", with_cache)
+    return System(
+        "X-LoRA", shape, folders, model, choose, again, backwards, "xlora_classifier", with_cache
+    )
 
 
 def arrow(shape: str, folders: dict[str, Path]) -> System:
@@ -179,17 +208,27 @@ def arrow(shape: str, folders: dict[str, Path]) -> System:
 
     def build(paths: dict[str, Path]) -> nn.Module:
         config = ArrowConfig(top_k=2, router_temperature=0.5, rng_seed=0)
-        return create_arrow_model(base(shape), [str(path) for path in paths.values()], config).eval()
+        return create_arrow_model(
+            base(shape), [str(path) for path in paths.values()], config
+        ).eval()
 
     return System(
-        "Arrow", shape, folders, build(folders), None, lambda folder: build(folders),
-        lambda: build(dict(reversed(folders.items()))), "",
-    )  # fmt: skip
+        "Arrow",
+        shape,
+        folders,
+        build(folders),
+        None,
+        lambda folder: build(folders),
+        lambda: build(dict(reversed(folders.items()))),
+        "",
+    )
 
 
 def lily(shape: str, folders: dict[str, Path]) -> System:
     """Return Lily, whose router weighs experts of its own, trained together with it."""
-    model = get_peft_model(base(shape), LilyConfig(r=4, num_B=3, stride_A=1, target_modules=TARGETS[shape])).eval()
+    model = get_peft_model(
+        base(shape), LilyConfig(r=4, num_B=3, stride_A=1, target_modules=TARGETS[shape])
+    ).eval()
     torch.manual_seed(3)
     for key, parameter in model.named_parameters():
         if "lily_" in key:
@@ -203,7 +242,10 @@ def lily(shape: str, folders: dict[str, Path]) -> System:
 
 
 SYSTEMS: dict[str, Callable[[str, dict[str, Path]], System]] = {
-    **{f"loramix {context}": loramix(context) for context in ("prompt", "running", "token", "reference")},
+    **{
+        f"loramix {context}": loramix(context)
+        for context in ("prompt", "running", "token", "reference")
+    },
     "X-LoRA": xlora,
     "Arrow": arrow,
     "Lily": lily,

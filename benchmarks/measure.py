@@ -1,4 +1,6 @@
-"""Runs the variants of a benchmark, each in its own process, turn by turn: noise hits all of them alike."""
+"""Runs the variants of a benchmark, each in its own process, turn by turn: noise hits all of them
+alike.
+"""
 
 import json
 import resource
@@ -8,10 +10,14 @@ import sys
 from collections.abc import Callable, Sequence
 
 
-def report(script: str, variants: Sequence[str], *, rounds: int, arguments: Sequence[str] = ()) -> None:
-    """Run every variant `rounds` times and print medians, peak memory and ratios to the first variant.
+def report(
+    script: str, variants: Sequence[str], *, rounds: int, arguments: Sequence[str] = ()
+) -> None:
+    """Run every variant `rounds` times and print medians, peak memory and ratios to the first
+    variant.
 
-    A variant's process prints one JSON object {unit: number} and its peak memory (`peak_gb`) as its last line.
+    A variant's process prints one JSON object {unit: number} and its peak memory (`peak_gb`) as its
+    last line.
     """
     results: dict[str, list[dict[str, float]]] = {variant: [] for variant in variants}
     for turn in range(rounds):
@@ -19,7 +25,9 @@ def report(script: str, variants: Sequence[str], *, rounds: int, arguments: Sequ
             command = [sys.executable, script, "--variant", variant, *arguments]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             results[variant].append(json.loads(done.stdout.splitlines()[-1]))
-            print(f"round {turn + 1} of {rounds}, {variant}: {results[variant][-1]}", file=sys.stderr)
+            print(
+                f"round {turn + 1} of {rounds}, {variant}: {results[variant][-1]}", file=sys.stderr
+            )
     units = list(results[variants[0]][0])
     first = {unit: statistics.median(each[unit] for each in results[variants[0]]) for unit in units}
     print("| variant |", " | ".join(f"{unit} | ratio" for unit in units), "|")
@@ -34,4 +42,11 @@ def finish(work: Callable[[], dict[str, float]]) -> None:
     """Do the work of one variant and print its numbers with this process's peak memory in GB."""
     numbers = work()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in KiB
-    print(json.dumps({**{unit: round(value, 3) for unit, value in numbers.items()}, "peak_gb": round(peak, 2)}))
+    print(
+        json.dumps(
+            {
+                **{unit: round(value, 3) for unit, value in numbers.items()},
+                "peak_gb": round(peak, 2),
+            }
+        )
+    )

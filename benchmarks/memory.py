@@ -1,12 +1,15 @@
-"""Memory: what a large base takes to load, alone and with 8 experts, and what layers take to read 2,048 tokens.
+"""Memory: what a large base takes to load, alone and with 8 experts, and what layers take to read
+2,048 tokens.
 
     python benchmarks/memory.py
 
-Every number comes from a fresh process (Linux), and is the median of the rounds. T5-large is loaded from a float32 file
-as users do; in 8 bits only where bitsandbytes is installed. The adapters have rank 16 on q, k, v and o.
+Every number comes from a fresh process (Linux), and is the median of the rounds. T5-large is loaded
+from a float32 file as users do; in 8 bits only where bitsandbytes is installed. The adapters have
+rank 16 on q, k, v and o.
 
-Files are mapped into memory, so a process's memory has two parts: pages of files, which the system takes back when it
-needs them, and the process's own. A second copy of the weights would show in the latter.
+Files are mapped into memory, so a process's memory has two parts: pages of files, which the system
+takes back when it needs them, and the process's own. A second copy of the weights would show in the
+latter.
 """
 
 import argparse
@@ -29,26 +32,38 @@ from transformers.utils.logging import disable_progress_bar
 from loramix import MixtureModel
 
 ROUNDS, EXPERTS, TOKENS = 3, 8, 2048
-FORMATS = ("float32", "bfloat16", *(("8 bits",) if importlib.util.find_spec("bitsandbytes") else ()))
+FORMATS = (
+    "float32",
+    "bfloat16",
+    *(("8 bits",) if importlib.util.find_spec("bitsandbytes") else ()),
+)
 READING = ("base", "PEFT LoRA", "Arrow", "loramix")
 
 
 def loaded(variant: str, number_format: str, root: Path) -> dict[str, float]:
-    """Load T5-large, with its experts or without, answer a short prompt, and return this process's peaks of memory."""
-    kind = {"dtype": getattr(torch, number_format)} if hasattr(torch, number_format) else {
-        "quantization_config": BitsAndBytesConfig(load_in_8bit=True)
-    }  # fmt: skip
+    """Load T5-large, with its experts or without, answer a short prompt, and return this process's
+    peaks of memory.
+    """
+    kind = (
+        {"dtype": getattr(torch, number_format)}
+        if hasattr(torch, number_format)
+        else {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    )
     before, own = status("RssAnon"), Peak(lambda: status("RssAnon"))
     model = T5ForConditionalGeneration.from_pretrained(root / "base", **kind)
     weights = sum(each.numel() * each.element_size() for each in model.parameters()) / 1e6
     if variant == "loramix":
-        model = MixtureModel.from_experts(model, {str(i): root / "t5-large" / str(i) for i in range(EXPERTS)})
+        model = MixtureModel.from_experts(
+            model, {str(i): root / "t5-large" / str(i) for i in range(EXPERTS)}
+        )
     model.eval().generate(input_ids=torch.randint(5, 30_000, (1, 16)), max_new_tokens=8)
     return {"whole": status("VmHWM"), "own": own.stop() - before, "weights": weights}
 
 
 class Peak:
-    """The largest value of a size of this process, looked at every two milliseconds until `stop`."""
+    """The largest value of a size of this process, looked at every two milliseconds until
+    `stop`.
+    """
 
     def __init__(self, size: Callable[[], float]) -> None:
         self._size, self._largest, self._done = size, 0.0, threading.Event()
@@ -67,13 +82,17 @@ class Peak:
 
 
 def read(variant: str, root: Path) -> dict[str, float]:
-    """Return how far memory rises while T5-small reads one row of tokens: in the whole pass, and in every layer."""
+    """Return how far memory rises while T5-small reads one row of tokens: in the whole pass, and in
+    every layer.
+    """
     base = base_model("t5-small")
     model = SYSTEMS[variant](base, [root / "t5-small" / str(index) for index in range(EXPERTS)])
     ids = torch.randint(5, 30_000, (1, TOKENS))
     rises: dict[str, float] = {}
     with torch.inference_mode():
-        model(input_ids=ids[:, :16], decoder_input_ids=ids[:, :1])  # Arrow makes its prototypes, and so on
+        model(
+            input_ids=ids[:, :16], decoder_input_ids=ids[:, :1]
+        )  # Arrow makes its prototypes, and so on
         model(input_ids=ids, decoder_input_ids=ids[:, :16])
         before = lowest()
         model(input_ids=ids, decoder_input_ids=ids[:, :16])
@@ -112,7 +131,10 @@ def fresh(what: str, *arguments: str) -> dict[str, float]:
     """Return the medians of what processes of their own measure."""
     command = [sys.executable, __file__, "--measure", what, *arguments]
     exact = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed is given back at once
-    runs = [subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=exact) for _ in range(ROUNDS)]
+    runs = [
+        subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=exact)
+        for _ in range(ROUNDS)
+    ]
     found = [json.loads(run.stdout.splitlines()[-1]) for run in runs]
     return {key: statistics.median(each[key] for each in found) for key in found[0]}
 
@@ -124,17 +146,23 @@ def main() -> None:
         base = base_model("t5-large")
         base.save_pretrained(root / "base")
         adapters = save_adapters(base, root / "t5-large", EXPERTS)
-        experts = sum((each / "adapter_model.safetensors").stat().st_size for each in adapters) / 1e6
+        experts = (
+            sum((each / "adapter_model.safetensors").stat().st_size for each in adapters) / 1e6
+        )
         del base
         save_adapters(base_model("t5-small"), root / "t5-small", EXPERTS)
-        show_loading({(v, f): fresh("loaded", v, f, folder) for f in FORMATS for v in ("base", "loramix")}, experts)
+        show_loading(
+            {(v, f): fresh("loaded", v, f, folder) for f in FORMATS for v in ("base", "loramix")},
+            experts,
+        )
         show_reading({variant: fresh("read", variant, folder) for variant in READING})
 
 
 def show_loading(peaks: dict[tuple[str, str], dict[str, float]], experts: float) -> None:
     """Print what a process takes at most that loads T5-large and answers."""
     print(
-        f"| T5-large | format | weights, MB | own memory, MB | whole process, MB | to alone, without {experts:.0f} MB |"
+        f"| T5-large | format | weights, MB | own memory, MB | whole process, MB | to alone, "
+        f"without {experts:.0f} MB |"
     )
     print("| --- | --- | ---: | ---: | ---: | ---: |")
     for (variant, number_format), peak in peaks.items():
@@ -145,20 +173,38 @@ def show_loading(peaks: dict[tuple[str, str], dict[str, float]], experts: float)
             share = (peak["whole"] - experts) / peaks["base", number_format]["whole"]
             print(f"| with {EXPERTS} experts | {number_format} | {sizes} | {share:.3f} |")
     share = (peaks["loramix", "float32"]["whole"] - experts) / peaks["base", "float32"]["whole"]
-    print(f"float32 with {EXPERTS} experts, to alone, without the experts' own bytes: {bar(share, 1.15)}\n")
+    print(
+        f"float32 with {EXPERTS} experts, to alone, without the experts' own bytes: "
+        f"{bar(share, 1.15)}\n"
+    )
 
 
 def show_reading(rises: dict[str, dict[str, float]]) -> None:
     """Print how far memory rises beyond the base's own."""
     base = rises["base"]
-    extra = {variant: {key: rise - base[key] for key, rise in own.items()} for variant, own in rises.items()}
-    most = {variant: max(rise for key, rise in own.items() if key != "pass") for variant, own in extra.items()}
-    print(f"| T5-small, E={EXPERTS}, {TOKENS:,} tokens | most in one layer, MB | in the whole pass, MB |")
+    extra = {
+        variant: {key: rise - base[key] for key, rise in own.items()}
+        for variant, own in rises.items()
+    }
+    most = {
+        variant: max(rise for key, rise in own.items() if key != "pass")
+        for variant, own in extra.items()
+    }
+    print(
+        f"| T5-small, E={EXPERTS}, {TOKENS:,} tokens | most in one layer, MB | in the whole pass, "
+        "MB |"
+    )
     print("| --- | ---: | ---: |")
-    print(f"| base | {max(rise for key, rise in base.items() if key != 'pass'):.1f} | {base['pass']:.1f} |")
+    print(
+        f"| base | {max(rise for key, rise in base.items() if key != 'pass'):.1f} | "
+        f"{base['pass']:.1f} |"
+    )
     for variant in READING[1:]:
         print(f"| {variant}, beyond it | {most[variant]:.1f} | {extra[variant]['pass']:.1f} |")
-    print(f"beyond the base in one layer, loramix to Arrow: {bar(most['loramix'] / most['Arrow'], 0.2)}")
+    print(
+        f"beyond the base in one layer, loramix to Arrow: "
+        f"{bar(most['loramix'] / most['Arrow'], 0.2)}"
+    )
 
 
 def bar(ratio: float, limit: float) -> str:
@@ -167,7 +213,9 @@ def bar(ratio: float, limit: float) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     disable_progress_bar()

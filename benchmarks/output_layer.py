@@ -1,9 +1,11 @@
-"""A training step with the output layer's input in one piece, as `load_base` gives it, and as a slice.
+"""A training step with the output layer's input in one piece, as `load_base` gives it, and as a
+slice.
 
     python benchmarks/output_layer.py
 
-LoRA on the embedded default model, 8 samples of 20 prompt and 20 target tokens, logits for the targets alone. Both
-variants run in turn in one process; printed are the medians of the rounds and their ratio.
+LoRA on the embedded default model, 8 samples of 20 prompt and 20 target tokens, logits for the
+targets alone. Both variants run in turn in one process; printed are the medians of the rounds and
+their ratio.
 """
 
 import statistics
@@ -18,11 +20,15 @@ ROUNDS, ROWS, TOKENS, TARGETS = 7, 8, 40, 20
 
 
 def adapted(dtype: str, *, sliced: bool) -> PeftModel:
-    """Return the model with an adapter; `sliced` takes away what puts the output layer's input in one piece."""
+    """Return the model with an adapter; `sliced` takes away what puts the output layer's input in
+    one piece.
+    """
     model = load_base("smollm2-135m", dtype=dtype).model
     if sliced:
         model.get_output_embeddings()._forward_pre_hooks.clear()
-    return get_peft_model(model, LoraConfig(r=16, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]))
+    return get_peft_model(
+        model, LoraConfig(r=16, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
+    )
 
 
 def step(model: PeftModel, ids: torch.Tensor) -> float:
@@ -42,7 +48,9 @@ def main() -> None:
         for _ in range(ROUNDS):
             for sliced, model in models.items():
                 seconds[sliced].append(step(model, ids))
-        slow, fast = (statistics.median(seconds[sliced][1:]) for sliced in (True, False))  # the first round warms up
+        slow, fast = (
+            statistics.median(seconds[sliced][1:]) for sliced in (True, False)
+        )  # the first round warms up
         print(f"{dtype:10} {slow:10.2f} {fast:14.2f} {slow / fast:6.2f}×")
 
 

@@ -1,9 +1,11 @@
-"""Compares two files of `speed.py`: what has become slower, relative to the first system of its case?
+"""Compares two files of `speed.py`: what has become slower, relative to the first system of its
+case?
 
     python benchmarks/regression.py old/speed.json new/speed.json [--tolerance 0.05]
 
-Ratios are compared, not seconds, so the files may come from different machines of one kind. Ends with status 1 if a
-ratio has grown by more than the tolerance and by more than both files' spread over the rounds.
+Ratios are compared, not seconds, so the files may come from different machines of one kind. Ends
+with status 1 if a ratio has grown by more than the tolerance and by more than both files' spread
+over the rounds.
 """
 
 import argparse
@@ -22,12 +24,17 @@ def ratios(path: Path) -> dict[Key, tuple[float, float, float]]:
     first: dict[object, Row] = {}
     for row in rows:
         first.setdefault(row["case"], row)
-    return {(str(r["case"]), str(r["system"]), int(str(r["experts"]))): ratio(r, first[r["case"]]) for r in rows}
+    return {
+        (str(r["case"]), str(r["system"]), int(str(r["experts"]))): ratio(r, first[r["case"]])
+        for r in rows
+    }
 
 
 def main() -> int:
     """Print what differs and return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
     parser.add_argument("--tolerance", type=float, default=0.05)
@@ -45,8 +52,14 @@ def main() -> int:
             worse = change > 0 and after_low > before_high
             slower += worse
             verdict = "SLOWER" if worse else "slower, within the spread" if change > 0 else "faster"
-            print(f"{verdict:26} {before:.3f} to {after:.3f} ({change:+.1%})  {key[1]}, E={key[2]}, {key[0]}")
-    print(f"{len(common)} rows compared, {slower} slower by more than {options.tolerance:.0%} and the spread")
+            print(
+                f"{verdict:26} {before:.3f} to {after:.3f} ({change:+.1%})  {key[1]}, E={key[2]}, "
+                f"{key[0]}"
+            )
+    print(
+        f"{len(common)} rows compared, {slower} slower by more than {options.tolerance:.0%} and "
+        "the spread"
+    )
     return 1 if slower else 0
 
 

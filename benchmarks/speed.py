@@ -1,14 +1,15 @@
-"""How fast a mixture generates, scores and trains, beside its base model and the other ways to use several adapters.
+"""How fast a mixture generates, scores and trains, beside its base model and the other ways to use
+several adapters.
 
-    python benchmarks/speed.py                       all cases; about three quarters of an hour on two cores
-    python benchmarks/speed.py --only "decode llama" the cases whose names begin so; may be given again
-    python benchmarks/speed.py --dtype bfloat16 --device cuda
+    python benchmarks/speed.py                       all cases; about three quarters of an hour on
+    two cores python benchmarks/speed.py --only "decode llama" the cases whose names begin so; may
+    be given again python benchmarks/speed.py --dtype bfloat16 --device cuda
 
-All systems of a case take turns in one process, so that noise hits all of them alike: compare ratios, not seconds.
-Freed memory stays with the process (`KEPT`): else whoever is given new pages pays for them, which may take longer than
-what is compared.
-Written to the folder `--out`: speed.json with every round, speed.md with the tables and bars, speed.png. Cases that
-lie there from an earlier run on such a machine, and are not run again, stay.
+All systems of a case take turns in one process, so that noise hits all of them alike: compare
+ratios, not seconds. Freed memory stays with the process (`KEPT`): else whoever is given new pages
+pays for them, which may take longer than what is compared.
+Written to the folder `--out`: speed.json with every round, speed.md with the tables and bars,
+speed.png. Cases that lie there from an earlier run on such a machine, and are not run again, stay.
 `python benchmarks/regression.py old/speed.json new/speed.json` compares two such files.
 """
 
@@ -34,7 +35,10 @@ from torch import Tensor, nn
 
 from loramix import MixtureModel
 
-KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}  # as glibc reads them when a process starts
+KEPT = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+}  # as glibc reads them when a process starts
 FOLDED, UNFOLDED = ", folded", ", not folded"
 Timed = Callable[[], None]
 
@@ -55,7 +59,9 @@ class Case:
     def name(self) -> str:
         experts = "/".join(map(str, self.experts))
         made = f", {self.new} new" if self.new else ""
-        return f"{self.kind} {self.shape}, E={experts}, batch {self.batch}, {self.prompt} tokens{made}"
+        return (
+            f"{self.kind} {self.shape}, E={experts}, batch {self.batch}, {self.prompt} tokens{made}"
+        )
 
 
 COMMON = ("base", "PEFT LoRA", "PEFT active adapters", "Arrow", "reference layer", "loramix")
@@ -65,8 +71,16 @@ CASES = [
     Case("decode", "llama-135m", COMMON, batch=8, new=64),
     Case("decode", "llama-135m", FEW, batch=1, prompt=1024, new=32),
     Case("decode", "llama-135m", FEW, batch=8, prompt=256, new=32),
-    Case("decode", "llama-135m", ("base", "X-LoRA", "Arrow", "reference layer", "loramix"), (4,), new=128),
-    Case("decode", "llama-135m", ("base", "PEFT active adapters", "Arrow", "loramix"), (8,), new=32),
+    Case(
+        "decode",
+        "llama-135m",
+        ("base", "X-LoRA", "Arrow", "reference layer", "loramix"),
+        (4,),
+        new=128,
+    ),
+    Case(
+        "decode", "llama-135m", ("base", "PEFT active adapters", "Arrow", "loramix"), (8,), new=32
+    ),
     Case("decode", "llama-135m", ("loramix",), (2, 8, 64), batch=8, new=32),
     Case("decode", "llama-135m", ("loramix top-2" + UNFOLDED,), (2, 4, 8, 16, 64, 256), new=64),
     Case("decode", "llama-135m", ("loramix top-2",), (2, 64, 256), new=64),
@@ -81,9 +95,18 @@ CASES = [
     Case("decode", "t5-small", ("base", "Arrow", "loramix"), (4,), prompt=512, new=64),
     Case("decode", "t5-large", FEW, (2,), new=24),
     Case("decode", "t5-large", FEW, (8,), batch=8, new=8),
-    Case("forward", "llama-135m", ("base", "PEFT LoRA", "X-LoRA", "Arrow", "loramix"), (4,), batch=8, prompt=128),
+    Case(
+        "forward",
+        "llama-135m",
+        ("base", "PEFT LoRA", "X-LoRA", "Arrow", "loramix"),
+        (4,),
+        batch=8,
+        prompt=128,
+    ),
     Case("forward", "llama-135m", ("loramix top-2",), (2, 16, 64), batch=1, prompt=128),
-    Case("forward", "t5-small", ("base", "PEFT LoRA", "Arrow", "loramix"), (8,), batch=1, prompt=2048),
+    Case(
+        "forward", "t5-small", ("base", "PEFT LoRA", "Arrow", "loramix"), (8,), batch=1, prompt=2048
+    ),
     Case("training", "llama-135m", ("PEFT LoRA", "X-LoRA", "loramix"), (4,), batch=8, prompt=128),
     Case("training", "llama-135m", ("PEFT LoRA", "loramix"), (2,), batch=8, prompt=128),
     Case("training", "t5-small", ("PEFT LoRA", "loramix"), (2,), batch=8, prompt=128),
@@ -91,7 +114,9 @@ CASES = [
 
 
 def work(case: Case, system: str, model: nn.Module, ids: Tensor) -> Timed:
-    """Return what is timed: one generation, one forward pass, or one training step without its optimizer."""
+    """Return what is timed: one generation, one forward pass, or one training step without its
+    optimizer.
+    """
     mask = torch.ones_like(ids)
     settings = {"input_ids": ids, "attention_mask": mask}
     if case.kind == "decode":
@@ -106,7 +131,9 @@ def work(case: Case, system: str, model: nn.Module, ids: Tensor) -> Timed:
     model.train()
     half = ids.shape[1] // 2
     labels = (
-        ids[:, :half].contiguous() if seq2seq else torch.cat([torch.full_like(ids[:, :half], -100), ids[:, half:]], 1)
+        ids[:, :half].contiguous()
+        if seq2seq
+        else torch.cat([torch.full_like(ids[:, :half], -100), ids[:, half:]], 1)
     )
     trained = {"loramix": ".gate.", "X-LoRA": "xlora_classifier"}.get(system, "lora_")
     for name, parameter in model.named_parameters():
@@ -124,10 +151,14 @@ def void(_: object) -> None:
     """Drop a result, so that its memory is free before the next one's turn."""
 
 
-def measured(case: Case, rounds: int, dtype: torch.dtype, device: str, root: Path) -> list[dict[str, object]]:
+def measured(
+    case: Case, rounds: int, dtype: torch.dtype, device: str, root: Path
+) -> list[dict[str, object]]:
     """Return the rounds of every system of a case."""
     base = base_model(case.shape, dtype).to(device)
-    folders = save_adapters(base, root / case.shape, min(16, max(case.experts)))  # a speed does not ask whose they are
+    folders = save_adapters(
+        base, root / case.shape, min(16, max(case.experts))
+    )  # a speed does not ask whose they are
     torch.manual_seed(1)
     ids = torch.randint(5, 30_000, (case.batch, case.prompt), device=device)
     timed: dict[tuple[str, int], Timed] = {}
@@ -146,7 +177,14 @@ def measured(case: Case, rounds: int, dtype: torch.dtype, device: str, root: Pat
             if turn:  # the first round warms up
                 found[key].append((time.perf_counter() - started, time.process_time() - used))
     return [
-        {**asdict(case), "case": case.name, "system": system, "experts": experts, "wall": wall, "cpu": cpu}
+        {
+            **asdict(case),
+            "case": case.name,
+            "system": system,
+            "experts": experts,
+            "wall": wall,
+            "cpu": cpu,
+        }
         for (system, experts), turns in found.items()
         for wall, cpu in [tuple(map(list, zip(*turns, strict=True)))]
     ]
@@ -156,8 +194,12 @@ def main() -> None:
     """Measure, print and save."""
     if not KEPT.items() <= os.environ.items():
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **KEPT})
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", help="beginning of the names of cases to run; may be given again")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", action="append", help="beginning of the names of cases to run; may be given again"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -167,27 +209,46 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     cases = [case for case in CASES if case.name.startswith(tuple(options.only or [""]))]
     if not cases:
-        parser.error(f"no case begins with {options.only}; there are: " + "; ".join(case.name for case in CASES))
+        parser.error(
+            f"no case begins with {options.only}; there are: "
+            + "; ".join(case.name for case in CASES)
+        )
     machine = {
-        "device": options.device, "processor": platform.processor() or platform.machine(), "dtype": options.dtype,
-        "threads": torch.get_num_threads(), "torch": torch.__version__, "transformers": transformers.__version__,
-    }  # fmt: skip
+        "device": options.device,
+        "processor": platform.processor() or platform.machine(),
+        "dtype": options.dtype,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
     file = options.out / "speed.json"
-    earlier = json.loads(file.read_text()) if options.only and file.is_file() else {"machine": None, "rows": []}
+    earlier = (
+        json.loads(file.read_text())
+        if options.only and file.is_file()
+        else {"machine": None, "rows": []}
+    )
     again = {case.name for case in cases}
-    kept = [row for row in earlier["rows"] if earlier["machine"] == machine and row["case"] not in again]
+    kept = [
+        row for row in earlier["rows"] if earlier["machine"] == machine and row["case"] not in again
+    ]
     order = {case.name: place for place, case in enumerate(CASES)}
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as root:
         for place, case in enumerate(cases, 1):
             started = time.monotonic()
-            rows += measured(case, options.rounds, getattr(torch, options.dtype), options.device, Path(root))
+            rows += measured(
+                case, options.rounds, getattr(torch, options.dtype), options.device, Path(root)
+            )
             gc.collect()
-            print(f"{place} of {len(cases)}: {case.name}, {time.monotonic() - started:.0f} s", file=sys.stderr)
+            print(
+                f"{place} of {len(cases)}: {case.name}, {time.monotonic() - started:.0f} s",
+                file=sys.stderr,
+            )
             for row in rows:
                 if row["case"] == case.name:
                     print(
-                        f"    {row['system']:28} E={row['experts']:<4} {statistics.median(row['wall']):.3f} s",
+                        f"    {row['system']:28} E={row['experts']:<4} "
+                        f"{statistics.median(row['wall']):.3f} s",
                         file=sys.stderr,
                     )
             options.out.mkdir(parents=True, exist_ok=True)

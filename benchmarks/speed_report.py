@@ -27,14 +27,20 @@ class Bar:
     other_experts: int = 2
 
 
-L1, L8 = "decode llama-135m, E=2, batch 1, 16 tokens, 128 new", "decode llama-135m, E=2, batch 8, 16 tokens, 64 new"
+L1, L8 = (
+    "decode llama-135m, E=2, batch 1, 16 tokens, 128 new",
+    "decode llama-135m, E=2, batch 8, 16 tokens, 64 new",
+)
 TOP = "decode llama-135m, E=2/4/8/16/64/256, batch 1, 16 tokens, 64 new"
 TOP_FOLDED = "decode llama-135m, E=2/64/256, batch 1, 16 tokens, 64 new"
 TOP_8 = "decode llama-135m, E=2/4/8/16/64/256, batch 8, 16 tokens, 64 new"
 X = "decode llama-135m, E=4, batch 1, 16 tokens, 128 new"
 T1 = "decode t5-small, E=4, batch 1, 16 tokens, 64 new"
 F4 = "forward llama-135m, E=4, batch 8, 128 tokens"
-S4, S2 = "training llama-135m, E=4, batch 8, 128 tokens", "training llama-135m, E=2, batch 8, 128 tokens"
+S4, S2 = (
+    "training llama-135m, E=4, batch 8, 128 tokens",
+    "training llama-135m, E=2, batch 8, 128 tokens",
+)
 BARS = [
     Bar("decoding, batch 1, to the base", L1, "loramix", "base", 1.03),
     Bar("decoding, batch 8, to the base", L8, "loramix", "base", 1.15),
@@ -60,7 +66,11 @@ def write_report(folder: Path) -> str:
     found = json.loads((folder / "speed.json").read_text())
     rows: list[Row] = found["rows"]
     text = "\n\n".join(
-        [", ".join(f"{key} {value}" for key, value in found["machine"].items()), *tables(rows), bars(rows)]
+        [
+            ", ".join(f"{key} {value}" for key, value in found["machine"].items()),
+            *tables(rows),
+            bars(rows),
+        ]
     )
     (folder / "speed.md").write_text(text + "\n")
     plot(rows, folder / "speed.png")
@@ -68,7 +78,9 @@ def write_report(folder: Path) -> str:
 
 
 def tables(rows: Sequence[Row]) -> list[str]:
-    """Return one table for every case: medians, ratios to its first row, and the spread of those over the rounds."""
+    """Return one table for every case: medians, ratios to its first row, and the spread of those
+    over the rounds.
+    """
     made = []
     for case in dict.fromkeys(str(row["case"]) for row in rows):
         own = [row for row in rows if row["case"] == case]
@@ -79,7 +91,8 @@ def tables(rows: Sequence[Row]) -> list[str]:
             cpu = ratio(row, own[0], "cpu")[0]
             seconds, used = (statistics.median(row[key]) for key in ("wall", "cpu"))
             lines.append(
-                f"| {row['system']} | {row['experts']} | {seconds:.3f} | {wall:.3f} | {low:.3f} to {high:.3f} "
+                f"| {row['system']} | {row['experts']} | {seconds:.3f} | {wall:.3f} | {low:.3f} "
+                f"to {high:.3f} "
                 f"| {used:.3f} | {cpu:.3f} |"
             )
         made.append("\n".join(lines))
@@ -88,16 +101,31 @@ def tables(rows: Sequence[Row]) -> list[str]:
 
 def bars(rows: Sequence[Row]) -> str:
     """Return the table of those bars that were measured."""
-    lines = ["**Bars**", "", "| | ratio | spread | at most | |", "| --- | ---: | --- | ---: | --- |"]
+    lines = [
+        "**Bars**",
+        "",
+        "| | ratio | spread | at most | |",
+        "| --- | ---: | --- | ---: | --- |",
+    ]
     for bar in BARS:
         pair = [
-            next((r for r in rows if (r["case"], r["system"], r["experts"]) == (bar.case, system, experts)), None)
+            next(
+                (
+                    r
+                    for r in rows
+                    if (r["case"], r["system"], r["experts"]) == (bar.case, system, experts)
+                ),
+                None,
+            )
             for system, experts in ((bar.system, bar.experts), (bar.other, bar.other_experts))
         ]
         if pair[0] is not None and pair[1] is not None:
             middle, low, high = ratio(pair[0], pair[1])
             verdict = "holds" if middle <= bar.limit else "does not hold"
-            lines.append(f"| {bar.what} | {middle:.3f} | {low:.3f} to {high:.3f} | {bar.limit:.3f} | {verdict} |")
+            lines.append(
+                f"| {bar.what} | {middle:.3f} | {low:.3f} to {high:.3f} | {bar.limit:.3f} | "
+                f"{verdict} |"
+            )
     return "\n".join(lines)
 
 
@@ -111,11 +139,15 @@ def ratio(row: Row, other: Row, key: str = "wall") -> tuple[float, float, float]
 def plot(rows: Sequence[Row], file: Path) -> None:
     """Draw the ratio of every system to the first of its case, one panel for each case."""
     cases = [
-        case for case in dict.fromkeys(str(r["case"]) for r in rows) if len([r for r in rows if r["case"] == case]) > 1
+        case
+        for case in dict.fromkeys(str(r["case"]) for r in rows)
+        if len([r for r in rows if r["case"] == case]) > 1
     ]
     columns = 2
     lines = -(-len(cases) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(12, 2.3 * lines), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(12, 2.3 * lines), squeeze=False, layout="constrained"
+    )
     for axis, case in zip(axes.flat, cases, strict=False):
         own = [row for row in rows if row["case"] == case]
         several = len({row["experts"] for row in own}) > 1

@@ -1,7 +1,8 @@
-"""The systems whose speed `speed.py` compares: all over one base model, whose weights they share in memory.
+"""The systems whose speed `speed.py` compares: all over one base model, whose weights they share in
+memory.
 
-Weights are random, in the real configurations; a system's speed does not depend on them. Every adapter has rank 16 on
-q, k, v and o of every attention block.
+Weights are random, in the real configurations; a system's speed does not depend on them. Every
+adapter has rank 16 on q, k, v and o of every attention block.
 """
 
 import copy
@@ -12,7 +13,13 @@ from pathlib import Path
 import torch
 from peft import ArrowConfig, LoraConfig, PeftModel, XLoraConfig, create_arrow_model, get_peft_model
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from loramix import GateConfig, MixtureModel
 
@@ -22,14 +29,24 @@ Build = Callable[[PreTrainedModel, list[Path]], nn.Module]
 
 
 def base_model(shape: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Return a random model of this size: SmolLM2-135M's, T5-small's or T5-large's configuration."""
+    """Return a random model of this size: SmolLM2-135M's, T5-small's or T5-large's
+    configuration.
+    """
     torch.manual_seed(0)
     common = {"pad_token_id": 0, "eos_token_id": 1, "dtype": dtype}
     if shape == "llama-135m":
         config = LlamaConfig(
-            vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-            num_key_value_heads=3, bos_token_id=1, tie_word_embeddings=True, max_position_embeddings=8192, **common,
-        )  # fmt: skip
+            vocab_size=49_152,
+            hidden_size=576,
+            intermediate_size=1536,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            bos_token_id=1,
+            tie_word_embeddings=True,
+            max_position_embeddings=8192,
+            **common,
+        )
         return LlamaForCausalLM(config).to(dtype).eval()
     size = {
         "t5-small": {"d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8},
@@ -41,7 +58,11 @@ def base_model(shape: str, dtype: torch.dtype = torch.float32) -> PreTrainedMode
 
 def targets(base: PreTrainedModel) -> list[str]:
     """Return the names of the projections that adapters change."""
-    return ["q", "k", "v", "o"] if base.config.is_encoder_decoder else ["q_proj", "k_proj", "v_proj", "o_proj"]
+    return (
+        ["q", "k", "v", "o"]
+        if base.config.is_encoder_decoder
+        else ["q_proj", "k_proj", "v_proj", "o_proj"]
+    )
 
 
 def lora_config(base: PreTrainedModel) -> LoraConfig:
@@ -51,7 +72,9 @@ def lora_config(base: PreTrainedModel) -> LoraConfig:
 
 
 def save_adapters(base: PreTrainedModel, root: Path, count: int) -> list[Path]:
-    """Save `count` random adapters for this base and return their folders; those that exist are kept."""
+    """Save `count` random adapters for this base and return their folders; those that exist are
+    kept.
+    """
     model = get_peft_model(twin(base), lora_config(base))
     folders = [root / str(index) for index in range(count)]
     for index, folder in enumerate(folders):
@@ -80,7 +103,9 @@ def peft_lora(base: PreTrainedModel, folders: list[Path]) -> nn.Module:
 
 
 def peft_active(base: PreTrainedModel, folders: list[Path]) -> nn.Module:
-    """Return PEFT with all adapters active at once: their sum, in a loop over adapters in every layer."""
+    """Return PEFT with all adapters active at once: their sum, in a loop over adapters in every
+    layer.
+    """
     model = PeftModel.from_pretrained(twin(base), folders[0], adapter_name="0")
     for index, folder in enumerate(folders[1:], 1):
         model.load_adapter(folder, adapter_name=str(index))
@@ -99,18 +124,25 @@ def xlora(base: PreTrainedModel, folders: list[Path]) -> nn.Module:
     model = twin(base)
     model.config.use_cache = False
     config = XLoraConfig(
-        task_type="CAUSAL_LM", hidden_size=model.config.hidden_size, xlora_depth=1, layerwise_scalings=False,
+        task_type="CAUSAL_LM",
+        hidden_size=model.config.hidden_size,
+        xlora_depth=1,
+        layerwise_scalings=False,
         adapters={str(index): str(folder) for index, folder in enumerate(folders)},
-    )  # fmt: skip
+    )
     return get_peft_model(model, config).eval()
 
 
 def loramix(gate: GateConfig, base: PreTrainedModel, folders: list[Path]) -> nn.Module:
     """Return a mixture with this gate."""
-    experts: dict[str, str | Path] = {f"expert-{index}": folder for index, folder in enumerate(folders)}
+    experts: dict[str, str | Path] = {
+        f"expert-{index}": folder for index, folder in enumerate(folders)
+    }
     mixture = MixtureModel.from_experts(twin(base), experts, gate=gate)
     torch.manual_seed(0)
-    for gate_module in mixture.gates.values():  # else top-k would choose the same experts everywhere
+    for (
+        gate_module
+    ) in mixture.gates.values():  # else top-k would choose the same experts everywhere
         nn.init.normal_(gate_module.score.weight)
     return mixture.eval()
 
@@ -121,19 +153,27 @@ def reference(base: PreTrainedModel, folders: list[Path]) -> nn.Module:
     for name in mixture.layers:
         parent, _, attribute = name.rpartition(".")
         updates = [expert.updates[name] for expert in mixture.experts]
-        layer = ReferenceLayer(model.get_submodule(name), [(u.down_RD, u.up_OR) for u in updates], updates[0].scale)
+        layer = ReferenceLayer(
+            model.get_submodule(name), [(u.down_RD, u.up_OR) for u in updates], updates[0].scale
+        )
         setattr(model.get_submodule(parent), attribute, layer)
     return model.eval()
 
 
 class ReferenceLayer(nn.Module):
-    """The reference's layer: experts in lists, their matrices mixed separately, weights averaged over the batch."""
+    """The reference's layer: experts in lists, their matrices mixed separately, weights averaged
+    over the batch.
+    """
 
     def __init__(self, base: nn.Linear, experts: list[tuple[Tensor, Tensor]], scale: float) -> None:
         super().__init__()
         self.base, self.scale = base, scale
-        self.downs = nn.ParameterList(nn.Parameter(down.clone(), requires_grad=False) for down, _ in experts)
-        self.ups = nn.ParameterList(nn.Parameter(up.clone(), requires_grad=False) for _, up in experts)
+        self.downs = nn.ParameterList(
+            nn.Parameter(down.clone(), requires_grad=False) for down, _ in experts
+        )
+        self.ups = nn.ParameterList(
+            nn.Parameter(up.clone(), requires_grad=False) for _, up in experts
+        )
         self.lift = nn.Linear(base.in_features, 4, bias=False)
         self.score = nn.Linear(4, len(experts), bias=False)
         self.weight = base.weight
@@ -145,7 +185,9 @@ class ReferenceLayer(nn.Module):
         down_RD, up_OR = torch.zeros_like(self.downs[0]), torch.zeros_like(self.ups[0])
         for weight, down, up in zip(weights_E, self.downs, self.ups, strict=True):
             down_RD, up_OR = down_RD + weight * down, up_OR + weight * up
-        update_BTO = nn.functional.linear(nn.functional.linear(x_BTD, down_RD.to(x_BTD)), up_OR.to(x_BTD))
+        update_BTO = nn.functional.linear(
+            nn.functional.linear(x_BTD, down_RD.to(x_BTD)), up_OR.to(x_BTD)
+        )
         return self.base(x_BTD) + self.scale * update_BTO
 
 

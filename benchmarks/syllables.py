@@ -1,9 +1,10 @@
-"""Print the percentage of lines whose syllables are counted as the phonemes of a haiku data set say.
+"""Print the percentage of lines whose syllables are counted as the phonemes of a haiku data set
+say.
 
     python benchmarks/syllables.py haiku.parquet
 
-The file has the columns `text` (lines separated by ` / `) and `text_phonemes` (lines by ` / `, words by spaces,
-syllables by `|`).
+The file has the columns `text` (lines separated by ` / `) and `text_phonemes` (lines by ` / `,
+words by spaces, syllables by `|`).
 """
 
 import sys
@@ -20,7 +21,9 @@ def line_counts(source: Path) -> list[tuple[int, int]]:
     return [
         (line_syllables(line), sum(word.count("|") + 1 for word in phonemes.split()))
         for row in rows
-        for line, phonemes in zip(row["text"].split(" / "), row["text_phonemes"].split(" / "), strict=True)
+        for line, phonemes in zip(
+            row["text"].split(" / "), row["text_phonemes"].split(" / "), strict=True
+        )
     ]
 
 
@@ -29,7 +32,10 @@ def main(source: Path) -> None:
     gaps = [counted - spoken for counted, spoken in line_counts(source)]
     right, under, over = gaps.count(0), sum(gap < 0 for gap in gaps), sum(gap > 0 for gap in gaps)
     lines = len(gaps)
-    print(f"{right / lines:.2%} of {lines:,} lines right, {under / lines:.2%} short, {over / lines:.2%} long")
+    print(
+        f"{right / lines:.2%} of {lines:,} lines right, {under / lines:.2%} short, "
+        f"{over / lines:.2%} long"
+    )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python benchmarks/t5_large.py
 
-The model has the real configuration of T5-large and random weights, in float32; the adapters are those of the recipe
-haiku-title-t5-large. A step is forward, backward and optimizer; generation is cached and greedy. The first step also
-pays for warming up, so the second one is timed.
+The model has the real configuration of T5-large and random weights, in float32; the adapters are
+those of the recipe haiku-title-t5-large. A step is forward, backward and optimizer; generation is
+cached and greedy. The first step also pays for warming up, so the second one is timed.
 """
 
 import argparse
@@ -26,20 +26,28 @@ BATCH, INPUT, TARGET = 4, 256, 32
 
 def t5_large() -> T5ForConditionalGeneration:
     """Return T5-large with random weights: 738 million parameters."""
-    config = T5Config(d_model=1024, d_kv=64, d_ff=4096, num_layers=24, num_heads=16, decoder_start_token_id=0)
+    config = T5Config(
+        d_model=1024, d_kv=64, d_ff=4096, num_layers=24, num_heads=16, decoder_start_token_id=0
+    )
     torch.manual_seed(0)
     return T5ForConditionalGeneration(config)
 
 
 def lora() -> LoraConfig:
-    """Return the reference's adapter: rank 16, alpha 1, on q, k, v and o of every attention block."""
-    return LoraConfig(r=16, lora_alpha=1, target_modules=["q", "k", "v", "o"], task_type="SEQ_2_SEQ_LM")
+    """Return the reference's adapter: rank 16, alpha 1, on q, k, v and o of every attention
+    block.
+    """
+    return LoraConfig(
+        r=16, lora_alpha=1, target_modules=["q", "k", "v", "o"], task_type="SEQ_2_SEQ_LM"
+    )
 
 
 def mixture() -> MixtureModel:
     """Return T5-large with two adapters and the gates of the recipe."""
     with torch.device("meta"):
-        config = T5Config(d_model=1024, d_kv=64, d_ff=4096, num_layers=24, num_heads=16, decoder_start_token_id=0)
+        config = T5Config(
+            d_model=1024, d_kv=64, d_ff=4096, num_layers=24, num_heads=16, decoder_start_token_id=0
+        )
         shapes = get_peft_model(T5ForConditionalGeneration(config), lora())
     with tempfile.TemporaryDirectory() as folder:
         shapes.to_empty(device="cpu")
@@ -89,5 +97,8 @@ if __name__ == "__main__":
     if options.variant:
         finish(lambda: measured(options.variant))
     else:
-        print(f"{BATCH} samples of {INPUT} input and {TARGET} target tokens, {torch.get_num_threads()} threads")
+        print(
+            f"{BATCH} samples of {INPUT} input and {TARGET} target tokens, "
+            f"{torch.get_num_threads()} threads"
+        )
         report(__file__, VARIANTS, rounds=1)

@@ -1,12 +1,14 @@
-"""Training tokens per second and peak memory of the LoRA and gate stages against plain PEFT with `Trainer` defaults.
+"""Training tokens per second and peak memory of the LoRA and gate stages against plain PEFT with
+`Trainer` defaults.
 
     python benchmarks/training.py [arxiv.parquet]
 
-All variants train on the same abstracts and titles with the embedded default model: those of the file (columns
-`summaries` and `titles`), or of the demo data. The plain variant is a short script: `Trainer` and `TrainingArguments`
-as they come, prompt and target padded together on the right. The stages are measured through the trainer, sampler and
-collator that `loramix run` uses, in float32 and in the number format `fast`, with and without gradient checkpointing.
-Every variant runs in its own process; the first steps warm up.
+All variants train on the same abstracts and titles with the embedded default model: those of the
+file (columns `summaries` and `titles`), or of the demo data. The plain variant is a short script:
+`Trainer` and `TrainingArguments` as they come, prompt and target padded together on the right. The
+stages are measured through the trainer, sampler and collator that `loramix run` uses, in float32
+and in the number format `fast`, with and without gradient checkpointing. Every variant runs in its
+own process; the first steps warm up.
 """
 
 import argparse
@@ -28,8 +30,14 @@ from loramix.data.samples import prepare
 from loramix.data.tasks import Task, built_in
 from loramix.experiment.training.trainer import MixingTrainer
 
-VARIANTS = ("plain PEFT, Trainer defaults", "LoRA stage", "LoRA stage, fast", "LoRA stage, fast, checkpointing",
-            "gate stage", "gate stage, fast")  # fmt: skip
+VARIANTS = (
+    "plain PEFT, Trainer defaults",
+    "LoRA stage",
+    "LoRA stage, fast",
+    "LoRA stage, fast, checkpointing",
+    "gate stage",
+    "gate stage, fast",
+)
 STEPS, BATCH, WARM = 8, 8, 2
 
 
@@ -47,7 +55,9 @@ class Clock(TrainerCallback):
 def task(source: str | None) -> Task:
     """Return the title task on a file, or on the demo data."""
     if source is None:
-        return built_in("demo-title").model_copy(update={"max_input_tokens": 192, "max_new_tokens": 32})
+        return built_in("demo-title").model_copy(
+            update={"max_input_tokens": 192, "max_new_tokens": 32}
+        )
     columns = {"source": source, "input_column": "summaries", "target_column": "titles"}
     limits = {"max_input_tokens": 192, "max_new_tokens": 32}
     return built_in("arxiv-title").model_copy(update={**columns, **limits})
@@ -57,14 +67,19 @@ def samples(base: Base, source: str | None) -> list[Encoded]:
     """Return the encoded training samples, as many as the steps take."""
     title = task(source)
     prepared = prepare([title], samples=200, seed=0)[title.name].samples[: STEPS * BATCH]
-    return [encode(base.tokenizer, title, each.input, each.target, causal=True, chat=False) for each in prepared]
+    return [
+        encode(base.tokenizer, title, each.input, each.target, causal=True, chat=False)
+        for each in prepared
+    ]
 
 
 def adapted(base: Base) -> PeftModel:
     """Return the model with a LoRA adapter of rank 16 on the attention projections."""
     targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
     torch.manual_seed(0)
-    return get_peft_model(base.model, LoraConfig(r=16, target_modules=targets, task_type="CAUSAL_LM"))
+    return get_peft_model(
+        base.model, LoraConfig(r=16, target_modules=targets, task_type="CAUSAL_LM")
+    )
 
 
 class Listed(torch.utils.data.Dataset[Encoded]):
@@ -84,7 +99,9 @@ class Listed(torch.utils.data.Dataset[Encoded]):
 def padded(rows: Sequence[Encoded]) -> dict[str, Tensor]:
     """Return a batch padded on the right, as most scripts do."""
     ids = pad_sequence([torch.tensor(row.prompt + row.target) for row in rows], batch_first=True)
-    mask = pad_sequence([torch.ones(len(row.prompt + row.target)) for row in rows], batch_first=True).long()
+    mask = pad_sequence(
+        [torch.ones(len(row.prompt + row.target)) for row in rows], batch_first=True
+    ).long()
     labels = [torch.tensor([IGNORED] * len(row.prompt) + row.target) for row in rows]
     return {
         "input_ids": ids,
@@ -109,10 +126,24 @@ def tokens_per_second(
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            output_dir=folder, max_steps=STEPS, seed=0, report_to=[], disable_tqdm=True, remove_unused_columns=False,
-            label_names=["labels"], logging_strategy="no", save_strategy="no", **settings,
-        )  # fmt: skip
-        trainer_class(model=model, args=arguments, train_dataset=data, data_collator=counted, callbacks=[clock]).train()
+            output_dir=folder,
+            max_steps=STEPS,
+            seed=0,
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            label_names=["labels"],
+            logging_strategy="no",
+            save_strategy="no",
+            **settings,
+        )
+        trainer_class(
+            model=model,
+            args=arguments,
+            train_dataset=data,
+            data_collator=counted,
+            callbacks=[clock],
+        ).train()
     return sum(sizes[WARM:STEPS]) / (clock.ends[STEPS - 1] - clock.ends[WARM - 1])
 
 
@@ -134,12 +165,19 @@ def measured(variant: str, source: str | None) -> dict[str, float]:
         return {"tokens/s": tokens_per_second(Trainer, adapted(base), data, padded)}
     model = mixture(base) if "gate" in variant else adapted(base)
     speed = tokens_per_second(
-        MixingTrainer, model, data, Collator(base.tokenizer, causal=True), optim="adafactor", learning_rate=1e-3,
-        per_device_train_batch_size=BATCH, train_sampling_strategy="group_by_length", dataloader_pin_memory=False,
+        MixingTrainer,
+        model,
+        data,
+        Collator(base.tokenizer, causal=True),
+        optim="adafactor",
+        learning_rate=1e-3,
+        per_device_train_batch_size=BATCH,
+        train_sampling_strategy="group_by_length",
+        dataloader_pin_memory=False,
         use_cpu=not torch.cuda.is_available(),
         bf16=number_format("fast") == "bfloat16" and "fast" in variant,
         activation_checkpointing="checkpointing" in variant,
-    )  # fmt: skip
+    )
     return {"tokens/s": speed}
 
 

@@ -4,7 +4,9 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")  # read when the libraries are imported
+os.environ.update(
+    HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1"
+)  # read when the libraries are imported
 
 import pytest
 import torch
@@ -31,7 +33,13 @@ def tiny_model(shape: str) -> PreTrainedModel:
         torch.manual_seed(7)
         if shape == "t5":
             config = T5Config(
-                vocab_size=VOCABULARY, d_model=32, d_kv=12, d_ff=64, num_layers=2, num_heads=2, decoder_start_token_id=0
+                vocab_size=VOCABULARY,
+                d_model=32,
+                d_kv=12,
+                d_ff=64,
+                num_layers=2,
+                num_heads=2,
+                decoder_start_token_id=0,
             )
             return T5ForConditionalGeneration(config).eval()
         if shape == "llama":
@@ -60,18 +68,29 @@ def tiny_model(shape: str) -> PreTrainedModel:
         return GPT2LMHeadModel(gpt2).eval()
 
 
-TARGETS = {"t5": ["q", "k", "v", "o"], "llama": ["q_proj", "k_proj", "v_proj", "o_proj"], "gpt2": ["c_attn", "c_proj"]}
+TARGETS = {
+    "t5": ["q", "k", "v", "o"],
+    "llama": ["q_proj", "k_proj", "v_proj", "o_proj"],
+    "gpt2": ["c_attn", "c_proj"],
+}
 
 
 def save_expert(folder: Path, shape: str, *, seed: int, **settings: object) -> Path:
     """Save a strong random adapter with PEFT in `folder`, and return it."""
-    defaults = {"r": 4, "lora_alpha": 8, "target_modules": TARGETS[shape], "fan_in_fan_out": shape == "gpt2"}
+    defaults = {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": TARGETS[shape],
+        "fan_in_fan_out": shape == "gpt2",
+    }
     config = LoraConfig(**{**defaults, **settings})
     model = get_peft_model(tiny_model(shape), config)
     generator = torch.Generator().manual_seed(seed)
     for key, parameter in model.named_parameters():
         if "lora_" in key:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * (0.1 if shape == "t5" else 0.3)
+            parameter.data = torch.randn(parameter.shape, generator=generator) * (
+                0.1 if shape == "t5" else 0.3
+            )
     model.save_pretrained(folder)
     return folder
 
@@ -79,12 +98,16 @@ def save_expert(folder: Path, shape: str, *, seed: int, **settings: object) -> P
 @pytest.fixture
 def make_expert(tmp_path: Path) -> Callable[..., Path]:
     """Return a function that saves a strong random adapter with PEFT and returns its folder."""
-    return lambda shape, name, *, seed, **settings: save_expert(tmp_path / name, shape, seed=seed, **settings)
+    return lambda shape, name, *, seed, **settings: save_expert(
+        tmp_path / name, shape, seed=seed, **settings
+    )
 
 
 @pytest.fixture(scope="session")
 def experts(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Path]]:
-    """Return a function that gives adapters of rank 4 for a shape, by name: saved once, and not to be changed."""
+    """Return a function that gives adapters of rank 4 for a shape, by name: saved once, and not to
+    be changed.
+    """
     root = tmp_path_factory.mktemp("experts")
 
     def of_shape(shape: str, names: Sequence[str] = ("a", "b", "c")) -> dict[str, Path]:
@@ -98,25 +121,35 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str,
 
 @torch.no_grad()
 def strengthen(mixture: MixtureModel) -> MixtureModel:
-    """Give the gates random parameters, so large that they tell inputs apart, and return the mixture."""
+    """Give the gates random parameters, so large that they tell inputs apart, and return the
+    mixture.
+    """
     generator = torch.Generator().manual_seed(3)
     wide = 4.0 if mixture.gate_config.context == "reference" else 1.0  # it reads its input unscaled
     for gate in mixture.gates.values():
         for linear, scale in ((gate.lift, 2.0 * wide), (gate.score, 4.0)):
-            linear.weight.copy_(torch.randn(linear.weight.shape, generator=generator) * scale / linear.in_features**0.5)
+            linear.weight.copy_(
+                torch.randn(linear.weight.shape, generator=generator)
+                * scale
+                / linear.in_features**0.5
+            )
             if linear.bias is not None:
                 linear.bias.copy_(torch.randn(linear.bias.shape, generator=generator) / 2)
     return mixture.eval()
 
 
 def peft_logits(shape: str, folder: Path, ids: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Return the logits at the target's places of the tiny base with one adapter, served by PEFT."""
+    """Return the logits at the target's places of the tiny base with one adapter, served by
+    PEFT.
+    """
     return target_logits(PeftModel.from_pretrained(tiny_model(shape), folder).eval(), ids, target)
 
 
 @torch.no_grad()
 def target_logits(model: torch.nn.Module, ids: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Return what a model computes at the places of `target` after the prompt `ids`, in one pass."""
+    """Return what a model computes at the places of `target` after the prompt `ids`, in one
+    pass.
+    """
     if model.config.is_encoder_decoder:
         return model(input_ids=ids, decoder_input_ids=target).logits
     given = {"input_ids": torch.cat([ids, target], 1)}
@@ -127,10 +160,14 @@ def target_logits(model: torch.nn.Module, ids: torch.Tensor, target: torch.Tenso
 
 def tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
     """Return random ordinary tokens (rows, length)."""
-    return torch.randint(3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def close(left: torch.Tensor, right: torch.Tensor, *, dtype: torch.dtype = torch.float32) -> None:
     """Assert that two tensors are the same up to the rounding of `dtype`."""
     tolerance = 1e-5 if dtype == torch.float32 else 2e-1
-    torch.testing.assert_close(left, right, atol=tolerance, rtol=1e-4 if dtype == torch.float32 else 1e-1)
+    torch.testing.assert_close(
+        left, right, atol=tolerance, rtol=1e-4 if dtype == torch.float32 else 1e-1
+    )

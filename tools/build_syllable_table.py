@@ -2,9 +2,9 @@
 
     python tools/build_syllable_table.py cmudict.dict [OUT]
 
-One entry stands on each line, `word PH OW1 N IY0 M Z # note`; quotes and colons around the word and its phonemes, as in
-a JSON rendering of the dictionary, are accepted. A word's later pronunciations, `word(2)`, are left out: the first one
-is the one that counts.
+One entry stands on each line, `word PH OW1 N IY0 M Z # note`; quotes and colons around the word and
+its phonemes, as in a JSON rendering of the dictionary, are accepted. A word's later pronunciations,
+`word(2)`, are left out: the first one is the one that counts.
 """
 
 import gzip
@@ -16,12 +16,15 @@ from pathlib import Path
 
 TABLE = Path(__file__).parents[1] / "src" / "loramix" / "metrics" / "data" / "syllables.txt.gz"
 ENTRY = re.compile(
-    r'\s*"?(?P<word>[^\s";]+?)(?P<variant>\(\d+\))?"?:?\s+"?(?P<phonemes>[A-Z]+[0-2]?(?: [A-Z]+[0-2]?)*)'
+    r'\s*"?(?P<word>[^\s";]+?)(?P<variant>\(\d+\))?"?:?'
+    r'\s+"?(?P<phonemes>[A-Z]+[0-2]?(?: [A-Z]+[0-2]?)*)'
 )
 
 
 def read_counts(lines: Iterable[str]) -> dict[str, int]:
-    """Return the syllable count of each word's first pronunciation: its vowels, which alone carry a stress digit."""
+    """Return the syllable count of each word's first pronunciation: its vowels, which alone carry a
+    stress digit.
+    """
     counts: dict[str, int] = {}
     for entry in filter(None, map(ENTRY.match, lines)):
         syllables = sum(phoneme[-1].isdigit() for phoneme in entry["phonemes"].split())

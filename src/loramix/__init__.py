@@ -1,4 +1,6 @@
-"""Several LoRA adapters as one language model that decides, for every input, how much of each adapter to use."""
+"""Several LoRA adapters as one language model that decides, for every input, how much of each
+adapter to use.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -13,20 +13,25 @@ Mixing = Literal["output", "parameter"]
 class GateConfig(BaseModel):
     """What a gate reads and how its weights mix the experts.
 
-    context: `prompt` pools the layer's input over the prompt tokens (in a decoder with cross-attention: the encoder's
-        output), so that the weights are fixed before the first generated token. `running` pools the tokens so far, so
-        that the weights follow the text. `token` lets every token decide for itself. `reference` averages the scores of
-        all valid tokens, future ones included; it scores given targets but cannot generate through a decoder.
-    scope: one gate for every adapted `layer`, for every `block`, or for the whole `model` (an encoder-decoder has two:
-        one for each side). A shared gate reads at the first adapted layer of its block or side.
+    context: `prompt` pools the layer's input over the prompt tokens (in a decoder with
+        cross-attention: the encoder's output), so that the weights are fixed before the first
+        generated token. `running` pools the tokens so far, so that the weights follow the text.
+        `token` lets every token decide for itself. `reference` averages the scores of all valid
+        tokens, future ones included; it scores given targets but cannot generate through a decoder.
+    scope: one gate for every adapted `layer`, for every `block`, or for the whole `model` (an
+        encoder-decoder has two: one for each side). A shared gate reads at the first adapted layer
+        of its block or side.
     hidden: width of the gate's hidden layer.
-    activation: `softmax`; `sigmoid`, where every expert has its own weight in (0, 1); `top-k`, a softmax of which the
-        `k` largest weights are kept and scaled to sum to 1; `top-1`, which keeps one. What is not kept gets gradients
-        as if it had been (straight-through: Bengio et al. 2013, arXiv:1308.3432).
+    activation: `softmax`; `sigmoid`, where every expert has its own weight in (0, 1); `top-k`, a
+        softmax of which the `k` largest weights are kept and scaled to sum to 1; `top-1`, which
+        keeps one. What is not kept gets gradients as if it had been (straight-through: Bengio et
+        al. 2013, arXiv:1308.3432).
     k: how many experts `top-k` keeps; other activations do not use it.
     temperature: divides the scores before the activation; below 1 sharpens.
-    base_slot: whether the base takes part as one more expert that adds nothing: the gate can then turn all experts off.
-    mixing: `output` adds Σ_e g_e s_e B_e A_e x; `parameter` adds (Σ_e g_e s_e B_e)(Σ_e g_e A_e) x, for equal ranks.
+    base_slot: whether the base takes part as one more expert that adds nothing: the gate can then
+        turn all experts off.
+    mixing: `output` adds Σ_e g_e s_e B_e A_e x; `parameter` adds (Σ_e g_e s_e B_e)(Σ_e g_e A_e) x,
+        for equal ranks.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,12 +48,16 @@ class GateConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> "GateConfig":
         if self.base_slot and self.activation == "sigmoid":
-            raise ValueError("base_slot: a sigmoid gate can turn every expert off by itself; use it with softmax")
+            raise ValueError(
+                "base_slot: a sigmoid gate can turn every expert off by itself; use it with softmax"
+            )
         return self
 
     @classmethod
     def reference(cls) -> "GateConfig":
-        """Return the reference gate: non-causal mean of the scores, hidden width 4, matrices mixed separately."""
+        """Return the reference gate: non-causal mean of the scores, hidden width 4, matrices mixed
+        separately.
+        """
         return cls(context="reference", hidden=4, mixing="parameter")
 
     @property

@@ -52,6 +52,8 @@ class MissingExtraError(LoramixError, ImportError):
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the option nearest to `word`, or an empty string if none is near."""
+    """Return ` (did you mean 'x'?)` for the option nearest to `word`, or an empty string if none is
+    near.
+    """
     near = difflib.get_close_matches(word, list(options), n=1, cutoff=0.5)
     return f" (did you mean '{near[0]}'?)" if near else ""

@@ -17,13 +17,17 @@ PLACEHOLDER = "{input}"
 
 
 def fill(template: str, text: str) -> str:
-    """Return the prompt for one input; braces in `text` and other braces in the template mean nothing."""
+    """Return the prompt for one input; braces in `text` and other braces in the template mean
+    nothing.
+    """
     before, after = template.split(PLACEHOLDER)
     return before + text + after
 
 
 class Prompting(BaseModel):
-    """Whether prompts go through the tokenizer's chat template, and the prompt template of every task."""
+    """Whether prompts go through the tokenizer's chat template, and the prompt template of every
+    task.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,7 +40,8 @@ class Prompting(BaseModel):
             return text
         if task not in self.templates:
             raise MixtureError(
-                f"this mixture has no prompt for a task '{task}'{did_you_mean(task, self.templates)}; "
+                f"this mixture has no prompt for a task "
+                f"'{task}'{did_you_mean(task, self.templates)}; "
                 f"it has: {', '.join(self.templates) or 'none'}"
             )
         return fill(self.templates[task], text)

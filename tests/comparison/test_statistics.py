@@ -27,7 +27,9 @@ def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 
 
 def test_the_same_samples_are_drawn_for_every_model() -> None:
-    """Two models that differ by a constant differ by it in every draw, however much their samples differ."""
+    """Two models that differ by a constant differ by it in every draw, however much their samples
+    differ.
+    """
     values = normal(1, 50, seed=1) * 100
     gap = mean(values + 0.5, replicates=300) - mean(values, replicates=300)
     assert (gap.low, gap.high) == pytest.approx((0.5, 0.5))
@@ -52,11 +54,15 @@ def test_a_mean_over_tasks_has_a_narrower_interval_than_each() -> None:
 def test_the_share_of_a_gain() -> None:
     base, best, model = (mean(np.full((1, 10), value), replicates=100) for value in (1.0, 3.0, 2.5))
     assert share_of_gain(model, best, base).value == pytest.approx(0.75)
-    assert np.isnan(share_of_gain(model, base, base).value) or np.isinf(share_of_gain(model, base, base).value)
+    assert np.isnan(share_of_gain(model, base, base).value) or np.isinf(
+        share_of_gain(model, base, base).value
+    )
 
 
 def test_a_tally_counts_ties() -> None:
-    assert tally(np.array([[1.0, 2.0, 3.0, 4.0]]), np.array([[0.0, 2.0, 4.0, 4.0]])) == Tally(1, 2, 1)
+    assert tally(np.array([[1.0, 2.0, 3.0, 4.0]]), np.array([[0.0, 2.0, 4.0, 4.0]])) == Tally(
+        1, 2, 1
+    )
     assert tally(np.array([[0.0, 1.0], [2.0, 1.0]]), np.array([[1.0, 0.0]])) == Tally(1, 1, 0)
 
 

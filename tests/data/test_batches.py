@@ -1,4 +1,6 @@
-"""Batches: what a prompt is cut to, where padding goes, and that the loss is that of every sample on its own."""
+"""Batches: what a prompt is cut to, where padding goes, and that the loss is that of every sample
+on its own.
+"""
 
 import pytest
 import torch
@@ -29,7 +31,9 @@ SAMPLES = [
 ]
 
 
-def make_tokenizer(*, start: bool = False, end: bool = False, **changes: object) -> PreTrainedTokenizerFast:
+def make_tokenizer(
+    *, start: bool = False, end: bool = False, **changes: object
+) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer that adds a start or an end token to every text, or neither."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -41,7 +45,10 @@ def make_tokenizer(*, start: bool = False, end: bool = False, **changes: object)
     inner.train_from_iterator(
         [TEXT] * 9,
         trainers.BpeTrainer(
-            vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+            vocab_size=VOCABULARY,
+            special_tokens=special,
+            initial_alphabet=alphabet,
+            show_progress=False,
         ),
     )
     if start or end:
@@ -81,7 +88,8 @@ def encode_all(tokenizer, *, causal: bool = True) -> list[Encoded]:
     ]
 
 
-# --- prompts and targets ---------------------------------------------------------------------------------------------
+# --- prompts and targets
+# ------------------------------------------------------------------------------------------
 
 
 def test_a_causal_prompt_ends_in_a_line_break_and_its_target_in_the_end_token(plain):
@@ -99,7 +107,10 @@ def test_the_start_token_stands_once_before_the_prompt_and_never_before_the_targ
 
 def test_a_causal_prompt_never_carries_an_end_token(ending):
     encoded = encode(ending, make_task(), "snow", "white", causal=True, chat=False)
-    assert ending.decode(encoded.prompt + encoded.target) == "write a haiku about snow, please\nwhite</s>"
+    assert (
+        ending.decode(encoded.prompt + encoded.target)
+        == "write a haiku about snow, please\nwhite</s>"
+    )
 
 
 def test_an_encoder_reads_the_tokenizers_own_special_tokens(ending):
@@ -109,12 +120,17 @@ def test_an_encoder_reads_the_tokenizers_own_special_tokens(ending):
 
 
 def test_an_encoder_decoder_target_ends_even_if_the_tokenizer_ends_nothing(plain):
-    assert encode(plain, make_task(), "snow", "ice", causal=False, chat=False).target[-1] == plain.eos_token_id
+    assert (
+        encode(plain, make_task(), "snow", "ice", causal=False, chat=False).target[-1]
+        == plain.eos_token_id
+    )
 
 
 def test_a_chat_prompt_is_one_user_turn_and_the_target_ends_it(chatty):
     encoded = encode(chatty, make_task(), "snow", "white", causal=True, chat=True)
-    expected = "<|im_start|>user\nwrite a haiku about snow, please<|im_end|>\n<|im_start|>assistant\n"
+    expected = (
+        "<|im_start|>user\nwrite a haiku about snow, please<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert chatty.decode(encoded.prompt) == expected  # no second start token
     assert chatty.decode(encoded.target) == "white<|im_end|>"
 
@@ -125,8 +141,12 @@ def test_without_a_target_there_are_no_target_ids(plain):
 
 def test_a_long_target_loses_its_end_and_the_end_token(plain):
     whole = encode(plain, make_task(), "snow", TEXT, causal=True, chat=False).target
-    exact = encode(plain, make_task(max_new_tokens=len(whole)), "snow", TEXT, causal=True, chat=False).target
-    short = encode(plain, make_task(max_new_tokens=len(whole) - 1), "snow", TEXT, causal=True, chat=False).target
+    exact = encode(
+        plain, make_task(max_new_tokens=len(whole)), "snow", TEXT, causal=True, chat=False
+    ).target
+    short = encode(
+        plain, make_task(max_new_tokens=len(whole) - 1), "snow", TEXT, causal=True, chat=False
+    ).target
     assert exact == whole
     assert short == whole[:-1]
     assert plain.eos_token_id not in short
@@ -138,8 +158,12 @@ def test_a_long_target_loses_its_end_and_the_end_token(plain):
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_long_prompt_loses_the_end_of_its_input_alone(text, causal, ending):
     for limit in (30, 31, 40):
-        encoded = encode(ending, make_task(max_input_tokens=limit), text, None, causal=causal, chat=False)
-        assert limit - 4 <= len(encoded.prompt) <= limit  # a character is up to four of these tokens
+        encoded = encode(
+            ending, make_task(max_input_tokens=limit), text, None, causal=causal, chat=False
+        )
+        assert (
+            limit - 4 <= len(encoded.prompt) <= limit
+        )  # a character is up to four of these tokens
         prompt = ending.decode(encoded.prompt)
         assert prompt.endswith(", please\n" if causal else ", please</s>")
         kept = prompt.removeprefix("write a haiku about ").split(", please")[0]
@@ -156,7 +180,12 @@ def test_a_long_chat_prompt_keeps_the_markup(chatty):
 
 def test_a_prompt_at_the_limit_is_whole(plain):
     whole = encode(plain, make_task(), TEXT, None, causal=True, chat=False).prompt
-    assert encode(plain, make_task(max_input_tokens=len(whole)), TEXT, None, causal=True, chat=False).prompt == whole
+    assert (
+        encode(
+            plain, make_task(max_input_tokens=len(whole)), TEXT, None, causal=True, chat=False
+        ).prompt
+        == whole
+    )
 
 
 def test_a_template_above_the_limit_is_an_error(plain):
@@ -172,12 +201,18 @@ def test_a_tokenizer_without_an_end_token_is_refused():
         Collator(tokenizer, causal=True)
 
 
-# --- padding ---------------------------------------------------------------------------------------------------------
+# --- padding
+# ------------------------------------------------------------------------------------------
 
 
 def test_causal_batches_share_one_boundary(plain):
-    batch = Collator(plain, causal=True)([Encoded([10, 11, 12], [20, 2]), Encoded([13], [21, 22, 2])])
-    lists = {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    batch = Collator(plain, causal=True)(
+        [Encoded([10, 11, 12], [20, 2]), Encoded([13], [21, 22, 2])]
+    )
+    lists = {
+        name: value.tolist() if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+    }
     assert lists == {
         "input_ids": [[10, 11, 12, 20, 2, 0], [0, 0, 13, 21, 22, 2]],
         "attention_mask": [[1, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1]],
@@ -201,11 +236,16 @@ def test_generation_starts_where_no_padding_is(plain):
     causal = generation_batch(plain, encoded, causal=True)
     assert causal["input_ids"].tolist() == [[10, 11], [0, 13]]
     assert causal["attention_mask"].tolist() == [[1, 1], [0, 1]]
-    assert generation_batch(plain, encoded, causal=False)["attention_mask"].tolist() == [[1, 1], [1, 0]]
+    assert generation_batch(plain, encoded, causal=False)["attention_mask"].tolist() == [
+        [1, 1],
+        [1, 0],
+    ]
 
 
 def test_the_end_token_pads_where_there_is_no_padding_token_and_is_masked():
-    batch = Collator(make_tokenizer(pad_token=None), causal=True)([Encoded([10], [2]), Encoded([11, 12], [21, 2])])
+    batch = Collator(make_tokenizer(pad_token=None), causal=True)(
+        [Encoded([10], [2]), Encoded([11, 12], [21, 2])]
+    )
     assert batch["input_ids"].tolist() == [[2, 10, 2, 2], [11, 12, 21, 2]]
     assert batch["attention_mask"].tolist() == [[0, 1, 1, 0], [1, 1, 1, 1]]
     assert batch["labels"].tolist() == [[IGNORED, 2, IGNORED], [IGNORED, 21, 2]]
@@ -220,7 +260,8 @@ def test_the_longest_comes_first():
     assert length_order([2, 5, 1, 5]) == [1, 3, 0, 2]
 
 
-# --- the loss --------------------------------------------------------------------------------------------------------
+# --- the loss
+# ------------------------------------------------------------------------------------------
 
 
 def make_llama() -> LlamaForCausalLM:
@@ -283,7 +324,11 @@ def alone(model, sample: Encoded) -> torch.Tensor:
 def test_a_causal_batch_has_the_loss_of_its_samples_weighted_by_their_target_tokens(make, plain):
     torch.manual_seed(0)
     model, samples = make().eval(), encode_all(plain)
-    assert len({len(sample.prompt) for sample in samples}) == len({len(sample.target) for sample in samples}) == 3
+    assert (
+        len({len(sample.prompt) for sample in samples})
+        == len({len(sample.target) for sample in samples})
+        == 3
+    )
     losses = torch.stack([alone(model, sample) for sample in samples])
     sizes = torch.tensor([float(len(sample.target)) for sample in samples])
     assert losses.std() > 0.05  # samples that differ: a wrong weighting shows
@@ -301,16 +346,22 @@ def test_a_model_that_takes_fewer_inputs_gets_the_same_loss_from_all_columns(acc
     assert set(batch) == {"input_ids", "attention_mask", "labels", *accepted}
     assert batch["labels"].shape == batch["input_ids"].shape
     whole = model(**Collator(plain, causal=True)(samples)).loss
-    torch.testing.assert_close(model(**batch).loss, whole, rtol=1e-5, atol=1e-5)  # Llama's positions are relative
+    torch.testing.assert_close(
+        model(**batch).loss, whole, rtol=1e-5, atol=1e-5
+    )  # Llama's positions are relative
 
 
 @torch.no_grad()
-def test_an_encoder_decoder_batch_has_the_loss_of_its_samples_weighted_by_their_target_tokens(ending):
+def test_an_encoder_decoder_batch_has_the_loss_of_its_samples_weighted_by_their_target_tokens(
+    ending,
+):
     torch.manual_seed(0)
     model, samples = make_t5().eval(), encode_all(ending, causal=False)
     losses = torch.stack(
         [
-            model(input_ids=torch.tensor([sample.prompt]), labels=torch.tensor([sample.target])).loss
+            model(
+                input_ids=torch.tensor([sample.prompt]), labels=torch.tensor([sample.target])
+            ).loss
             for sample in samples
         ]
     )

@@ -1,4 +1,6 @@
-"""Multiple choice: every layout from every kind of source, rows with pictures, and choices or answers that are none."""
+"""Multiple choice: every layout from every kind of source, rows with pictures, and choices or
+answers that are none.
+"""
 
 import csv
 import json
@@ -33,7 +35,9 @@ NO_PICTURE = {"bytes": b"what no decoder opens", "path": None}
 
 def make_task(source: object, **changes: object) -> Task:
     columns = {"input_column": "question", "target_column": "answer", "choices_column": "choices"}
-    return Task.model_validate({"name": "quiz", "source": str(source), "prompt": "{input}"} | columns | changes)
+    return Task.model_validate(
+        {"name": "quiz", "source": str(source), "prompt": "{input}"} | columns | changes
+    )
 
 
 def row(question: object, choices: object, answer: object, **more: object) -> dict[str, object]:
@@ -91,13 +95,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
-# --- layouts ---------------------------------------------------------------------------------------------------------
+# --- layouts
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", [as_list, as_mapping, as_labels_and_texts, as_list_with_texts])
-@pytest.mark.parametrize("write", [write_csv, write_jsonl, write_parquet, write_folder, write_folder_of_jsonl])
+@pytest.mark.parametrize(
+    "write", [write_csv, write_jsonl, write_parquet, write_folder, write_folder_of_jsonl]
+)
 def test_every_layout_in_every_kind_of_source_gives_the_same_rows(
-    layout: Callable[[list[str], int], tuple[object, object]], write: Callable[[Path, Rows], Path], tmp_path: Path
+    layout: Callable[[list[str], int], tuple[object, object]],
+    write: Callable[[Path, Rows], Path],
+    tmp_path: Path,
 ) -> None:
     rows = [row(question, *layout(texts, right)) for question, texts, right in ASKED]
     assert load_rows(make_task(write(tmp_path, rows))) == EXPECTED
@@ -110,17 +119,30 @@ def test_the_mark_between_question_and_choices_outlives_cleaning(tmp_path: Path)
 
 
 def test_rows_without_a_question_or_an_answer_are_blank(tmp_path: Path) -> None:
-    rows = [row(None, ["x", "y"], 0), row("Which?", ["x", "y"], None), row("Which?", ["x", "y"], 1), row(" ", [], 0)]
+    rows = [
+        row(None, ["x", "y"], 0),
+        row("Which?", ["x", "y"], None),
+        row("Which?", ["x", "y"], 1),
+        row(" ", [], 0),
+    ]
     found = load_rows(make_task(write_jsonl(tmp_path, rows)))
     assert sorted(found) == [("", ""), ("", ""), ("", ""), ("Which? \\n (A) x (B) y", "y")]
-    assert clean(make_task("x"), found)[1] == {"read": 4, "blank": 3, "out_of_range": 0, "duplicate": 0}
+    assert clean(make_task("x"), found)[1] == {
+        "read": 4,
+        "blank": 3,
+        "out_of_range": 0,
+        "duplicate": 0,
+    }
 
 
-# --- answers ---------------------------------------------------------------------------------------------------------
+# --- answers
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("answers", [["1", "3"], [1, 3]], ids=["texts", "numbers"])
-def test_labels_that_are_numbers_are_labels_and_no_places(answers: list[object], tmp_path: Path) -> None:
+def test_labels_that_are_numbers_are_labels_and_no_places(
+    answers: list[object], tmp_path: Path
+) -> None:
     numbered = {"1": "x", "2": "y", "3": "z"}
     rows = [row("First?", numbered, answers[0]), row("Last?", numbered, answers[1])]
     assert [target for _, target in load_rows(make_task(write_jsonl(tmp_path, rows)))] == ["x", "z"]
@@ -128,7 +150,9 @@ def test_labels_that_are_numbers_are_labels_and_no_places(answers: list[object],
 
 def test_places_among_labels_that_are_numbers_are_refused(tmp_path: Path) -> None:
     rows = [row("First?", {"1": "x", "2": "y"}, 0), row("Last?", {"1": "x", "2": "y"}, 1)]
-    with pytest.raises(DataError, match=r"row 1: the answer 0 is none of the choices: \(1\) x, \(2\) y"):
+    with pytest.raises(
+        DataError, match=r"row 1: the answer 0 is none of the choices: \(1\) x, \(2\) y"
+    ):
         load_rows(make_task(write_jsonl(tmp_path, rows)))
 
 
@@ -154,16 +178,31 @@ def test_the_whole_column_tells_numbers_that_are_texts_from_places(tmp_path: Pat
 
 def test_answers_that_can_be_read_in_two_ways_are_refused(tmp_path: Path) -> None:
     rows = [row("How many?", ["0", "1"], "1"), row("How many?", ["1", "0"], "1")]
-    with pytest.raises(DataError, match=r"'quiz': every answer can be a place or a text: in row 2, '1' .* '0' or '1'"):
+    with pytest.raises(
+        DataError,
+        match=r"'quiz': every answer can be a place or a text: in row 2, '1' .* '0' or '1'",
+    ):
         load_rows(make_task(write_csv(tmp_path, rows)))
 
 
 @pytest.mark.parametrize(
     ("layout", "answers", "message"),
     [
-        (as_mapping, ["P", "S"], r"row 2: the answer 'S' is no label .*: \(P\) x, \(Q\) y; answers are labels"),
-        (as_mapping, ["P", "y"], "row 2: the answer 'y' is no label of the choices, as the answers above it are"),
-        (as_labels_and_texts, ["q"], r"row 1: the answer 'q' is none of the choices: \(P\) x, \(Q\) y"),
+        (
+            as_mapping,
+            ["P", "S"],
+            r"row 2: the answer 'S' is no label .*: \(P\) x, \(Q\) y; answers are labels",
+        ),
+        (
+            as_mapping,
+            ["P", "y"],
+            "row 2: the answer 'y' is no label of the choices, as the answers above it are",
+        ),
+        (
+            as_labels_and_texts,
+            ["q"],
+            r"row 1: the answer 'q' is none of the choices: \(P\) x, \(Q\) y",
+        ),
         (as_list, [0, 1, 2], r"row 3: the answer 2 is no place .*: \(A\) x, \(B\) y"),
         (as_list, [-1], "row 1: the answer -1 is none"),
         (as_list, [0.5], r"row 1: the answer 0\.5 is none"),
@@ -173,14 +212,18 @@ def test_answers_that_can_be_read_in_two_ways_are_refused(tmp_path: Path) -> Non
     ],
 )
 def test_an_answer_that_is_no_choice_is_named_with_its_row_and_the_choices(
-    layout: Callable[[list[str], int], tuple[object, object]], answers: list[object], message: str, tmp_path: Path
+    layout: Callable[[list[str], int], tuple[object, object]],
+    answers: list[object],
+    message: str,
+    tmp_path: Path,
 ) -> None:
     rows = [row("Which?", layout(["x", "y"], 0)[0], answer) for answer in answers]
     with pytest.raises(DataError, match=f"task 'quiz': {message}"):
         load_rows(make_task(write_jsonl(tmp_path, rows)))
 
 
-# --- choices ---------------------------------------------------------------------------------------------------------
+# --- choices
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -200,16 +243,26 @@ def test_an_answer_that_is_no_choice_is_named_with_its_row_and_the_choices(
     ],
     ids=str,
 )
-def test_choices_of_another_shape_are_refused_with_what_was_found(choices: object, tmp_path: Path) -> None:
+def test_choices_of_another_shape_are_refused_with_what_was_found(
+    choices: object, tmp_path: Path
+) -> None:
     rows = [row("Which?", ["x", "y"], 0), row("Which?", choices, 0)]
-    with pytest.raises(DataError, match="task 'quiz': row 2: choices must be a list of texts, a mapping") as error:
+    with pytest.raises(
+        DataError, match="task 'quiz': row 2: choices must be a list of texts, a mapping"
+    ) as error:
         load_rows(make_task(write_jsonl(tmp_path, rows)))
     assert str(error.value).endswith(f"and are {choices!r}")
 
 
-@pytest.mark.parametrize(("choices", "count"), [([], 0), ({"A": "x", "B": None}, 1), (list("0123456789abc" * 3), 39)])
-def test_too_few_or_too_many_choices_are_refused(choices: object, count: int, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"task 'quiz': row 1: a question needs 2 to 26 choices, and has {count}: "):
+@pytest.mark.parametrize(
+    ("choices", "count"), [([], 0), ({"A": "x", "B": None}, 1), (list("0123456789abc" * 3), 39)]
+)
+def test_too_few_or_too_many_choices_are_refused(
+    choices: object, count: int, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        DataError, match=f"task 'quiz': row 1: a question needs 2 to 26 choices, and has {count}: "
+    ):
         load_rows(make_task(write_jsonl(tmp_path, [row("Which?", choices, 0)])))
 
 
@@ -229,7 +282,8 @@ def test_a_missing_column_is_answered_with_the_nearest(
         load_rows(task)
 
 
-# --- rows with pictures ----------------------------------------------------------------------------------------------
+# --- rows with pictures
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -247,7 +301,10 @@ def test_a_missing_column_is_answered_with_the_nearest(
 def test_rows_in_which_the_column_to_be_empty_is_filled_are_left_out(
     write: Callable[[Path, Rows], Path], values: list[object], tmp_path: Path
 ) -> None:
-    rows = [row(f"Question {number}?", ["x", "y"], 0, image=value) for number, value in enumerate(values)]
+    rows = [
+        row(f"Question {number}?", ["x", "y"], 0, image=value)
+        for number, value in enumerate(values)
+    ]
     source = write(tmp_path, rows)
     kept = ["Question 1? \\n (A) x (B) y", "Question 2? \\n (A) x (B) y"]
     assert [text for text, _ in load_rows(make_task(source, empty_column="image"))] == kept
@@ -261,17 +318,30 @@ def test_rows_are_counted_as_they_stand_in_the_source(tmp_path: Path) -> None:
         load_rows(make_task(write_jsonl(tmp_path, rows), empty_column="image"))
 
 
-# --- built-in tasks --------------------------------------------------------------------------------------------------
+# --- built-in tasks
+# ------------------------------------------------------------------------------------------
 
 
 TEXT = datasets.Value("string")
 HUB = {
     "commonsense-qa": (
         "tau/commonsense_qa",
-        {"question": TEXT, "choices": {"label": datasets.List(TEXT), "text": datasets.List(TEXT)}, "answerKey": TEXT},
+        {
+            "question": TEXT,
+            "choices": {"label": datasets.List(TEXT), "text": datasets.List(TEXT)},
+            "answerKey": TEXT,
+        },
         [
-            {"question": "Q?", "choices": {"label": ["A", "B"], "text": ["x", "y"]}, "answerKey": "B"},
-            {"question": "Q?", "choices": {"label": ["A", "B"], "text": ["x", "y"]}, "answerKey": ""},
+            {
+                "question": "Q?",
+                "choices": {"label": ["A", "B"], "text": ["x", "y"]},
+                "answerKey": "B",
+            },
+            {
+                "question": "Q?",
+                "choices": {"label": ["A", "B"], "text": ["x", "y"]},
+                "answerKey": "",
+            },
         ],
     ),
     "medqa": (

@@ -10,7 +10,13 @@ from loramix.errors import LeakError
 
 
 def sample(number: int, *, source: str | None = None, target: str | None = None) -> Sample:
-    return Sample("haiku", f"{number:016x}", "train", source or f"Input {number}", target or f"target {number}")
+    return Sample(
+        "haiku",
+        f"{number:016x}",
+        "train",
+        source or f"Input {number}",
+        target or f"target {number}",
+    )
 
 
 @pytest.fixture
@@ -32,7 +38,9 @@ def test_new_samples_pass(learned: dict[str, Path]) -> None:
     ],
 )
 def test_a_known_input_or_target_is_refused(learned: dict[str, Path], leak: Sample) -> None:
-    with pytest.raises(LeakError, match="'LoRA haiku' has learned from 1 of the 2 test samples") as caught:
+    with pytest.raises(
+        LeakError, match="'LoRA haiku' has learned from 1 of the 2 test samples"
+    ) as caught:
         refuse_leaks([sample(3), leak], learned, same={"haiku": "target"})
     assert leak.id in str(caught.value)
     assert "delete" in str(caught.value)

@@ -18,12 +18,23 @@ from loramix.data.sources import load_rows, locate, pinned, source_fingerprint
 from loramix.data.tasks import Cleaning, Task
 from loramix.errors import DataError
 
-REAL = Path(__file__).parents[2] / "shared" / "data"
-ROWS = [("snow", "white / so, white / white"), ("NA", 'a "quoted"\nline'), ("", "no input"), ("später", "größer, 雪")]
+REAL = Path(__file__).parents[3] / "shared" / "data"
+ROWS = [
+    ("snow", "white / so, white / white"),
+    ("NA", 'a "quoted"\nline'),
+    ("", "no input"),
+    ("später", "größer, 雪"),
+]
 
 
 def make_task(source: object, **changes: object) -> Task:
-    fields = {"name": "poem", "source": str(source), "input_column": "a", "target_column": "b", "prompt": "on {input}"}
+    fields = {
+        "name": "poem",
+        "source": str(source),
+        "input_column": "a",
+        "target_column": "b",
+        "prompt": "on {input}",
+    }
     return Task.model_validate(fields | changes)
 
 
@@ -72,7 +83,8 @@ def unprepared(prepared) -> list:
     return [sample for part in prepared.values() for sample in part.samples]
 
 
-# --- sources ---------------------------------------------------------------------------------------------------------
+# --- sources
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -130,7 +142,9 @@ def test_an_unreachable_hub_is_a_data_error(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.chdir(tmp_path)
     write_csv(tmp_path / "poems.csv", ROWS)
-    with pytest.raises(DataError, match=r"Couldn't reach.*nor is there a file.*did you mean 'poems\.csv'"):
+    with pytest.raises(
+        DataError, match=r"Couldn't reach.*nor is there a file.*did you mean 'poems\.csv'"
+    ):
         load_rows(make_task("poems.cvs"))
 
 
@@ -160,7 +174,11 @@ def test_a_missing_column_of_a_folder_is_named(hub_folder):
         ("a.jsonl", b'{"a": "x", "b": "y"}\n[1]\n', "line 2 is no JSON object"),
         ("a.jsonl", b'{"a": "x"\n', "cannot read"),
         ("a.jsonl", b"", "it has: none at all"),
-        ("a.jsonl", b'{"a": "x", "b": ["y"]}\n', "column 'b' must hold texts, and holds list values"),
+        (
+            "a.jsonl",
+            b'{"a": "x", "b": ["y"]}\n',
+            "column 'b' must hold texts, and holds list values",
+        ),
         ("a.jsonl.gz", b"not compressed", "cannot read"),
         ("a.csv", b"a,b\nx,y,z\n", "line 2 has more cells than the header"),
         ("a.csv", b"a,b\n\xff,y\n", "cannot read"),
@@ -223,7 +241,8 @@ def test_what_is_on_disk_wins_over_a_hub_id(tmp_path, monkeypatch):
     assert locate("someone/poems") == Path("someone/poems")
 
 
-# --- cleaning --------------------------------------------------------------------------------------------------------
+# --- cleaning
+# ------------------------------------------------------------------------------------------
 
 
 def test_white_space_and_unicode_are_normalised():
@@ -264,13 +283,15 @@ def test_which_duplicate_stays_does_not_depend_on_the_order_of_rows():
     assert sorted(clean(make_task("x"), rows)[0]) == sorted(reversed_rows)
 
 
-# --- splits ----------------------------------------------------------------------------------------------------------
+# --- splits
+# ------------------------------------------------------------------------------------------
 
 
 def test_the_split_is_the_same_on_every_machine():
-    assert [split_of(word, seed=0) for word in ("snow", "rain", "frog", "moon", "crow", "dew", "tea", "pond")] == [
-        "train", "train", "test", "train", "validation", "train", "train", "train"
-    ]  # fmt: skip
+    assert [
+        split_of(word, seed=0)
+        for word in ("snow", "rain", "frog", "moon", "crow", "dew", "tea", "pond")
+    ] == ["train", "train", "test", "train", "validation", "train", "train", "train"]
 
 
 def test_shares_are_70_15_15():
@@ -306,8 +327,12 @@ def test_order_of_rows_changes_nothing(tmp_path):
 
 
 def test_more_rows_move_no_sample_to_another_split(tmp_path):
-    few = prepare([make_task(write_csv(tmp_path / "a.csv", many(100)))], samples=None, seed=0)["poem"].samples
-    more = prepare([make_task(write_csv(tmp_path / "b.csv", many(300)))], samples=None, seed=0)["poem"].samples
+    few = prepare([make_task(write_csv(tmp_path / "a.csv", many(100)))], samples=None, seed=0)[
+        "poem"
+    ].samples
+    more = prepare([make_task(write_csv(tmp_path / "b.csv", many(300)))], samples=None, seed=0)[
+        "poem"
+    ].samples
     assert set(few) < set(more)
 
 
@@ -319,7 +344,9 @@ def test_fewer_samples_are_among_more(tmp_path):
 
 def test_the_order_of_samples_is_shuffled(tmp_path):
     rows = sorted(many(200))
-    samples = prepare([make_task(write_csv(tmp_path / "a.csv", rows))], samples=None, seed=0)["poem"].samples
+    samples = prepare([make_task(write_csv(tmp_path / "a.csv", rows))], samples=None, seed=0)[
+        "poem"
+    ].samples
     assert [(sample.input, sample.target) for sample in samples] != rows
     assert sorted((sample.input, sample.target) for sample in samples) == rows
 
@@ -329,11 +356,14 @@ def test_every_input_has_a_split(text: str, seed: int):
     assert split_of(text, seed=seed) in ("train", "validation", "test")
 
 
-# --- sizes -----------------------------------------------------------------------------------------------------------
+# --- sizes
+# ------------------------------------------------------------------------------------------
 
 
 def sizes(tasks, samples) -> dict[str, int]:
-    return {name: part.counts["kept"] for name, part in prepare(tasks, samples=samples, seed=0).items()}
+    return {
+        name: part.counts["kept"] for name, part in prepare(tasks, samples=samples, seed=0).items()
+    }
 
 
 def test_tasks_are_cut_to_the_smallest_or_to_what_is_asked(tmp_path):
@@ -348,17 +378,29 @@ def test_tasks_are_cut_to_the_smallest_or_to_what_is_asked(tmp_path):
 
 def test_counts_account_for_every_row(tmp_path):
     rows = [*many(200), *many(10), ("", "blank")]
-    counts = prepare([make_task(write_csv(tmp_path / "a.csv", rows))], samples=150, seed=0)["poem"].counts
+    counts = prepare([make_task(write_csv(tmp_path / "a.csv", rows))], samples=150, seed=0)[
+        "poem"
+    ].counts
     assert counts | {"train": 0, "validation": 0, "test": 0} == {
-        "read": 211, "blank": 1, "out_of_range": 0, "duplicate": 10, "surplus": 50, "kept": 150,
-        "train": 0, "validation": 0, "test": 0,
-    }  # fmt: skip
+        "read": 211,
+        "blank": 1,
+        "out_of_range": 0,
+        "duplicate": 10,
+        "surplus": 50,
+        "kept": 150,
+        "train": 0,
+        "validation": 0,
+        "test": 0,
+    }
     assert counts["train"] + counts["validation"] + counts["test"] == 150
 
 
 def test_too_few_samples_are_an_error_that_says_what_was_found(tmp_path):
     task = make_task(write_csv(tmp_path / "a.csv", [*many(40), ("x", "")]))
-    with pytest.raises(DataError, match=r"'poem': 50 samples are asked for, and cleaning leaves 40 \(read 41, blank 1"):
+    with pytest.raises(
+        DataError,
+        match=r"'poem': 50 samples are asked for, and cleaning leaves 40 \(read 41, blank 1",
+    ):
         prepare([task], samples=50, seed=0)
 
 
@@ -379,11 +421,14 @@ def test_two_tasks_of_one_name_are_refused(tmp_path):
         prepare([task, task], samples=None, seed=0)
 
 
-# --- manifest --------------------------------------------------------------------------------------------------------
+# --- manifest
+# ------------------------------------------------------------------------------------------
 
 
 def test_a_manifest_gives_back_what_was_written(tmp_path):
-    tasks = [make_task(write_csv(tmp_path / f"{name}.csv", many(60)), name=name) for name in ("b", "a")]
+    tasks = [
+        make_task(write_csv(tmp_path / f"{name}.csv", many(60)), name=name) for name in ("b", "a")
+    ]
     prepared = prepare(tasks, samples=None, seed=0)
     write_manifest(tmp_path / "data" / "manifest.parquet", prepared)
     assert read_manifest(tmp_path / "data" / "manifest.parquet") == unprepared(prepared)
@@ -415,7 +460,8 @@ def test_a_missing_or_damaged_manifest_is_a_data_error(content, tmp_path):
         read_manifest(path)
 
 
-# --- the real files --------------------------------------------------------------------------------------------------
+# --- the real files
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="../shared/data is not there")
@@ -424,7 +470,11 @@ def test_the_real_files_keep_nearly_everything_and_never_straddle():
 
     haiku = built_in("haiku").model_copy(update={"source": str(REAL / "haiku.parquet")})
     title = built_in("arxiv-title").model_copy(
-        update={"source": str(REAL / "arxiv.parquet"), "input_column": "summaries", "target_column": "titles"}
+        update={
+            "source": str(REAL / "arxiv.parquet"),
+            "input_column": "summaries",
+            "target_column": "titles",
+        }
     )
     prepared = prepare([haiku, title], samples=None, seed=0)
     counts = {name: part.counts for name, part in prepared.items()}

@@ -21,18 +21,31 @@ QUESTIONS = {"commonsense-qa", "medqa", "science-qa"}
 
 
 def make_task(**changes: object) -> Task:
-    fields = {"name": "poem", "source": "a.csv", "input_column": "a", "target_column": "b", "prompt": "on {input}"}
+    fields = {
+        "name": "poem",
+        "source": "a.csv",
+        "input_column": "a",
+        "target_column": "b",
+        "prompt": "on {input}",
+    }
     return Task.model_validate(fields | changes)
 
 
 def test_rendering_replaces_the_placeholder_and_nothing_else():
     task = make_task(prompt='reply in JSON, like {"a": 1}, to: {input}!')
-    assert task.render("what {input} of {0}?") == 'reply in JSON, like {"a": 1}, to: what {input} of {0}?!'
+    assert (
+        task.render("what {input} of {0}?")
+        == 'reply in JSON, like {"a": 1}, to: what {input} of {0}?!'
+    )
 
 
 @pytest.mark.parametrize("prompt", ["no place for it", "{input} and {input}", ""])
 def test_a_prompt_needs_exactly_one_placeholder(prompt: str):
-    for changes in ({"prompt": prompt}, {"paraphrases": ["about {input}", prompt]}, {"inverse": prompt}):
+    for changes in (
+        {"prompt": prompt},
+        {"paraphrases": ["about {input}", prompt]},
+        {"inverse": prompt},
+    ):
         kind = next(iter(changes)).removesuffix("s")
         with pytest.raises(ValidationError, match=f"{kind} '.*' must hold {{input}} exactly once"):
             make_task(**changes)
@@ -40,7 +53,14 @@ def test_a_prompt_needs_exactly_one_placeholder(prompt: str):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"sampels": 3}, {"name": "a/b"}, {"name": ""}, {"samples": 0}, {"max_new_tokens": 0}, {"metrics": ["rogue"]}],
+    [
+        {"sampels": 3},
+        {"name": "a/b"},
+        {"name": ""},
+        {"samples": 0},
+        {"max_new_tokens": 0},
+        {"metrics": ["rogue"]},
+    ],
     ids=str,
 )
 def test_impossible_values_and_unknown_keys_are_refused(changes: dict[str, object]):
@@ -49,7 +69,9 @@ def test_impossible_values_and_unknown_keys_are_refused(changes: dict[str, objec
 
 
 def test_a_range_that_holds_nothing_is_refused():
-    with pytest.raises(ValidationError, match=r"max_target_words \(2\) is below min_target_words \(3\)"):
+    with pytest.raises(
+        ValidationError, match=r"max_target_words \(2\) is below min_target_words \(3\)"
+    ):
         Cleaning(min_target_words=3, max_target_words=2)
 
 
@@ -63,7 +85,10 @@ def test_built_in_tasks_are_found_by_name():
     assert all(built_in(name).name == name for name in BUILT_IN)
     assert built_in("haiku").render("snow") == "write a haiku about snow"
     assert built_in("arxiv-title").render("We show …") == "summarize: We show …"
-    assert built_in("demo-command").render("list all files") == "write a shell command to list all files"
+    assert (
+        built_in("demo-command").render("list all files")
+        == "write a shell command to list all files"
+    )
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -81,7 +106,9 @@ def test_an_inverse_is_another_question_than_its_task(name: str):
     assert task.inverse not in (task.prompt, *task.paraphrases)
 
 
-@pytest.mark.parametrize(("name", "word"), [("haiku", "haiku"), ("arxiv-title", "title"), ("demo-command", "command")])
+@pytest.mark.parametrize(
+    ("name", "word"), [("haiku", "haiku"), ("arxiv-title", "title"), ("demo-command", "command")]
+)
 def test_the_word_that_names_a_task_is_not_in_all_wordings(name: str, word: str):
     found = [word in text.lower() for text in built_in(name).paraphrases]
     assert any(found)
@@ -122,21 +149,29 @@ def commands() -> list[dict[str, str]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_the_demos_requests_and_commands_are_short_and_do_not_repeat(commands: list[dict[str, str]]):
+def test_the_demos_requests_and_commands_are_short_and_do_not_repeat(
+    commands: list[dict[str, str]],
+):
     for key in ("request", "command"):
         texts = [" ".join(pair[key].split()) for pair in commands]
-        assert [text for text, times in Counter(text.casefold() for text in texts).items() if times > 1] == []
+        assert [
+            text for text, times in Counter(text.casefold() for text in texts).items() if times > 1
+        ] == []
         assert [text for text in texts if not 1 <= len(text.split()) <= 12] == []
         assert texts == [pair[key] for pair in commands]
 
 
 def test_the_demos_requests_continue_the_prompt(commands: list[dict[str, str]]):
     requests = [pair["request"] for pair in commands]
-    assert [text for text in requests if text != text.lower() or text.endswith((".", "?", "!"))] == []
+    assert [
+        text for text in requests if text != text.lower() or text.endswith((".", "?", "!"))
+    ] == []
 
 
 def test_the_demos_commands_are_whole_and_varied(commands: list[dict[str, str]]):
-    words = [shlex.split(pair["command"]) for pair in commands]  # raises ValueError for an open quotation
+    words = [
+        shlex.split(pair["command"]) for pair in commands
+    ]  # raises ValueError for an open quotation
     assert max(Counter(command[0] for command in words).values()) < len(words) / 10
     assert len({command[0] for command in words}) > 100
 
@@ -154,5 +189,13 @@ def test_recipes_with_three_tasks_hold_them():
 
 def test_importing_tasks_and_data_loads_nothing_heavy():
     heavy = ("torch", "transformers", "pandas", "pyarrow", "datasets", "huggingface_hub")
-    code = f"import sys, loramix.data.tasks, loramix.data.samples; print([name for name in {heavy} if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
+    code = (
+        "import sys, loramix.data.tasks, loramix.data.samples; "
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        ).stdout
+        == "[]\n"
+    )

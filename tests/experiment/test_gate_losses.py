@@ -32,7 +32,9 @@ def test_descending_each_does_what_it_is_for(start: torch.Tensor) -> None:
         (lambda w: imbalance(w), lambda w: abs(float(w.mean(0)[0]) - 1 / 3) < 0.05),
         (lambda w: label_loss(w, 1), lambda w: float(w[:, 1].min()) > 0.8),
     ):
-        scores = (start + 0.01 * torch.randn(3, 3, generator=torch.Generator().manual_seed(1))).requires_grad_()
+        scores = (
+            start + 0.01 * torch.randn(3, 3, generator=torch.Generator().manual_seed(1))
+        ).requires_grad_()
         optimizer = torch.optim.Adam([scores], lr=0.1)
         for _ in range(200):
             optimizer.zero_grad()

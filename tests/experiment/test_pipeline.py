@@ -1,4 +1,6 @@
-"""The five experiments on tiny models: what they leave, what is skipped, and what survives a kill."""
+"""The five experiments on tiny models: what they leave, what is skipped, and what survives a
+kill.
+"""
 
 import csv
 import json
@@ -26,7 +28,9 @@ from loramix.experiment.training.tokens import encode_samples
 from loramix.experiment.training.trainer import TurnSampler
 
 SMALL = ["samples=60", "generation.test_samples=3", "finetune.epochs=1", "gate.init=zero"]
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
+)
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +77,18 @@ def test_a_run_leaves_everything_that_the_reference_leaves(finished: Path) -> No
 
 
 def test_every_model_answers_the_same_withheld_samples(finished: Path) -> None:
-    trained_on = {s.input for s in read_manifest(finished / "data" / "samples.parquet") if s.split != "test"}
+    trained_on = {
+        s.input for s in read_manifest(finished / "data" / "samples.parquet") if s.split != "test"
+    }
     for task in ("haiku", "title"):
-        references = [rows(finished / folder / f"{task}.csv") for folder in ("benchmark", "lora/haiku", "cgm")]
+        references = [
+            rows(finished / folder / f"{task}.csv") for folder in ("benchmark", "lora/haiku", "cgm")
+        ]
         assert references[0]
-        assert all([r["reference"] for r in each] == [r["reference"] for r in references[0]] for each in references)
+        assert all(
+            [r["reference"] for r in each] == [r["reference"] for r in references[0]]
+            for each in references
+        )
         assert not trained_on & {row["input"] for row in references[0]}
 
 
@@ -92,7 +103,9 @@ def test_the_mixture_of_a_run_loads_and_its_weights_sum_to_one(finished: Path) -
     assert {row["expert"] for row in by_layer} == {"haiku", "title"}
 
 
-def test_a_second_run_skips_everything_and_a_change_redoes_what_depends_on_it(finished: Path, tmp_path: Path) -> None:
+def test_a_second_run_skips_everything_and_a_change_redoes_what_depends_on_it(
+    finished: Path, tmp_path: Path
+) -> None:
     root = tmp_path / "copy"
     shutil.copytree(finished, root)
     before = stamps(root)
@@ -100,7 +113,12 @@ def test_a_second_run_skips_everything_and_a_change_redoes_what_depends_on_it(fi
     assert stamps(root) == before
     runner.run(load_recipe("tiny", [*SMALL, "gate.hidden=3"]), root)
     after = stamps(root)
-    assert {key for key in after if after[key] != before[key]} == {"gate", "gate-answers", "evaluate", "report"}
+    assert {key for key in after if after[key] != before[key]} == {
+        "gate",
+        "gate-answers",
+        "evaluate",
+        "report",
+    }
 
 
 def test_other_questions_need_no_new_training(finished: Path, tmp_path: Path) -> None:
@@ -122,7 +140,9 @@ def test_one_stage_runs_what_it_needs_and_no_more(tmp_path: Path) -> None:
 
 def test_the_same_program_runs_an_encoder_decoder(tmp_path: Path) -> None:
     root = tmp_path / "t5"
-    runner.run(load_recipe("tiny", [*SMALL, "base.name=tiny-t5", "lora.epochs=1", "gate.epochs=1"]), root)
+    runner.run(
+        load_recipe("tiny", [*SMALL, "base.name=tiny-t5", "lora.epochs=1", "gate.epochs=1"]), root
+    )
     assert len(rows(root / "rouge.csv")) == 5
     assert len(rows(root / "cgm" / "haiku.csv")) == 3
     layers = {row["layer"] for row in rows(root / "cgm" / "weights.csv")}
@@ -130,12 +150,23 @@ def test_the_same_program_runs_an_encoder_decoder(tmp_path: Path) -> None:
 
 
 def test_a_killed_run_goes_on_to_the_same_result(tmp_path: Path) -> None:
-    """SIGKILL while the adapter trains, after its first checkpoint; the same command then ends as if nothing was."""
+    """SIGKILL while the adapter trains, after its first checkpoint; the same command then ends as
+    if nothing was.
+    """
     settings = [*SMALL, "samples=120", "lora.epochs=6", "lora.batch_size=2", "lora.patience=6"]
     runner.run(load_recipe("tiny", settings), tmp_path / "whole", stage="lora")
     killed = tmp_path / "killed"
-    command = [sys.executable, "-c", "from loramix.cli.main import main; main()", "run", "tiny", *settings]
-    process = subprocess.Popen([*command, "--stage", "lora", "--out", str(killed)], stderr=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        "-c",
+        "from loramix.cli.main import main; main()",
+        "run",
+        "tiny",
+        *settings,
+    ]
+    process = subprocess.Popen(
+        [*command, "--stage", "lora", "--out", str(killed)], stderr=subprocess.DEVNULL
+    )
     state = killed / "lora" / "title" / "checkpoints"
     while not list(state.glob("checkpoint-*/trainer_state.json")):
         assert process.poll() is None, "the run ended before it could be killed"
@@ -144,10 +175,13 @@ def test_a_killed_run_goes_on_to_the_same_result(tmp_path: Path) -> None:
     process.wait()
     assert not (killed / "lora" / "title" / "models").exists()
     done = stamps(killed)["lora-haiku"]
-    subprocess.run([*command, "--stage", "lora", "--out", str(killed)], check=True, capture_output=True)
+    subprocess.run(
+        [*command, "--stage", "lora", "--out", str(killed)], check=True, capture_output=True
+    )
     assert stamps(killed)["lora-haiku"] == done
     one, two = (
-        load_file(root / "lora/title/models/adapter_model.safetensors") for root in (tmp_path / "whole", killed)
+        load_file(root / "lora/title/models/adapter_model.safetensors")
+        for root in (tmp_path / "whole", killed)
     )
     assert one.keys() == two.keys()
     for key in one:
@@ -156,18 +190,27 @@ def test_a_killed_run_goes_on_to_the_same_result(tmp_path: Path) -> None:
         [row["validation"] for row in rows(root / "lora/title/losses.csv") if row["validation"]]
         for root in (tmp_path / "whole", killed)
     ]
-    assert validation[0] == pytest.approx([float(value) for value in validation[1]]) or validation[0] == validation[1]
+    assert (
+        validation[0] == pytest.approx([float(value) for value in validation[1]])
+        or validation[0] == validation[1]
+    )
 
 
 def test_the_losses_do_not_depend_on_the_accumulation(tmp_path: Path) -> None:
-    """Batches of 8, and of 2 accumulated 4 times, see the same samples and must report the same losses."""
+    """Batches of 8, and of 2 accumulated 4 times, see the same samples and must report the same
+    losses.
+    """
     losses = []
     for name, batch, accumulation in (("whole", 8, 1), ("parts", 2, 4)):
         settings = [*SMALL, "samples=48", "lora.epochs=1", "lora.learning_rate=1e-9"]
         settings += [f"lora.batch_size={batch}", f"lora.accumulation={accumulation}"]
         runner.run(load_recipe("tiny", settings), tmp_path / name, stage="lora")
         losses.append(
-            [float(r["validation"]) for r in rows(tmp_path / name / "lora/haiku/losses.csv") if r["validation"]]
+            [
+                float(r["validation"])
+                for r in rows(tmp_path / name / "lora/haiku/losses.csv")
+                if r["validation"]
+            ]
         )
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
@@ -175,11 +218,14 @@ def test_the_losses_do_not_depend_on_the_accumulation(tmp_path: Path) -> None:
 def test_bare_training_prompts_are_the_input_alone(tmp_path: Path) -> None:
     recipe, tokenizer = load_recipe("tiny"), tiny_tokenizer("tiny-llama")
     samples = [
-        Sample("haiku", f"{number:016x}", "train", f"snow and fog, {number}", "a / b / c") for number in range(200)
+        Sample("haiku", f"{number:016x}", "train", f"snow and fog, {number}", "a / b / c")
+        for number in range(200)
     ]
 
     def prompts(bare: float) -> list[str]:
-        data = encode_samples([samples], tokenizer, recipe, recipe.tasks[:1], causal=True, bare=bare, cache=tmp_path)
+        data = encode_samples(
+            [samples], tokenizer, recipe, recipe.tasks[:1], causal=True, bare=bare, cache=tmp_path
+        )
         return [tokenizer.decode(data[place].prompt).strip() for place in range(len(data))]
 
     assert prompts(0.0) == [recipe.tasks[0].render(sample.input) for sample in samples]
@@ -188,7 +234,9 @@ def test_bare_training_prompts_are_the_input_alone(tmp_path: Path) -> None:
     alone = [text for text, sample in zip(half, samples, strict=True) if text == sample.input]
     assert 70 <= len(alone) <= 130
     assert prompts(0.5) == half
-    assert set(alone) <= {text for text, s in zip(prompts(0.7), samples, strict=True) if text == s.input}
+    assert set(alone) <= {
+        text for text, s in zip(prompts(0.7), samples, strict=True) if text == s.input
+    }
 
 
 def test_tasks_take_turns_one_batch_each() -> None:
@@ -211,7 +259,10 @@ def test_samples_of_similar_length_come_in_one_batch() -> None:
     assert [min(index // 96 for index in batch) for batch in batches[:4]] == [0, 1, 0, 1]
 
     def padding(order: list[int]) -> int:
-        rows = [[lengths[index] for index in order[first : first + 8]] for first in range(0, len(order), 8)]
+        rows = [
+            [lengths[index] for index in order[first : first + 8]]
+            for first in range(0, len(order), 8)
+        ]
         return sum(max(row) - length for row in rows for length in row)
 
     assert padding(order) < padding(list(TurnSampler([96, 64], batch=8, seed=1))) / 4
@@ -221,17 +272,26 @@ def test_samples_of_similar_length_come_in_one_batch() -> None:
     assert list(sampler) != order
 
 
-def test_samples_are_encoded_once_and_read_from_arrow_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_are_encoded_once_and_read_from_arrow_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe, tokenizer = load_recipe("tiny"), tiny_tokenizer("tiny-llama")
-    samples = [Sample("haiku", f"{number:016x}", "train", f"snow {number}", "a / b / c") for number in range(9)]
+    samples = [
+        Sample("haiku", f"{number:016x}", "train", f"snow {number}", "a / b / c")
+        for number in range(9)
+    ]
 
     def read(recipe: Recipe = recipe, *, bare: float = 0.0) -> list[Encoded]:
-        data = encode_samples([samples], tokenizer, recipe, recipe.tasks[:1], causal=True, bare=bare, cache=tmp_path)
+        data = encode_samples(
+            [samples], tokenizer, recipe, recipe.tasks[:1], causal=True, bare=bare, cache=tmp_path
+        )
         return [data[place] for place in range(len(data))]
 
     first, asked = read(), []
     assert [each.task for each in first] == [0] * 9
-    monkeypatch.setattr(tokens, "encode", lambda *args, **kwargs: asked.append(args) or encode(*args, **kwargs))
+    monkeypatch.setattr(
+        tokens, "encode", lambda *args, **kwargs: asked.append(args) or encode(*args, **kwargs)
+    )
     assert read() == first
     assert not asked
     read(bare=1.0)
@@ -246,7 +306,13 @@ def test_samples_are_encoded_once_and_read_from_arrow_files(tmp_path: Path, monk
 def test_the_mixture_of_a_run_says_what_it_is(finished: Path) -> None:
     models = finished / "cgm" / "models"
     card = (models / "README.md").read_text()
-    for part in ("### ROUGE", "| CGM LoRA |", "## Mean weights", "name: tiny", "haiku: `write a haiku about {input}`"):
+    for part in (
+        "### ROUGE",
+        "| CGM LoRA |",
+        "## Mean weights",
+        "name: tiny",
+        "haiku: `write a haiku about {input}`",
+    ):
         assert part in card
     measured = json.loads((models / "metrics.json").read_text())
     assert [row["model"] for row in measured["scores"]["ROUGE"]] == [
@@ -255,18 +321,33 @@ def test_the_mixture_of_a_run_says_what_it_is(finished: Path) -> None:
     assert [row["task"] for row in measured["mean_weights"]] == ["haiku", "title"]
     auxiliary = rows(finished / "cgm" / "auxiliary.csv")
     assert list(auxiliary[0]) == ["step", "epoch", "entropy", "balance", "supervised"]
-    assert float(auxiliary[0]["entropy"]) == pytest.approx(0.693, abs=0.05)  # two experts, near the uniform start
+    assert float(auxiliary[0]["entropy"]) == pytest.approx(
+        0.693, abs=0.05
+    )  # two experts, near the uniform start
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        ["gate.context=running", "gate.scope=block", "gate.activation=sigmoid", "gate.init=prototype"],
-        ["gate.context=token", "gate.activation=top-1", "gate.init=arrow", "gate.base_slot=true", "gate.balance=0.1"],
+        [
+            "gate.context=running",
+            "gate.scope=block",
+            "gate.activation=sigmoid",
+            "gate.init=prototype",
+        ],
+        [
+            "gate.context=token",
+            "gate.activation=top-1",
+            "gate.init=arrow",
+            "gate.base_slot=true",
+            "gate.balance=0.1",
+        ],
     ],
     ids=["running", "token"],
 )
-def test_every_kind_of_gate_goes_through_a_run(tmp_path: Path, finished: Path, settings: list[str]) -> None:
+def test_every_kind_of_gate_goes_through_a_run(
+    tmp_path: Path, finished: Path, settings: list[str]
+) -> None:
     root = tmp_path / "tiny"
     shutil.copytree(finished, root)
     runner.run(load_recipe("tiny", [*SMALL, *settings]), root)

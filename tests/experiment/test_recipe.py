@@ -11,7 +11,16 @@ from loramix.experiment.reading import load_recipe, shipped
 
 def test_every_problem_is_reported_at_once() -> None:
     with pytest.raises(RecipeError) as caught:
-        load_recipe("tiny", ["gate.hiden=3", "tasks.haiku.sampels=4", "lora.rank=0", "nonsense", "base.name=tiny-lama"])
+        load_recipe(
+            "tiny",
+            [
+                "gate.hiden=3",
+                "tasks.haiku.sampels=4",
+                "lora.rank=0",
+                "nonsense",
+                "base.name=tiny-lama",
+            ],
+        )
     text = str(caught.value)
     for expected in (
         "gate.hiden",
@@ -27,7 +36,9 @@ def test_every_problem_is_reported_at_once() -> None:
 
 def test_an_unknown_base_and_a_missing_file_are_found_before_any_work() -> None:
     with pytest.raises(RecipeError) as caught:
-        load_recipe("tiny", ["base.name=./no-such-model", "tasks.title.source=no-such-file.parquet"])
+        load_recipe(
+            "tiny", ["base.name=./no-such-model", "tasks.title.source=no-such-file.parquet"]
+        )
     assert "no-such-model" in str(caught.value)
     assert "no-such-file.parquet" in str(caught.value)
 
@@ -42,7 +53,9 @@ def test_unknown_recipes_and_tasks_get_the_nearest_name(tmp_path: Path) -> None:
 
 
 def test_overrides_reach_nested_settings_and_tasks_by_name() -> None:
-    recipe = load_recipe("tiny", ["gate.learning_rate=1e-2", "tasks.haiku.max_new_tokens=7", "samples=50"])
+    recipe = load_recipe(
+        "tiny", ["gate.learning_rate=1e-2", "tasks.haiku.max_new_tokens=7", "samples=50"]
+    )
     assert recipe.gate.learning_rate == 0.01
     assert recipe.tasks[0].max_new_tokens == 7
     assert recipe.samples == 50
@@ -59,15 +72,27 @@ def test_the_reference_recipe_holds_the_reference_settings(monkeypatch: pytest.M
     monkeypatch.setattr("loramix.experiment.reading._contradictions", lambda recipe: [])
     recipe = load_recipe("haiku-title-t5-large")
     assert (recipe.lora.rank, recipe.lora.alpha, recipe.lora.learning_rate) == (16, 1, 1e-3)
-    assert (recipe.finetune.learning_rate, recipe.finetune.epochs, recipe.finetune.patience) == (3e-4, 25, 5)
-    assert (recipe.gate.learning_rate, recipe.gate.hidden, recipe.gate.train_samples) == (3e-3, 4, 4096)
+    assert (recipe.finetune.learning_rate, recipe.finetune.epochs, recipe.finetune.patience) == (
+        3e-4,
+        25,
+        5,
+    )
+    assert (recipe.gate.learning_rate, recipe.gate.hidden, recipe.gate.train_samples) == (
+        3e-3,
+        4,
+        4096,
+    )
     assert recipe.samples == 26707
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_every_shipped_recipe_can_be_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hub models and data aside, which nothing reaches here."""
-    monkeypatch.setattr("loramix.experiment.reading.resolve_revision", lambda name, revision: revision, raising=False)
+    monkeypatch.setattr(
+        "loramix.experiment.reading.resolve_revision",
+        lambda name, revision: revision,
+        raising=False,
+    )
     monkeypatch.setattr("loramix.bases.loading.resolve_revision", lambda name, revision: revision)
     recipe = load_recipe(name)
     assert recipe.name == name
@@ -77,20 +102,31 @@ def test_every_shipped_recipe_can_be_read(name: str, monkeypatch: pytest.MonkeyP
 def test_a_recipe_holds_what_it_changes_in_another(tmp_path: Path) -> None:
     (tmp_path / "child.yaml").write_text("extends: tiny\nname: child\ngate: {hidden: 3}\n")
     (tmp_path / "grandchild.yaml").write_text(
-        "extends: child.yaml\nname: g\ncomparison: {seeds: [4], mixtures: {wide: {hidden: 9, activation: sigmoid}}}\n"
+        "extends: child.yaml\nname: g\ncomparison: {seeds: [4], mixtures: {wide: {hidden: 9, "
+        "activation: sigmoid}}}\n"
     )
     recipe, parent = load_recipe(str(tmp_path / "grandchild.yaml")), load_recipe("tiny")
-    assert (recipe.lora, recipe.tasks, recipe.gate.epochs) == (parent.lora, parent.tasks, parent.gate.epochs)
+    assert (recipe.lora, recipe.tasks, recipe.gate.epochs) == (
+        parent.lora,
+        parent.tasks,
+        parent.gate.epochs,
+    )
     assert recipe.gate.hidden == 3
     assert list(recipe.mixtures()) == ["wide"]
-    assert (recipe.mixtures()["wide"].hidden, recipe.mixtures()["wide"].activation) == (9, "sigmoid")
+    assert (recipe.mixtures()["wide"].hidden, recipe.mixtures()["wide"].activation) == (
+        9,
+        "sigmoid",
+    )
     (tmp_path / "loop.yaml").write_text("extends: loop.yaml\nname: l\n")
     with pytest.raises(RecipeError, match="extends it in turn"):
         load_recipe(str(tmp_path / "loop.yaml"))
 
 
 def test_the_reference_gate_of_a_comparison_is_the_references() -> None:
-    recipe = load_recipe("tiny", ["gate.activation=sigmoid", "gate.temperature=0.5", "gate.bare=0.5", "gate.epochs=3"])
+    recipe = load_recipe(
+        "tiny",
+        ["gate.activation=sigmoid", "gate.temperature=0.5", "gate.bare=0.5", "gate.epochs=3"],
+    )
     gate = recipe.mixtures()["reference gate"]
     assert gate.config == GateConfig.reference()
     assert (gate.epochs, gate.bare) == (3, 0.0)
@@ -99,9 +135,18 @@ def test_the_reference_gate_of_a_comparison_is_the_references() -> None:
 @pytest.mark.parametrize(
     ("mixtures", "problem"),
     [
-        ("{ours: {hiden: 3}}", r"comparison.mixtures.ours.hiden: unknown key \(did you mean 'hidden'\?\)"),
-        ("{ours: {hidden: 0}}", "comparison.mixtures.ours.hidden: Input should be greater than or equal to 1"),
-        ("{ours: {init: prototype, hidden: 1}}", "comparison.mixtures.ours.hidden: init 'prototype' needs 2"),
+        (
+            "{ours: {hiden: 3}}",
+            r"comparison.mixtures.ours.hiden: unknown key \(did you mean 'hidden'\?\)",
+        ),
+        (
+            "{ours: {hidden: 0}}",
+            "comparison.mixtures.ours.hidden: Input should be greater than or equal to 1",
+        ),
+        (
+            "{ours: {init: prototype, hidden: 1}}",
+            "comparison.mixtures.ours.hidden: init 'prototype' needs 2",
+        ),
         ("{oracle: {}}", "'oracle' is another model's name"),
     ],
 )
@@ -113,15 +158,23 @@ def test_mixtures_of_a_comparison_are_checked_before_any_work(mixtures: str, pro
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        (["gate.activation=top-k", "gate.k=3"], "gate.k: keeps 3 experts, but there are 2 tasks; use 2 or less"),
-        (["gate.init=arrow", "gate.hidden=3"], "gate.hidden: init 'arrow' needs 4 hidden units for 2 tasks"),
+        (
+            ["gate.activation=top-k", "gate.k=3"],
+            "gate.k: keeps 3 experts, but there are 2 tasks; use 2 or less",
+        ),
+        (
+            ["gate.init=arrow", "gate.hidden=3"],
+            "gate.hidden: init 'arrow' needs 4 hidden units for 2 tasks",
+        ),
         (["gate.init=arrow", "base.name=tiny-t5"], "use init 'prototype', or context 'token'"),
         (["gate.context=reference"], "gate.context"),
         (["gate.activation=sigmoid", "gate.base_slot=true"], "base_slot"),
         (["gate.activaton=sigmoid"], "did you mean 'activation'?"),
     ],
 )
-def test_gates_that_could_not_be_trained_are_found_before_any_work(settings: list[str], problem: str) -> None:
+def test_gates_that_could_not_be_trained_are_found_before_any_work(
+    settings: list[str], problem: str
+) -> None:
     with pytest.raises(RecipeError) as error:
         load_recipe("tiny", settings)
     assert problem in str(error.value)

@@ -1,4 +1,6 @@
-"""Scores of single answers: exact match, BLEU, keywords, repetition, and what each task is measured by."""
+"""Scores of single answers: exact match, BLEU, keywords, repetition, and what each task is measured
+by.
+"""
 
 import math
 import sys
@@ -26,7 +28,9 @@ TEXTS = st.text(max_size=40) | st.lists(st.sampled_from(PIECES)).map(" ".join)
 SAMPLES = st.lists(st.tuples(TEXTS, TEXTS), max_size=4)
 
 
-def one(score: Callable[[Sequence[str], Sequence[str]], list[float]], left: str, right: str) -> float:
+def one(
+    score: Callable[[Sequence[str], Sequence[str]], list[float]], left: str, right: str
+) -> float:
     """Return the score of a single pair."""
     (value,) = score([left], [right])
     return value
@@ -107,14 +111,25 @@ def test_bleu_of_hand_computed_examples() -> None:
         ["the cat sat on the mat", "the cat", "cat the", "cat", "dog", "the cat sat"],
         ["the cat sat on a mat", "the cat sat on the mat", "the cat", "cat", "cat", "the cat sat"],
     )
-    # 5 of 6 words, 3 of 5 pairs, 2 of 4 triples, 1 of 3 quadruples; 2 words in place of 6; a missing pair counts half
-    expected = [(5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25, math.exp(1 - 6 / 2), math.sqrt(1 * 0.5), 1.0, 0.0, 1.0]
+    # 5 of 6 words, 3 of 5 pairs, 2 of 4 triples, 1 of 3 quadruples; 2 words in place of 6; a
+    # missing pair counts half
+    expected = [
+        (5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25,
+        math.exp(1 - 6 / 2),
+        math.sqrt(1 * 0.5),
+        1.0,
+        0.0,
+        1.0,
+    ]
     assert scores == pytest.approx(expected)
     assert max(scores) <= 1.0
 
 
 def test_bleu_of_empty_texts_is_zero() -> None:
-    assert bleu(["", " \n", "a pond", "", "\u200b"], ["a pond", "a pond", "", "", "a pond"]) == [0.0] * 5
+    assert (
+        bleu(["", " \n", "a pond", "", "\u200b"], ["a pond", "a pond", "", "", "a pond"])
+        == [0.0] * 5
+    )
     assert bleu([], []) == []
 
 
@@ -152,8 +167,12 @@ def test_keywords_are_found_by_their_stems(source: str, text: str, share: float)
 
 
 def test_long_inputs_are_measured_by_their_distinct_stems() -> None:
-    abstract = "We train models. The trained model trains on graphs, and graphs of models train it." * 20
-    assert one(keyword_use, abstract, "Training a model") == pytest.approx(2 / 3)  # train, model, graph
+    abstract = (
+        "We train models. The trained model trains on graphs, and graphs of models train it." * 20
+    )
+    assert one(keyword_use, abstract, "Training a model") == pytest.approx(
+        2 / 3
+    )  # train, model, graph
 
 
 @given(TEXTS)
@@ -167,7 +186,10 @@ def test_a_text_with_words_uses_all_of_itself(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("Don’t stop -- the  well-known 3 cats'!", ["don't", "stop", "the", "well", "known", "3", "cats"]),
+        (
+            "Don’t stop -- the  well-known 3 cats'!",
+            ["don't", "stop", "the", "well", "known", "3", "cats"],
+        ),
         ("a / b\nc_d", ["a", "b", "c", "d"]),
         ("cafe\u0301 İstanbul снег", ["café", "i\u0307stanbul", "снег"]),
         ("", []),
@@ -180,8 +202,17 @@ def test_words_are_letters_and_digits(text: str, found: list[str]) -> None:
 
 
 def test_repetition_is_the_share_of_pairs_seen_before() -> None:
-    texts = ["the sea, the sea / The SEA", "a a a a", "one two three", "alone", "", "the sea", "the sea"]
-    # the-sea sea-the the-sea sea-the the-sea: 3 of 5; a-a three times: 2 of 3; other texts do not count
+    texts = [
+        "the sea, the sea / The SEA",
+        "a a a a",
+        "one two three",
+        "alone",
+        "",
+        "the sea",
+        "the sea",
+    ]
+    # the-sea sea-the the-sea sea-the the-sea: 3 of 5; a-a three times: 2 of 3; other texts do not
+    # count
     assert repetition(texts) == pytest.approx([3 / 5, 2 / 3, 0, 0, 0, 0, 0])
 
 
@@ -197,7 +228,9 @@ def test_distinct_counts_all_texts_together() -> None:
 
 @given(TEXTS)
 def test_one_texts_repetition_and_distinct_pairs_add_up(text: str) -> None:
-    assert repetition([text])[0] + distinct([text], 2) == pytest.approx(float(len(split_words(text)) > 1))
+    assert repetition([text])[0] + distinct([text], 2) == pytest.approx(
+        float(len(split_words(text)) > 1)
+    )
 
 
 # --- all scores
@@ -210,11 +243,15 @@ def test_every_score_is_a_share_for_each_sample_alone(samples: list[tuple[str, s
         together = score(left, right)
         assert all(0 <= value <= 1 for value in together)
         assert together == [one(score, *pair) for pair in samples]
-    assert all(0 <= value <= 1 for value in [*repetition(left), distinct(left, 1), distinct(left, 2)])
+    assert all(
+        0 <= value <= 1 for value in [*repetition(left), distinct(left, 1), distinct(left, 2)]
+    )
 
 
 @pytest.mark.parametrize("score", [exact_match, bleu, keyword_use])
-def test_lists_of_different_length_are_refused(score: Callable[[Sequence[str], Sequence[str]], list[float]]) -> None:
+def test_lists_of_different_length_are_refused(
+    score: Callable[[Sequence[str], Sequence[str]], list[float]],
+) -> None:
     with pytest.raises(DataError, match=r"1 .+, but 2 "):
         score(["a"], ["a", "b"])
 
@@ -234,13 +271,20 @@ def test_missing_library_is_named(library: str, monkeypatch: pytest.MonkeyPatch)
 
 def task(*metrics: str) -> Task:
     """Return a task that is scored by `metrics`."""
-    settings = {"name": "t", "source": "t.csv", "input_column": "in", "target_column": "out", "prompt": "{input}"}
+    settings = {
+        "name": "t",
+        "source": "t.csv",
+        "input_column": "in",
+        "target_column": "out",
+        "prompt": "{input}",
+    }
     return Task.model_validate({**settings, "metrics": metrics})
 
 
 def test_measures_have_the_names_and_directions_of_the_tables() -> None:
     assert " ".join(MEASURES) == (
-        "rouge1 rouge2 rougeL bertscore loss perplexity probability combined exact_match bleu poem_575 three_lines "
+        "rouge1 rouge2 rougeL bertscore loss perplexity probability combined exact_match bleu "
+        "poem_575 three_lines "
         "lines_right keyword_use words repetition empty cut malformed distinct1 distinct2"
     )
     assert all(measure.name == name and measure.label for name, measure in MEASURES.items())
@@ -252,7 +296,14 @@ def test_measures_have_the_names_and_directions_of_the_tables() -> None:
 
 
 def test_a_haiku_is_measured_by_its_form() -> None:
-    generated = [HAIKU, HAIKU, "", "The kettle mutters.", "cat / cat / we wait for the next", "a / b / c / d"]
+    generated = [
+        HAIKU,
+        HAIKU,
+        "",
+        "The kettle mutters.",
+        "cat / cat / we wait for the next",
+        "a / b / c / d",
+    ]
     scores = answer_scores(
         task("haiku"),
         ["kettle shoe", "kettle moon", "kettle", "a kettle", "dog", "a b"],
@@ -275,7 +326,9 @@ def test_a_haiku_is_measured_by_its_form() -> None:
 def test_another_answer_is_malformed_if_empty_or_cut() -> None:
     generated = ["bank", "bank bank bank", "", " \n\u200b\u00a0", "…"]
     finished = [True, False, False, True, True]
-    scores = answer_scores(task("bleu"), ["q"] * 5, generated, None, bertscore=None, finished=finished)
+    scores = answer_scores(
+        task("bleu"), ["q"] * 5, generated, None, bertscore=None, finished=finished
+    )
     assert list(scores) == ANYWHERE
     assert scores["repetition"] == [0, 0.5, 0, 0, 0]
     assert scores["empty"] == [0, 0, 1, 1, 0]
@@ -295,11 +348,21 @@ def test_references_add_what_the_task_asks_for(tmp_path: Path) -> None:
         bertscore=scorer,
         finished=[True] * 3,
     )
-    assert list(scores) == ["rouge1", "rouge2", "rougeL", "bertscore", "exact_match", "bleu", *ANYWHERE]
+    assert list(scores) == [
+        "rouge1",
+        "rouge2",
+        "rougeL",
+        "bertscore",
+        "exact_match",
+        "bleu",
+        *ANYWHERE,
+    ]
     assert scores["exact_match"] == [1, 0, 0]
     assert scores["bleu"] == bleu(generated, references)
     assert scores["bertscore"] == pytest.approx(scorer.score(generated, references), abs=1e-6)
-    assert {kind: scores[kind] for kind in ("rouge1", "rouge2", "rougeL")} == rouge(generated, references)
+    assert {kind: scores[kind] for kind in ("rouge1", "rouge2", "rougeL")} == rouge(
+        generated, references
+    )
 
 
 def test_no_answers_have_no_scores() -> None:
@@ -311,12 +374,21 @@ def test_no_answers_have_no_scores() -> None:
 @pytest.mark.parametrize("short", ["inputs", "references", "finished"])
 def test_scores_refuse_what_does_not_fit(short: str) -> None:
     count = {name: 1 if name == short else 2 for name in ("inputs", "references", "finished")}
-    inputs, references, finished = ["q"] * count["inputs"], ["r"] * count["references"], [True] * count["finished"]
+    inputs, references, finished = (
+        ["q"] * count["inputs"],
+        ["r"] * count["references"],
+        [True] * count["finished"],
+    )
     with pytest.raises(DataError, match=f"2 generated texts, but 1 {short}"):
-        answer_scores(task("haiku"), inputs, ["a", "b"], references, bertscore=None, finished=finished)
+        answer_scores(
+            task("haiku"), inputs, ["a", "b"], references, bertscore=None, finished=finished
+        )
 
 
 def test_bertscore_needs_a_scorer_where_there_are_references() -> None:
     with pytest.raises(DataError, match="'t' asks for BERTScore"):
         answer_scores(task("bertscore"), ["q"], ["a"], ["a"], bertscore=None, finished=[True])
-    assert list(answer_scores(task("bertscore"), ["q"], ["a"], None, bertscore=None, finished=[True])) == ANYWHERE
+    assert (
+        list(answer_scores(task("bertscore"), ["q"], ["a"], None, bertscore=None, finished=[True]))
+        == ANYWHERE
+    )

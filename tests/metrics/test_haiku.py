@@ -17,7 +17,7 @@ from loramix.errors import DataError
 from loramix.metrics.haiku import haiku_form, haiku_lines, syllable_table
 from loramix.metrics.syllables import count_syllables, line_syllables
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HAIKU_DATA = ROOT.parent / "shared" / "data" / "haiku.parquet"
 HAIKU = "The kettle mutters. / Someone upstairs drops one shoe; / we wait for the next."
 
@@ -155,8 +155,19 @@ def test_at_least_97_5_percent_of_real_lines_are_counted_as_their_phonemes_say()
 
 def test_the_table_is_rebuilt_from_a_dictionary_of_either_form(tmp_path: Path) -> None:
     build = script("tools/build_syllable_table.py")
-    plain = [";;; a comment\n", "fire F AY1 ER0\n", "fire(2) F AY1 R\n", "aalto AA1 L T OW2 # name\n", "hmm HH M\n"]
-    quoted = ["export const dictionary = {\n", '  "fire(2)": "F AY1 R",\n', '  "fire": "F AY1 ER0",\n', "}\n"]
+    plain = [
+        ";;; a comment\n",
+        "fire F AY1 ER0\n",
+        "fire(2) F AY1 R\n",
+        "aalto AA1 L T OW2 # name\n",
+        "hmm HH M\n",
+    ]
+    quoted = [
+        "export const dictionary = {\n",
+        '  "fire(2)": "F AY1 R",\n',
+        '  "fire": "F AY1 ER0",\n',
+        "}\n",
+    ]
     assert build.read_counts(plain) == {"fire": 2, "aalto": 2}
     assert build.read_counts(quoted) == {"fire": 2}
 
@@ -180,7 +191,10 @@ def test_a_file_without_entries_builds_no_table(tmp_path: Path) -> None:
 def test_the_dictionarys_notice_ships_beside_the_table() -> None:
     folder = files("loramix.metrics") / "data"
     assert (folder / "syllables.txt.gz").is_file()
-    assert "Carnegie Mellon University. All rights reserved." in (folder / "NOTICE.cmudict.txt").read_text()
+    assert (
+        "Carnegie Mellon University. All rights reserved."
+        in (folder / "NOTICE.cmudict.txt").read_text()
+    )
 
 
 # --- the form of a haiku
@@ -216,7 +230,11 @@ def test_a_haiku_has_its_form() -> None:
     [
         ("", (), 0),
         ("The kettle mutters.", (5,), 1),
-        ("Someone upstairs drops one shoe / The kettle mutters / we wait for the next", (7, 5, 5), 1),
+        (
+            "Someone upstairs drops one shoe / The kettle mutters / we wait for the next",
+            (7, 5, 5),
+            1,
+        ),
         (HAIKU + " / more", (5, 7, 5, 1), 3),
         (HAIKU.replace(" / ", " "), (17,), 0),
     ],

@@ -12,7 +12,10 @@ from loramix.errors import BaseModelError, DataError, MissingExtraError
 from loramix.metrics.bertscore import BertScorer
 from loramix.metrics.rouge import rouge
 
-TEXT = "an old silent pond a frog jumps into the splash silence again deep learning for small models in spring"
+TEXT = (
+    "an old silent pond a frog jumps into the splash silence again "
+    "deep learning for small models in spring"
+)
 WORDS = TEXT.split()
 POSITIONS = 24
 GENERATED = [
@@ -33,7 +36,9 @@ REFERENCES = [
 
 @pytest.fixture
 def encoder(tmp_path: Path) -> str:
-    """Return the folder of a random BERT of two layers, in a path that bert-score must not take for a T5."""
+    """Return the folder of a random BERT of two layers, in a path that bert-score must not take for
+    a T5.
+    """
     folder = tmp_path / "not-t5" / "tiny-encoder"
     config = BertConfig(
         vocab_size=len(WORDS) + 6,
@@ -54,7 +59,9 @@ def encoder(tmp_path: Path) -> str:
 def _save_tokenizer(folder: Path, **limit: int) -> None:
     """Save a WordPiece tokenizer of WORDS, by default without a length limit."""
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "/", *WORDS]
-    BertTokenizer(vocab={token: position for position, token in enumerate(tokens)}, **limit).save_pretrained(folder)
+    BertTokenizer(
+        vocab={token: position for position, token in enumerate(tokens)}, **limit
+    ).save_pretrained(folder)
 
 
 def _bert_score(
@@ -64,7 +71,9 @@ def _bert_score(
     _save_tokenizer(Path(encoder), model_max_length=POSITIONS)  # bert-score fails without
     monkeypatch.chdir(Path(encoder).parent)
     return [
-        bert_score.score([text], [reference], model_type=Path(encoder).name, num_layers=2, device="cpu")[2].item()
+        bert_score.score(
+            [text], [reference], model_type=Path(encoder).name, num_layers=2, device="cpu"
+        )[2].item()
         for text, reference in zip(generated, references, strict=True)
     ]
 
@@ -93,11 +102,15 @@ def test_rouge_refuses_lists_of_different_length() -> None:
 
 
 @pytest.mark.parametrize("library", ["rouge_score", "bert_score"])
-def test_missing_library_is_named(library: str, encoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_library_is_named(
+    library: str, encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in [name for name in sys.modules if name.split(".")[0] == library]:
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setitem(sys.modules, library, None)
-    call = (lambda: rouge(["a"], ["a"])) if library == "rouge_score" else (lambda: BertScorer(encoder))
+    call = (
+        (lambda: rouge(["a"], ["a"])) if library == "rouge_score" else (lambda: BertScorer(encoder))
+    )
     with pytest.raises(MissingExtraError, match=r"loramix\[metrics\]"):
         call()
 
@@ -106,26 +119,37 @@ def test_missing_library_is_named(library: str, encoder: str, monkeypatch: pytes
 def test_bertscore_keeps_the_order_and_each_pair_its_score(encoder: str, batch_size: int) -> None:
     scorer = BertScorer(encoder, batch_size=batch_size)
     together = scorer.score(GENERATED, REFERENCES)
-    alone = [scorer.score([text], [reference])[0] for text, reference in zip(GENERATED, REFERENCES, strict=True)]
+    alone = [
+        scorer.score([text], [reference])[0]
+        for text, reference in zip(GENERATED, REFERENCES, strict=True)
+    ]
     assert together == pytest.approx(alone, abs=1e-5)
-    assert scorer.score(GENERATED[::-1], REFERENCES[::-1]) == pytest.approx(together[::-1], abs=1e-5)
+    assert scorer.score(GENERATED[::-1], REFERENCES[::-1]) == pytest.approx(
+        together[::-1], abs=1e-5
+    )
     assert len({round(score, 3) for score in together}) == len(together)
 
 
 def test_bertscore_equals_bert_score(encoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = BertScorer(encoder).score(GENERATED, REFERENCES)
-    assert scores == pytest.approx(_bert_score(encoder, GENERATED, REFERENCES, monkeypatch), abs=1e-5)
+    assert scores == pytest.approx(
+        _bert_score(encoder, GENERATED, REFERENCES, monkeypatch), abs=1e-5
+    )
 
 
 def test_bertscore_of_a_text_with_itself_is_one(encoder: str) -> None:
-    assert BertScorer(encoder).score(GENERATED, GENERATED) == pytest.approx([1.0] * len(GENERATED), abs=1e-5)
+    assert BertScorer(encoder).score(GENERATED, GENERATED) == pytest.approx(
+        [1.0] * len(GENERATED), abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("empty", ["", " \n\t", "\u200b", "[SEP]"])
 def test_bertscore_of_empty_texts_is_zero(encoder: str, empty: str) -> None:
     scorer = BertScorer(encoder)
     expected = scorer.score(["a frog"], ["an old pond"])[0]
-    scores = scorer.score([empty, "a frog", "a frog", empty], ["a frog", "an old pond", empty, empty])
+    scores = scorer.score(
+        [empty, "a frog", "a frog", empty], ["a frog", "an old pond", empty, empty]
+    )
     assert scores == [0.0, pytest.approx(expected, abs=1e-5), 0.0, 0.0]
     assert scorer.score([empty], ["a frog"]) == [0.0]
     assert scorer.score([], []) == []
@@ -134,9 +158,9 @@ def test_bertscore_of_empty_texts_is_zero(encoder: str, empty: str) -> None:
 def test_bertscore_reads_as_much_as_the_encoder_can(encoder: str) -> None:
     scorer = BertScorer(encoder)
     fits = " ".join((WORDS * 2)[: POSITIONS - 2])
-    assert scorer.score([f"{fits} pond" * 50, "a frog"], ["a frog", fits + " frog splash"]) == pytest.approx(
-        scorer.score([fits, "a frog"], ["a frog", fits]), abs=1e-5
-    )
+    assert scorer.score(
+        [f"{fits} pond" * 50, "a frog"], ["a frog", fits + " frog splash"]
+    ) == pytest.approx(scorer.score([fits, "a frog"], ["a frog", fits]), abs=1e-5)
 
 
 def test_bertscore_leaves_out_the_positions_that_roberta_reserves(tmp_path: Path) -> None:
@@ -152,14 +176,22 @@ def test_bertscore_leaves_out_the_positions_that_roberta_reserves(tmp_path: Path
     )
     RobertaModel(config).save_pretrained(tmp_path)
     _save_tokenizer(tmp_path)
-    assert BertScorer(str(tmp_path)).score(["a frog " * 40], ["a frog " * 40]) == pytest.approx([1.0], abs=1e-5)
+    assert BertScorer(str(tmp_path)).score(["a frog " * 40], ["a frog " * 40]) == pytest.approx(
+        [1.0], abs=1e-5
+    )
 
 
 def test_bertscore_layer_is_the_last_unless_chosen(encoder: str) -> None:
-    last, second, first = BertScorer(encoder), BertScorer(encoder, layer=2), BertScorer(encoder, layer=1)
+    last, second, first = (
+        BertScorer(encoder),
+        BertScorer(encoder, layer=2),
+        BertScorer(encoder, layer=1),
+    )
     assert last.identity == second.identity != first.identity
     assert last.score(GENERATED, REFERENCES) == second.score(GENERATED, REFERENCES)
-    assert last.score(GENERATED, REFERENCES) != pytest.approx(first.score(GENERATED, REFERENCES), abs=1e-3)
+    assert last.score(GENERATED, REFERENCES) != pytest.approx(
+        first.score(GENERATED, REFERENCES), abs=1e-3
+    )
 
 
 def test_bertscore_identity_names_encoder_layer_and_versions(encoder: str) -> None:

@@ -17,14 +17,19 @@ NAMES = ["a", "b", "c"]
 
 
 def build(experts: Experts, shape: str, **gate: object) -> MixtureModel:
-    return MixtureModel.from_experts(tiny_model(shape), experts(shape), gate=GateConfig(**gate)).eval()
+    return MixtureModel.from_experts(
+        tiny_model(shape), experts(shape), gate=GateConfig(**gate)
+    ).eval()
 
 
 def prompts(expert: str, count: int, seed: int) -> list[dict[str, torch.Tensor]]:
     """Return prompts over a few words of the expert's own."""
     start = 5 + 30 * NAMES.index(expert)
     generator = torch.Generator().manual_seed(seed)
-    return [{"input_ids": torch.randint(start, start + 3, (1, 8), generator=generator)} for _ in range(count)]
+    return [
+        {"input_ids": torch.randint(start, start + 3, (1, 8), generator=generator)}
+        for _ in range(count)
+    ]
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "top-k"])
@@ -39,11 +44,21 @@ def test_a_few_examples_are_enough_to_prefer_the_right_expert(
         right = total = 0.0
         for prompt in prompts(name, 5, seed=2):
             found = mixture.mean_weights(**prompt)
-            if shape == "t5" and context != "prompt":  # a decoder that has read one token knows nothing yet
-                found = {layer: weights for layer, weights in found.items() if layer.startswith("encoder")}
-            shares = torch.stack([weights[0, index] / weights[0].sum() for weights in found.values()])
+            if (
+                shape == "t5" and context != "prompt"
+            ):  # a decoder that has read one token knows nothing yet
+                found = {
+                    layer: weights
+                    for layer, weights in found.items()
+                    if layer.startswith("encoder")
+                }
+            shares = torch.stack(
+                [weights[0, index] / weights[0].sum() for weights in found.values()]
+            )
             right, total = right + float(shares.sum()), total + len(shares)
-        enough = 0.42 if activation == "sigmoid" else 0.6  # a sigmoid does not take from one what it gives another
+        enough = (
+            0.42 if activation == "sigmoid" else 0.6
+        )  # a sigmoid does not take from one what it gives another
         assert right / total > enough, (name, right / total)
 
 
@@ -71,7 +86,9 @@ def test_arrow_prefers_the_update_that_amplifies_the_input(experts: Experts, con
     from_adapters(mixture, sharpness=2.0)
     reader, gate = next(iter(mixture.gates.items()))
     x = mixture.base.model.layers[0].input_layernorm(mixture.base.model.embed_tokens(tokens(1, 1)))
-    context_BTD = x if context == "reference" else torch.nn.functional.rms_norm(x, x.shape[-1:], eps=1e-6)
+    context_BTD = (
+        x if context == "reference" else torch.nn.functional.rms_norm(x, x.shape[-1:], eps=1e-6)
+    )
     scores = []
     for expert in mixture.experts:
         update = expert.updates[reader]
@@ -83,7 +100,9 @@ def test_arrow_prefers_the_update_that_amplifies_the_input(experts: Experts, con
     assert gate.width == 32
 
 
-def test_experts_without_an_update_where_a_gate_reads_score_nothing(make_expert: Callable[..., Path]) -> None:
+def test_experts_without_an_update_where_a_gate_reads_score_nothing(
+    make_expert: Callable[..., Path],
+) -> None:
     folders = {
         "q": make_expert("llama", "q", seed=1, target_modules=["q_proj"]),
         "v": make_expert("llama", "v", seed=2, target_modules=["v_proj"]),

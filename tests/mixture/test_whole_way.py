@@ -1,4 +1,6 @@
-"""The whole way of a mixture: trained, saved, loaded, extended, trained on, exported, and served without loramix."""
+"""The whole way of a mixture: trained, saved, loaded, extended, trained on, exported, and served
+without loramix.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,14 +19,23 @@ PROMPT, TARGET = 6, 4
 def prompts(name: str, count: int, seed: int) -> torch.Tensor:
     """Return prompts (count, 6) of a few words that belong to this expert."""
     first = 5 + 20 * NAMES.index(name)
-    return torch.randint(first, first + 3, (count, PROMPT), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        first, first + 3, (count, PROMPT), generator=torch.Generator().manual_seed(seed)
+    )
 
 
 @torch.no_grad()
 def lesson(shape: str, name: str, folder: Path, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return prompts of an expert and what its adapter alone answers: the truth that gates are to find."""
-    expert, ids = PeftModel.from_pretrained(tiny_model(shape), folder).eval(), prompts(name, 8, seed)
-    answers = expert.generate(input_ids=ids, max_new_tokens=TARGET, min_new_tokens=TARGET, do_sample=False)
+    """Return prompts of an expert and what its adapter alone answers: the truth that gates are to
+    find.
+    """
+    expert, ids = (
+        PeftModel.from_pretrained(tiny_model(shape), folder).eval(),
+        prompts(name, 8, seed),
+    )
+    answers = expert.generate(
+        input_ids=ids, max_new_tokens=TARGET, min_new_tokens=TARGET, do_sample=False
+    )
     return ids, answers[:, -TARGET:].contiguous()
 
 
@@ -35,7 +46,9 @@ def loss(mixture: MixtureModel, ids: torch.Tensor, target: torch.Tensor) -> torc
     return mixture(input_ids=torch.cat([ids, target], 1), labels=labels).loss
 
 
-def learn(mixture: MixtureModel, lessons: Sequence[tuple[torch.Tensor, torch.Tensor]], *, steps: int = 60) -> None:
+def learn(
+    mixture: MixtureModel, lessons: Sequence[tuple[torch.Tensor, torch.Tensor]], *, steps: int = 60
+) -> None:
     """Train the gates on all lessons."""
     trained = [parameter for parameter in mixture.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.03, weight_decay=0.0)
@@ -50,7 +63,9 @@ def mean_loss(mixture: MixtureModel, lessons: Sequence[tuple[torch.Tensor, torch
     return float(torch.stack([loss(mixture, *lesson) for lesson in lessons]).mean())
 
 
-def oracle_loss(mixture: MixtureModel, lessons: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> float:
+def oracle_loss(
+    mixture: MixtureModel, lessons: Sequence[tuple[torch.Tensor, torch.Tensor]]
+) -> float:
     """Return the mean loss if every lesson gets the expert that it came from, alone."""
     losses = []
     for name, each in zip(mixture.expert_names, lessons, strict=True):
@@ -63,11 +78,15 @@ def oracle_loss(mixture: MixtureModel, lessons: Sequence[tuple[torch.Tensor, tor
 def own_share(mixture: MixtureModel, name: str) -> float:
     """Return the mean weight that prompts unseen in training give to their expert."""
     found = mixture.mean_weights(input_ids=prompts(name, 8, seed=99)).values()
-    return float(torch.stack([weights[:, mixture.expert_names.index(name)] for weights in found]).mean())
+    return float(
+        torch.stack([weights[:, mixture.expert_names.index(name)] for weights in found]).mean()
+    )
 
 
 @pytest.mark.parametrize("shape", ["t5", "llama"])
-def test_three_experts_all_the_way(shape: str, experts: Callable[..., dict[str, Path]], tmp_path: Path) -> None:
+def test_three_experts_all_the_way(
+    shape: str, experts: Callable[..., dict[str, Path]], tmp_path: Path
+) -> None:
     folders = experts(shape, NAMES)
     three = {name: folders[name] for name in NAMES[:3]}
     lessons = [lesson(shape, name, folder, seed=1) for name, folder in folders.items()]
@@ -98,7 +117,10 @@ def test_three_experts_all_the_way(shape: str, experts: Callable[..., dict[str, 
         prompt = prompts(name, 1, seed=7)
         answer = tokens(1, TARGET, seed=8)
         four.export(tmp_path / f"for-{name}", prompt={"input_ids": prompt})
-        close(peft_logits(shape, tmp_path / f"for-{name}", prompt, answer), target_logits(four, prompt, answer))
+        close(
+            peft_logits(shape, tmp_path / f"for-{name}", prompt, answer),
+            target_logits(four, prompt, answer),
+        )
         served = PeftModel.from_pretrained(tiny_model(shape), tmp_path / f"for-{name}").eval()
         settings = {"input_ids": prompt, "max_new_tokens": TARGET, "do_sample": False}
         assert torch.equal(served.generate(**settings), four.generate(**settings))

@@ -4,7 +4,9 @@ from html.parser import HTMLParser
 
 
 class Page(HTMLParser):
-    """Elements that are open at the page's end, those never closed, what it would load and what it would run."""
+    """Elements that are open at the page's end, those never closed, what it would load and what it
+    would run.
+    """
 
     VOID = frozenset({"meta", "br", "img", "link", "hr", "input"})
 

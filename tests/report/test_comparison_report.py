@@ -1,4 +1,6 @@
-"""The page of a comparison: a verdict in words, every score with its interval, and one script that only filters."""
+"""The page of a comparison: a verdict in words, every score with its interval, and one script that
+only filters.
+"""
 
 import base64
 import hashlib
@@ -33,20 +35,31 @@ from loramix.report.plots import routing_svg
 NAN = float("nan")
 SCRIPT = "<script>alert('x')</script>"
 EMPTY = ComparisonReport("nothing", [], [], [], [], None, [], {}, {}, [], "")
-BASE, MIXTURE, ORACLE = Score(0.1, 0.05, 0.15, ""), Score(0.4, 0.35, 0.45, "tied"), Score(0.425, 0.375, 0.475, "best")
+BASE, MIXTURE, ORACLE = (
+    Score(0.1, 0.05, 0.15, ""),
+    Score(0.4, 0.35, 0.45, "tied"),
+    Score(0.425, 0.375, 0.475, "best"),
+)
 WEIGHTS = [
     WeightRow(f"layers.{layer}.q", task, expert, 0.9 if task == expert else 0.1)
     for layer in range(2)
     for task in ("haiku", "title")
     for expert in ("haiku", "title")
 ]
-STEPS = [RoutingStep(step, "haiku", expert, 0.5) for step in (0, 10) for expert in ("haiku", "title")]
+STEPS = [
+    RoutingStep(step, "haiku", expert, 0.5) for step in (0, 10) for expert in ("haiku", "title")
+]
 
 
-def table(title: str = "ROUGE", scores: tuple[Score | None, ...] = (BASE, MIXTURE, ORACLE)) -> ScoreTable:
+def table(
+    title: str = "ROUGE", scores: tuple[Score | None, ...] = (BASE, MIXTURE, ORACLE)
+) -> ScoreTable:
     names = ("base", "CGM LoRA", "oracle")
     return ScoreTable(
-        title, "withheld samples", ["haiku"], [(name, [of]) for name, of in zip(names, scores, strict=True)]
+        title,
+        "withheld samples",
+        ["haiku"],
+        [(name, [of]) for name, of in zip(names, scores, strict=True)],
     )
 
 
@@ -63,11 +76,20 @@ def sample(**changes: str | dict[str, str]) -> ComparisonSample:
 def make_report() -> ComparisonReport:
     return ComparisonReport(
         title="three models",
-        claims=[Claim("not worse than the oracle", True, "difference −0.025"), Claim("faster", False, "1.2 s")],
+        claims=[
+            Claim("not worse than the oracle", True, "difference −0.025"),
+            Claim("faster", False, "1.2 s"),
+        ],
         facts=[("Base model", "SmolLM2")],
         tables=[table(), *(table(f"more {index}") for index in range(5))],
         forests=[forest(), forest(title="title", better="lower")],
-        matrix=Matrix("Experts × tasks", "ROUGE", ["haiku", "none"], ["haiku", "title"], [[0.4, 0.1], [0.2, None]]),
+        matrix=Matrix(
+            "Experts × tasks",
+            "ROUGE",
+            ["haiku", "none"],
+            ["haiku", "title"],
+            [[0.4, 0.1], [0.2, None]],
+        ),
         routing=[
             Routing("CGM LoRA on plain", WEIGHTS, [("entropy", "0.3")], []),
             Routing("Arrow on plain", WEIGHTS, [], ["one expert gets everything"]),
@@ -110,7 +132,9 @@ def test_the_policy_allows_exactly_that_script() -> None:
 
 def test_the_script_handles_text_as_text() -> None:
     script = source("search.js")
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval|Function\(|</script|\r", script)
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacent|document\.write|eval|Function\(|</script|\r", script
+    )
 
 
 def test_text_from_data_and_models_is_escaped() -> None:
@@ -135,7 +159,11 @@ def test_text_from_data_and_models_is_escaped() -> None:
 
 
 def test_claims_are_told_in_words() -> None:
-    claims = [Claim("not worse", True, ""), Claim("faster", False, "1.2 s"), Claim("smaller", None, "too few samples")]
+    claims = [
+        Claim("not worse", True, ""),
+        Claim("faster", False, "1.2 s"),
+        Claim("smaller", None, "too few samples"),
+    ]
     text = render_comparison(replace(EMPTY, claims=claims))
     assert re.findall(r"<i aria-hidden=\"true\">(.)</i> ([\w ]+)</b>(\w[\w ]+)", text) == [
         ("✓", "Holds", "not worse"),
@@ -161,21 +189,34 @@ def test_a_verdict_counts(held: list[bool | None], words: str) -> None:
 def test_the_best_and_those_not_worse_are_marked() -> None:
     text = render_comparison(replace(EMPTY, tables=[table()]))
     assert re.findall(r'<b title="best">([^<]*)</b>', text) == ["0.425"]
-    assert re.findall(r'<em title="not significantly worse than the best">([^<]*)</em>', text) == ["0.400"]
+    assert re.findall(r'<em title="not significantly worse than the best">([^<]*)</em>', text) == [
+        "0.400"
+    ]
     assert "<td>0.100<small>0.050 to 0.150</small></td>" in text
     assert "the paired 95 % interval of the difference holds 0" in text
 
 
 def test_numbers_that_are_none_are_dashes() -> None:
-    assert [number(value) for value in (None, NAN, float("inf"), -0.5, 1234.5)] == ["–", "–", "–", "−0.500", "1234.500"]
+    assert [number(value) for value in (None, NAN, float("inf"), -0.5, 1234.5)] == [
+        "–",
+        "–",
+        "–",
+        "−0.500",
+        "1234.500",
+    ]
     assert interval(Score(0.5, 0.4, NAN, "")) == interval(Score(0.5, None, 0.6, "")) == ""
-    text = render_comparison(replace(EMPTY, tables=[table(scores=(None, Score(NAN, None, None, ""), ORACLE))]))
+    text = render_comparison(
+        replace(EMPTY, tables=[table(scores=(None, Score(NAN, None, None, ""), ORACLE))])
+    )
     assert text.count("<td>–</td>") == 2
 
 
 def test_tables_beyond_the_third_below_the_headline_are_folded() -> None:
     text = render_comparison(replace(EMPTY, tables=make_report().tables))
-    assert re.findall(r'<details class="fold"><summary>([^<]*)</summary>', text) == ["more 3", "more 4"]
+    assert re.findall(r'<details class="fold"><summary>([^<]*)</summary>', text) == [
+        "more 3",
+        "more 4",
+    ]
 
 
 def test_a_comparison_of_nothing_says_so() -> None:
@@ -184,24 +225,46 @@ def test_a_comparison_of_nothing_says_so() -> None:
     assert page.open == []
     assert page.scripts == []
     assert {target.removeprefix("#") for target in page.targets} <= set(page.ids)
-    missing = ("No claims were made", "No model was scored", "no intervals to draw", "not scored on each other")
+    missing = (
+        "No claims were made",
+        "No model was scored",
+        "no intervals to draw",
+        "not scored on each other",
+    )
     assert all(
-        words in text for words in (*missing, "No routers were compared", "No model was trained", "No samples were")
+        words in text
+        for words in (
+            *missing,
+            "No routers were compared",
+            "No model was trained",
+            "No samples were",
+        )
     )
 
 
 @pytest.mark.parametrize(
-    "name", [field.name for field in fields(ComparisonReport) if field.name not in ("title", "recipe")]
+    "name",
+    [field.name for field in fields(ComparisonReport) if field.name not in ("title", "recipe")],
 )
 def test_every_part_can_stand_alone(name: str) -> None:
-    assert Page(render_comparison(replace(EMPTY, **{name: getattr(make_report(), name)}))).open == []
+    assert (
+        Page(render_comparison(replace(EMPTY, **{name: getattr(make_report(), name)}))).open == []
+    )
 
 
 def test_warnings_stay_visible_where_routing_is_folded() -> None:
     text = render_comparison(make_report())
-    folds = re.findall(r'<details class="fold"( open)?><summary>([^<]*on plain)(.*?)</summary>', text)
-    assert [(opened, title) for opened, title, _ in folds] == [(" open", "CGM LoRA on plain"), ("", "Arrow on plain")]
-    assert [rest for *_, rest in folds] == ["", '<span class="warning">⚠ Warning: one expert gets everything</span>']
+    folds = re.findall(
+        r'<details class="fold"( open)?><summary>([^<]*on plain)(.*?)</summary>', text
+    )
+    assert [(opened, title) for opened, title, _ in folds] == [
+        (" open", "CGM LoRA on plain"),
+        ("", "Arrow on plain"),
+    ]
+    assert [rest for *_, rest in folds] == [
+        "",
+        '<span class="warning">⚠ Warning: one expert gets everything</span>',
+    ]
 
 
 def test_routing_without_weights_says_so() -> None:
@@ -234,7 +297,10 @@ def test_samples_can_be_told_apart_by_the_script() -> None:
         ("mixed", "title"),
     ]
     assert text.count('data-model="0"') == text.count('data-model="1"') == 2
-    assert re.findall(r'type="checkbox" value="(\d)"[^>]*> ([^<]*)<', text) == [("0", "base"), ("1", "CGM LoRA")]
+    assert re.findall(r'type="checkbox" value="(\d)"[^>]*> ([^<]*)<', text) == [
+        ("0", "base"),
+        ("1", "CGM LoRA"),
+    ]
     assert re.findall(r'<option value="(\w+)">', text) == ["plain", "mixed", "haiku", "title"]
 
 
@@ -272,7 +338,11 @@ def test_a_forest_is_drawn_with_marks_that_differ_in_shape() -> None:
     groups = re.findall(r'<g class="row (\w+)"><title>(.*?)</title>.*?<(path|circle)', svg, re.S)
     assert groups == [
         ("best", "oracle: 0.425 (0.375 to 0.475), best", "path"),
-        ("tied", "CGM LoRA: 0.400 (0.350 to 0.450), not significantly worse than the best", "circle"),
+        (
+            "tied",
+            "CGM LoRA: 0.400 (0.350 to 0.450), not significantly worse than the best",
+            "circle",
+        ),
         ("rest", "base: 0.100 (0.050 to 0.150)", "circle"),
     ]
     assert svg.count('class="oracle"') == 1
@@ -315,7 +385,9 @@ def test_long_names_keep_their_ends() -> None:
     assert brief.endswith("temperature 0.5"[-10:])
 
 
-@pytest.mark.parametrize("rows", [STEPS, [], [RoutingStep(0, "$_", "_a", NAN)], [RoutingStep(0, "$_{", "_$x", 0.5)]])
+@pytest.mark.parametrize(
+    "rows", [STEPS, [], [RoutingStep(0, "$_", "_a", NAN)], [RoutingStep(0, "$_{", "_$x", 0.5)]]
+)
 def test_routing_over_steps_is_drawn_the_same_every_time(rows: list[RoutingStep]) -> None:
     svg = routing_svg("CGM $LoRA", rows)
     assert svg.startswith("<svg")

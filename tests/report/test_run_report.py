@@ -1,4 +1,6 @@
-"""The report: one page that needs nothing beside itself, trusts no text, and shows everything it is given."""
+"""The report: one page that needs nothing beside itself, trusts no text, and shows everything it is
+given.
+"""
 
 import re
 from dataclasses import replace
@@ -18,7 +20,11 @@ LOSSES = [
     LossRow(30, 1.5, 2.0, None),
     LossRow(40, 2.0, 1.5, 3.9),
 ]
-SCORES: list[list[str | float | None]] = [["base", 0.125, 0.5], ["CGM LoRA", 0.375, 0.25], ["LoRA haiku", None, 0.5]]
+SCORES: list[list[str | float | None]] = [
+    ["base", 0.125, 0.5],
+    ["CGM LoRA", 0.375, 0.25],
+    ["LoRA haiku", None, 0.5],
+]
 
 
 def table(best: str | None = "max", rows: list[list[str | float | None]] = SCORES) -> Table:
@@ -97,13 +103,18 @@ def test_the_best_value_of_a_column_is_marked() -> None:
 
 def test_nothing_is_best_where_all_are_equal_or_unknown() -> None:
     nan = float("nan")
-    assert best_cells(table(rows=[["base", 0.5, nan], ["CGM LoRA", 0.5, 0.1], ["LoRA haiku", None, 0.2]])) == {(2, 2)}
+    assert best_cells(
+        table(rows=[["base", 0.5, nan], ["CGM LoRA", 0.5, 0.1], ["LoRA haiku", None, 0.2]])
+    ) == {(2, 2)}
 
 
 def test_a_report_of_nothing_says_so() -> None:
     page = render(Report("nothing", [], [], {}, [], {}, ""))
     assert Page(page).open == []
-    assert all(text in page for text in ("No model was scored", "No model was trained", "No gates were trained"))
+    assert all(
+        text in page
+        for text in ("No model was scored", "No model was trained", "No gates were trained")
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,8 +127,14 @@ def test_a_report_of_nothing_says_so() -> None:
         ),
         (
             [
-                *("encoder.block.0.layer.0.SelfAttention.q", "encoder.block.0.layer.1.DenseReluDense.wo"),
-                *("decoder.block.0.layer.0.SelfAttention.q", "decoder.block.0.layer.1.EncDecAttention.q"),
+                *(
+                    "encoder.block.0.layer.0.SelfAttention.q",
+                    "encoder.block.0.layer.1.DenseReluDense.wo",
+                ),
+                *(
+                    "decoder.block.0.layer.0.SelfAttention.q",
+                    "decoder.block.0.layer.1.EncDecAttention.q",
+                ),
                 "decoder.block.0.layer.2.DenseReluDense.wo",
             ],
             ["SelfAttention q", "DenseReluDense wo", "EncDecAttention q"],
@@ -134,7 +151,10 @@ def test_a_report_of_nothing_says_so() -> None:
 def test_layers_find_their_place(layers: list[str], columns: list[str], blocks: list[str]) -> None:
     heatmap = arrange(weights(layers))
     assert heatmap.columns == columns
-    assert [(panel.task, panel.expert) for panel in heatmap.panels] == [("haiku", "haiku"), ("title", "haiku")]
+    assert [(panel.task, panel.expert) for panel in heatmap.panels] == [
+        ("haiku", "haiku"),
+        ("title", "haiku"),
+    ]
     for panel in heatmap.panels:
         assert [block for block, _ in panel.rows] == blocks
         assert sum(weight is not None for _, row in panel.rows for weight in row) == len(layers)
@@ -158,7 +178,9 @@ def test_losses_become_a_png(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("rows", [[], [LossRow(1, 1.0, None, float("nan"))], [LossRow(1, 1.0, 2.0, None)]])
+@pytest.mark.parametrize(
+    "rows", [[], [LossRow(1, 1.0, None, float("nan"))], [LossRow(1, 1.0, 2.0, None)]]
+)
 def test_few_or_useless_losses_still_make_a_plot(tmp_path: Path, rows: list[LossRow]) -> None:
     plot_losses("full finetune", rows, tmp_path / "losses.png")
     assert (tmp_path / "losses.png").stat().st_size > 0
@@ -169,13 +191,25 @@ def test_the_same_losses_give_the_same_drawing() -> None:
 
 
 def test_two_experts_are_both_shown_where_one_weight_does_not_follow_from_the_other() -> None:
-    rows = [WeightRow("h.0.attn.c_attn", "haiku", expert, weight) for expert, weight in (("a", 0.9), ("b", 0.8))]
+    rows = [
+        WeightRow("h.0.attn.c_attn", "haiku", expert, weight)
+        for expert, weight in (("a", 0.9), ("b", 0.8))
+    ]
     assert [panel.expert for panel in arrange(rows).panels] == ["a", "b"]
-    assert [panel.expert for panel in arrange([rows[0], replace(rows[1], weight=0.1)]).panels] == ["a"]
+    assert [panel.expert for panel in arrange([rows[0], replace(rows[1], weight=0.1)]).panels] == [
+        "a"
+    ]
 
 
 def test_the_strength_of_a_weight_is_its_way_from_even() -> None:
     heatmap = arrange(weights(["h.0.attn.c_attn"], ("a", "b", "c", "d")))
-    assert [heatmap.strength(weight) for weight in (0.0, 0.125, 0.25, 0.625, 1.0, 1.5)] == [-100, -50, 0, 50, 100, 100]
+    assert [heatmap.strength(weight) for weight in (0.0, 0.125, 0.25, 0.625, 1.0, 1.5)] == [
+        -100,
+        -50,
+        0,
+        50,
+        100,
+        100,
+    ]
     alone = arrange(weights(["h.0.attn.c_attn"], ("a",)))
     assert [alone.strength(weight) for weight in (0.5, 1.0)] == [-50, 0]

@@ -20,11 +20,16 @@ def test_experts_may_differ_in_rank_scale_and_layers(make_expert: MakeExpert) ->
     folders = {
         "wide": make_expert("llama", "wide", seed=1, r=6, lora_alpha=3, use_rslora=True),
         "part of it": make_expert(
-            "llama", "part", seed=2, r=2, target_modules=["q_proj"], rank_pattern={"layers.1.self_attn.q_proj": 3},
+            "llama",
+            "part",
+            seed=2,
+            r=2,
+            target_modules=["q_proj"],
+            rank_pattern={"layers.1.self_attn.q_proj": 3},
             alpha_pattern={"layers.1.self_attn.q_proj": 5},
         ),
         "mlp/…": make_expert("llama", "mlp", seed=3, target_modules="all-linear"),
-    }  # fmt: skip
+    }
     mixture = strengthen(MixtureModel.from_experts(tiny_model("llama"), folders))
     for name, folder in folders.items():
         with mixture.fixed({name: 1.0}):
@@ -51,7 +56,8 @@ def test_what_cannot_be_mixed_is_refused_by_name_or_left_out_on_request(
 ) -> None:
     folder = make_expert(shape, "odd", seed=1, **settings)
     with pytest.raises(
-        ExpertError, match=rf"(?s){LOSSY[part].split('(')[0]}.*lossy=\['{part}'\]".replace("'s ", ".s ")
+        ExpertError,
+        match=rf"(?s){LOSSY[part].split('(')[0]}.*lossy=\['{part}'\]".replace("'s ", ".s "),
     ):
         MixtureModel.from_experts(tiny_model(shape), {"odd": folder})
     mixture = MixtureModel.from_experts(tiny_model(shape), {"odd": folder}, lossy=[part])
@@ -91,7 +97,9 @@ def test_a_new_expert_changes_no_answer_until_it_is_trained(
     config = GateConfig(context=context, activation=activation, base_slot=activation == "softmax")
     mixture = strengthen(MixtureModel.from_experts(tiny_model(shape), folders, gate=config))
     before = target_logits(mixture, IDS, TARGET)
-    more = {} if shape == "t5" else {"target_modules": "all-linear"}  # with layers that no other expert adapts
+    more = (
+        {} if shape == "t5" else {"target_modules": "all-linear"}
+    )  # with layers that no other expert adapts
     mixture.add_expert("new", make_expert(shape, "new", seed=9, **more))
     assert mixture.expert_names == ["a", "b", "new"]
     close(target_logits(mixture, IDS, TARGET), before)
@@ -101,7 +109,9 @@ def test_a_new_expert_changes_no_answer_until_it_is_trained(
     gradients = [gate.prior.grad[2] for gate in mixture.gates.values()]
     assert sum(float(gradient.abs()) for gradient in gradients) > 0
     torch.optim.SGD(trained, lr=1.0).step()
-    assert max(float(w[..., 2].max()) for w in mixture.weights(input_ids=IDS).values()) > 0 or activation in (
+    assert max(
+        float(w[..., 2].max()) for w in mixture.weights(input_ids=IDS).values()
+    ) > 0 or activation in (
         "top-k",
         "top-1",
     )
@@ -124,7 +134,9 @@ def test_removing_the_new_expert_restores_the_mixture(make_expert: MakeExpert) -
 def test_experts_that_do_not_fit_leave_the_mixture_as_it_was(make_expert: MakeExpert) -> None:
     folders = {name: make_expert("llama", name, seed=index) for index, name in enumerate("ab")}
     mixture = strengthen(
-        MixtureModel.from_experts(tiny_model("llama"), folders, gate=GateConfig(mixing="parameter", scope="block"))
+        MixtureModel.from_experts(
+            tiny_model("llama"), folders, gate=GateConfig(mixing="parameter", scope="block")
+        )
     )
     before = target_logits(mixture, IDS, TARGET)
     with pytest.raises(MixtureError, match="equal ranks"):
@@ -146,23 +158,35 @@ def test_a_shared_gate_keeps_the_layer_that_it_reads(make_expert: MakeExpert) ->
         "q": make_expert("llama", "q", seed=1, target_modules=["q_proj"]),
         "v": make_expert("llama", "v", seed=2, target_modules=["v_proj"]),
     }
-    mixture = MixtureModel.from_experts(tiny_model("llama"), folders, gate=GateConfig(scope="block"))
+    mixture = MixtureModel.from_experts(
+        tiny_model("llama"), folders, gate=GateConfig(scope="block")
+    )
     with pytest.raises(MixtureError, match="made to read at"):
         mixture.remove_expert("q")
     assert mixture.expert_names == ["q", "v"]
-    later = MixtureModel.from_experts(tiny_model("llama"), {"v": folders["v"]}, gate=GateConfig(scope="model"))
+    later = MixtureModel.from_experts(
+        tiny_model("llama"), {"v": folders["v"]}, gate=GateConfig(scope="model")
+    )
     with pytest.raises(MixtureError, match="scope='layer'"):
         later.add_expert("q", folders["q"])
 
 
 class Int8Linear(torch.nn.Module):
-    """A linear layer whose weight is whole numbers and a scale for each row, as quantisers keep it."""
+    """A linear layer whose weight is whole numbers and a scale for each row, as quantisers keep
+    it.
+    """
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        self.in_features, self.out_features, self.bias = (
+            linear.in_features,
+            linear.out_features,
+            linear.bias,
+        )
         self.scale = linear.weight.data.abs().amax(1, keepdim=True) / 127
-        self.weight = torch.nn.Parameter((linear.weight.data / self.scale).round().to(torch.int8), requires_grad=False)
+        self.weight = torch.nn.Parameter(
+            (linear.weight.data / self.scale).round().to(torch.int8), requires_grad=False
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.linear(x, self.weight * self.scale, self.bias)
@@ -179,7 +203,9 @@ def quantised_in_code(folder: Path) -> PreTrainedModel:
 def quantised_by_bitsandbytes(folder: Path) -> PreTrainedModel:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     tiny_model("llama").save_pretrained(folder)
-    return LlamaForCausalLM.from_pretrained(folder, quantization_config=BitsAndBytesConfig(load_in_8bit=True)).eval()
+    return LlamaForCausalLM.from_pretrained(
+        folder, quantization_config=BitsAndBytesConfig(load_in_8bit=True)
+    ).eval()
 
 
 @pytest.mark.parametrize("quantised", [quantised_in_code, quantised_by_bitsandbytes])
@@ -193,11 +219,18 @@ def test_a_quantised_base_is_only_called(
     mixture = strengthen(MixtureModel.from_experts(base, folders))
     with mixture.fixed({}):
         assert torch.equal(target_logits(mixture, IDS, TARGET), target_logits(plain, IDS, TARGET))
-    exact = target_logits(strengthen(MixtureModel.from_experts(tiny_model("llama"), folders)), IDS, TARGET)
+    exact = target_logits(
+        strengthen(MixtureModel.from_experts(tiny_model("llama"), folders)), IDS, TARGET
+    )
     assert float((target_logits(mixture, IDS, TARGET) - exact).abs().mean() / exact.std()) < 0.1
     mixture(input_ids=IDS, labels=IDS).loss.backward()
-    assert all(parameter.grad is not None for parameter in mixture.parameters() if parameter.requires_grad)
+    assert all(
+        parameter.grad is not None for parameter in mixture.parameters() if parameter.requires_grad
+    )
     with pytest.raises(MixtureError, match="quantised"):
         mixture.export(tmp_path / "no", weights={"a": 1.0}, merged=True)
     mixture.export(tmp_path / "adapter", weights={"a": 1.0})
-    close(peft_logits("llama", tmp_path / "adapter", IDS, TARGET), peft_logits("llama", folders["a"], IDS, TARGET))
+    close(
+        peft_logits("llama", tmp_path / "adapter", IDS, TARGET),
+        peft_logits("llama", folders["a"], IDS, TARGET),
+    )

@@ -22,25 +22,41 @@ IDS, TARGET = tokens(2, 6), tokens(2, 4, seed=1)
 
 
 def build(experts: Experts, shape: str = "llama", **gate: object) -> MixtureModel:
-    return strengthen(MixtureModel.from_experts(tiny_model(shape), experts(shape), gate=GateConfig(**gate)))
+    return strengthen(
+        MixtureModel.from_experts(tiny_model(shape), experts(shape), gate=GateConfig(**gate))
+    )
 
 
 @pytest.mark.parametrize("context", ["prompt", "running", "token", "reference"])
 @pytest.mark.parametrize("shape", ["t5", "llama", "gpt2"])
-def test_c7_saved_and_loaded_is_bit_exact(experts: Experts, tmp_path: Path, shape: str, context: str) -> None:
-    mixture = build(experts, shape, context=context, scope="block", activation="top-k", temperature=0.5)
+def test_c7_saved_and_loaded_is_bit_exact(
+    experts: Experts, tmp_path: Path, shape: str, context: str
+) -> None:
+    mixture = build(
+        experts, shape, context=context, scope="block", activation="top-k", temperature=0.5
+    )
     mixture.save_pretrained(tmp_path / "saved")
     again = MixtureModel.from_pretrained(tmp_path / "saved", base=tiny_model(shape))
     assert torch.equal(target_logits(mixture, IDS, TARGET), target_logits(again, IDS, TARGET))
     assert again.gate_config == mixture.gate_config
-    assert not [file for file in (tmp_path / "saved").rglob("*") if file.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    assert not [
+        file
+        for file in (tmp_path / "saved").rglob("*")
+        if file.suffix in (".bin", ".pt", ".pth", ".pkl")
+    ]
     for name, folder in experts(shape).items():
         copy = tmp_path / "saved" / "experts" / name
-        assert torch.equal(peft_logits(shape, copy, IDS, TARGET), peft_logits(shape, folder, IDS, TARGET))
+        assert torch.equal(
+            peft_logits(shape, copy, IDS, TARGET), peft_logits(shape, folder, IDS, TARGET)
+        )
 
 
-def test_a_mixture_that_was_extended_and_trained_comes_back(experts: Experts, tmp_path: Path) -> None:
-    mixture = strengthen(MixtureModel.from_experts(tiny_model("llama"), experts("llama", ("a", "b"))))
+def test_a_mixture_that_was_extended_and_trained_comes_back(
+    experts: Experts, tmp_path: Path
+) -> None:
+    mixture = strengthen(
+        MixtureModel.from_experts(tiny_model("llama"), experts("llama", ("a", "b")))
+    )
     mixture.add_expert("c", experts("llama")["c"])
     with torch.no_grad():
         for gate in mixture.gates.values():
@@ -52,7 +68,10 @@ def test_a_mixture_that_was_extended_and_trained_comes_back(experts: Experts, tm
 
 
 def test_experts_may_be_referred_to_instead_of_copied(experts: Experts, tmp_path: Path) -> None:
-    folders = {name: Path(shutil.copytree(folder, tmp_path / name)) for name, folder in experts("llama").items()}
+    folders = {
+        name: Path(shutil.copytree(folder, tmp_path / name))
+        for name, folder in experts("llama").items()
+    }
     mixture = strengthen(MixtureModel.from_experts(tiny_model("llama"), folders))
     mixture.save_pretrained(tmp_path / "saved", experts="reference")
     assert not (tmp_path / "saved" / "experts").exists()
@@ -60,14 +79,18 @@ def test_experts_may_be_referred_to_instead_of_copied(experts: Experts, tmp_path
     assert torch.equal(target_logits(mixture, IDS, TARGET), target_logits(again, IDS, TARGET))
     settings = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     (tmp_path / "a" / "adapter_config.json").write_text(json.dumps({**settings, "lora_alpha": 99}))
-    with pytest.raises(CheckpointError, match=r"adapter_config\.json is not the file that was saved"):
+    with pytest.raises(
+        CheckpointError, match=r"adapter_config\.json is not the file that was saved"
+    ):
         MixtureModel.from_pretrained(tmp_path / "saved", base=tiny_model("llama"))
 
 
 @pytest.mark.parametrize("name", ["legal/eu", "..", "Ünï çode", "a|b", "x" * 60])
 def test_experts_may_have_any_name(experts: Experts, tmp_path: Path, name: str) -> None:
     folder = experts("llama")["a"]
-    MixtureModel.from_experts(tiny_model("llama"), {name: folder}).save_pretrained(tmp_path / "in" / "saved")
+    MixtureModel.from_experts(tiny_model("llama"), {name: folder}).save_pretrained(
+        tmp_path / "in" / "saved"
+    )
     again = MixtureModel.from_pretrained(tmp_path / "in" / "saved", base=tiny_model("llama"))
     assert again.expert_names == [name]
     (copy,) = (tmp_path / "in" / "saved" / "experts").iterdir()
@@ -92,7 +115,10 @@ def test_newer_and_damaged_configurations_are_told_apart(experts: Experts, tmp_p
     file = tmp_path / "saved" / "mixture_config.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps({**content, "schema_version": 2, "new": "thing"}))
-    with pytest.raises(CheckpointError, match=r"schema version 2, but loramix .* reads up to 1; pip install --upgrade"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"schema version 2, but loramix .* reads up to 1; pip install --upgrade",
+    ):
         MixtureModel.from_pretrained(tmp_path / "saved")
     for damage in ("{", "[]", json.dumps({**content, "gate": {"contxt": "prompt"}})):
         file.write_text(damage)
@@ -118,7 +144,9 @@ def test_an_interrupted_save_leaves_the_older_one(
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         mixture.save_pretrained(tmp_path / "saved")
-    assert {file: file.read_bytes() for file in (tmp_path / "saved").rglob("*") if file.is_file()} == before
+    assert {
+        file: file.read_bytes() for file in (tmp_path / "saved").rglob("*") if file.is_file()
+    } == before
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
@@ -139,7 +167,9 @@ def test_the_base_may_be_given_by_path(experts: Experts, tmp_path: Path) -> None
         assert torch.equal(target_logits(mixture, IDS, TARGET), target_logits(again, IDS, TARGET))
 
 
-def test_the_card_tells_what_a_mixture_is_and_what_a_run_found(experts: Experts, tmp_path: Path) -> None:
+def test_the_card_tells_what_a_mixture_is_and_what_a_run_found(
+    experts: Experts, tmp_path: Path
+) -> None:
     mixture = build(experts)
     mixture.prompting = Prompting(chat=True, templates={"haiku": "write a haiku about {input}"})
     mixture.save_pretrained(tmp_path / "saved")
@@ -149,17 +179,31 @@ def test_the_card_tells_what_a_mixture_is_and_what_a_run_found(experts: Experts,
     assert "chat template; haiku: `write a haiku about {input}`" in card
     assert "## Scores" not in card
     assert "$" not in card
-    scores = {"ROUGE": [{"model": "base", "haiku rouge1": "0.1"}, {"model": "CGM LoRA", "haiku rouge1": "0.2"}]}
-    add_measurements(tmp_path / "saved", "name: mine\n", scores, [{"task": "haiku", "a": 0.9, "b": 0.1}])
+    scores = {
+        "ROUGE": [
+            {"model": "base", "haiku rouge1": "0.1"},
+            {"model": "CGM LoRA", "haiku rouge1": "0.2"},
+        ]
+    }
+    add_measurements(
+        tmp_path / "saved", "name: mine\n", scores, [{"task": "haiku", "a": 0.9, "b": 0.1}]
+    )
     card = (tmp_path / "saved" / "README.md").read_text()
-    for line in ("### ROUGE", "| CGM LoRA | 0.2 |", "| task | a | b |", "| haiku | 0.9 | 0.1 |", "name: mine"):
+    for line in (
+        "### ROUGE",
+        "| CGM LoRA | 0.2 |",
+        "| task | a | b |",
+        "| haiku | 0.9 | 0.1 |",
+        "name: mine",
+    ):
         assert line in card
     again = MixtureModel.from_pretrained(tmp_path / "saved", base=tiny_model("llama"))
     assert again.prompting == mixture.prompting
 
 
 @pytest.mark.parametrize(
-    ("base", "named"), [("google-t5/t5-large", True), ("smollm2-135m", False), ("/models/t5", False)]
+    ("base", "named"),
+    [("google-t5/t5-large", True), ("smollm2-135m", False), ("/models/t5", False)],
 )
 def test_the_card_names_the_base_to_the_hub_if_it_lies_there(
     experts: Experts, tmp_path: Path, base: str, named: bool

@@ -1,4 +1,6 @@
-"""Push and pull, against a stand-in for the Hub on this machine that speaks as much of its protocol as is needed."""
+"""Push and pull, against a stand-in for the Hub on this machine that speaks as much of its protocol
+as is needed.
+"""
 
 import base64
 import hashlib
@@ -42,9 +44,13 @@ class Hub(BaseHTTPRequestHandler):
             for line in body.splitlines():
                 entry = json.loads(line)
                 if entry["key"] == "file":
-                    self.repositories[name][entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+                    self.repositories[name][entry["value"]["path"]] = base64.b64decode(
+                        entry["value"]["content"]
+                    )
             address = f"http://{self.headers['Host']}/{name}/commit/{self._commit(name)}"
-            self._answer({"commitUrl": address, "commitOid": self._commit(name), "pullRequestUrl": None})
+            self._answer(
+                {"commitUrl": address, "commitOid": self._commit(name), "pullRequestUrl": None}
+            )
         else:
             self._answer({"error": self.path}, status=404)
 
@@ -58,17 +64,34 @@ class Hub(BaseHTTPRequestHandler):
         elif parts[1] == "api" and parts[2] == "models":
             name = "/".join(parts[3:5])
             if name not in self.repositories:
-                self._answer({"error": "Repository not found"}, status=404, headers={"X-Error-Code": "RepoNotFound"})
+                self._answer(
+                    {"error": "Repository not found"},
+                    status=404,
+                    headers={"X-Error-Code": "RepoNotFound"},
+                )
                 return
             files = [{"rfilename": file} for file in self.repositories[name]]
             tree = [
-                {"type": "file", "path": file, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                {
+                    "type": "file",
+                    "path": file,
+                    "size": len(content),
+                    "oid": hashlib.sha1(content).hexdigest(),
+                }
                 for file, content in self.repositories[name].items()
             ]
             if "tree" in parts:
                 self._answer(tree)
             else:
-                self._answer({"id": name, "sha": self._commit(name), "siblings": files, "tags": [], "private": False})
+                self._answer(
+                    {
+                        "id": name,
+                        "sha": self._commit(name),
+                        "siblings": files,
+                        "tags": [],
+                        "private": False,
+                    }
+                )
         else:
             self._file(send=True)
 
@@ -80,13 +103,23 @@ class Hub(BaseHTTPRequestHandler):
         name = f"{owner}/{repository}"
         content = self.repositories.get(name, {}).get("/".join(path))
         if content is None:
-            self._answer({"error": "not found"}, status=404, headers={"X-Error-Code": "EntryNotFound"})
+            self._answer(
+                {"error": "not found"}, status=404, headers={"X-Error-Code": "EntryNotFound"}
+            )
             return
-        headers = {"X-Repo-Commit": self._commit(name), "ETag": f'"{hashlib.sha1(content).hexdigest()}"'}
+        headers = {
+            "X-Repo-Commit": self._commit(name),
+            "ETag": f'"{hashlib.sha1(content).hexdigest()}"',
+        }
         self._answer(content, headers=headers, send=send)
 
     def _answer(
-        self, content: object, *, status: int = 200, headers: dict[str, str] | None = None, send: bool = True
+        self,
+        content: object,
+        *,
+        status: int = 200,
+        headers: dict[str, str] | None = None,
+        send: bool = True,
     ) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
@@ -119,27 +152,46 @@ def hub() -> Iterator[str]:
 
 def python(code: str, *arguments: str, hub: str, cache: Path) -> subprocess.CompletedProcess[str]:
     """Run code in a process of its own, for which the stand-in is the Hub."""
-    online = {"HF_ENDPOINT": hub, "HF_TOKEN": "hf_test", "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
+    online = {
+        "HF_ENDPOINT": hub,
+        "HF_TOKEN": "hf_test",
+        "HF_HOME": str(cache),
+        "HF_HUB_DISABLE_XET": "1",
+    }
     environment = {
-        key: value for key, value in os.environ.items() if "OFFLINE" not in key and "PROXY" not in key.upper()
+        key: value
+        for key, value in os.environ.items()
+        if "OFFLINE" not in key and "PROXY" not in key.upper()
     }
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**environment, **online})
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**environment, **online}
+    )
 
 
 CLI = "from loramix.cli.main import main; main()"
 
 
 def test_a_mixture_goes_to_the_hub_and_back(hub: str, tmp_path: Path) -> None:
-    folders = {name: save_expert(tmp_path / name, "llama", seed=index) for index, name in enumerate("ab")}
+    folders = {
+        name: save_expert(tmp_path / name, "llama", seed=index) for index, name in enumerate("ab")
+    }
     mixture = strengthen(MixtureModel.from_experts(tiny_model("llama"), folders))
     mixture.save_pretrained(tmp_path / "mixture")
-    result = python(CLI, "push", str(tmp_path / "mixture"), "mine", hub=hub, cache=tmp_path / "cache")
+    result = python(
+        CLI, "push", str(tmp_path / "mixture"), "mine", hub=hub, cache=tmp_path / "cache"
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(f"{hub}/me/mine/commit/")
-    sent = {str(file.relative_to(tmp_path / "mixture")) for file in (tmp_path / "mixture").rglob("*") if file.is_file()}
+    sent = {
+        str(file.relative_to(tmp_path / "mixture"))
+        for file in (tmp_path / "mixture").rglob("*")
+        if file.is_file()
+    }
     assert sent <= Hub.repositories["me/mine"].keys()
-    result = python(CLI, "pull", "me/mine", str(tmp_path / "pulled"), hub=hub, cache=tmp_path / "other")
+    result = python(
+        CLI, "pull", "me/mine", str(tmp_path / "pulled"), hub=hub, cache=tmp_path / "other"
+    )
     assert (result.returncode, result.stdout) == (0, f"{tmp_path / 'pulled'}\n"), result.stderr
     again = MixtureModel.from_pretrained(tmp_path / "pulled", base=tiny_model("llama"))
     ids, target = tokens(2, 6), tokens(2, 4, seed=1)
@@ -169,7 +221,9 @@ print(again.expert_names)
 
 
 def test_what_is_not_there_is_said(hub: str, tmp_path: Path) -> None:
-    result = python(CLI, "pull", "me/nothing", str(tmp_path / "pulled"), hub=hub, cache=tmp_path / "cache")
+    result = python(
+        CLI, "pull", "me/nothing", str(tmp_path / "pulled"), hub=hub, cache=tmp_path / "cache"
+    )
     assert result.returncode == 1
     assert "error: 'me/nothing' is neither a folder nor a reachable Hub id" in result.stderr
     assert not (tmp_path / "pulled").exists()

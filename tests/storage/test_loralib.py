@@ -14,7 +14,10 @@ from loramix.storage.loralib import import_mixture
 ALPHA, RANK, HIDDEN, WIDTH = 2.0, 4, 5, 32
 LAYERS = [
     f"{side}.block.{block}.layer.{part}.{attention}.{projection}"
-    for side, parts in (("encoder", ["SelfAttention"]), ("decoder", ["SelfAttention", "EncDecAttention"]))
+    for side, parts in (
+        ("encoder", ["SelfAttention"]),
+        ("decoder", ["SelfAttention", "EncDecAttention"]),
+    )
     for block in range(2)
     for part, attention in enumerate(parts)
     for projection in "qkvo"
@@ -34,7 +37,10 @@ def files(folder: Path) -> tuple[dict[str, Path], Path]:
         state = {}
         for layer in LAYERS:
             wide, out = shapes(layer)
-            state |= {f"{layer}.lora_A": torch.randn(RANK, wide), f"{layer}.lora_B": torch.randn(out, RANK)}
+            state |= {
+                f"{layer}.lora_A": torch.randn(RANK, wide),
+                f"{layer}.lora_B": torch.randn(out, RANK),
+            }
         experts[name] = folder / f"{name}.pt"
         torch.save({key: value * 0.2 for key, value in state.items()}, experts[name])
     gates = {}
@@ -42,11 +48,15 @@ def files(folder: Path) -> tuple[dict[str, Path], Path]:
         prefix = f"{layer}.context_gated_mixing"
         gates[f"{prefix}.lin1.weight"] = torch.randn(HIDDEN, shapes(layer)[0])
         gates[f"{prefix}.output.weight"] = torch.randn(2, HIDDEN)
-    torch.save({"model_state_dict": {**gates, "shared.weight": torch.zeros(3)}}, folder / "gates.pth")
+    torch.save(
+        {"model_state_dict": {**gates, "shared.weight": torch.zeros(3)}}, folder / "gates.pth"
+    )
     return experts, folder / "gates.pth"
 
 
-def reference(x: Tensor, w: Tensor, down: list[Tensor], up: list[Tensor], lin1: Tensor, output: Tensor) -> Tensor:
+def reference(
+    x: Tensor, w: Tensor, down: list[Tensor], up: list[Tensor], lin1: Tensor, output: Tensor
+) -> Tensor:
     """The reference's layer, transcribed; x is (1, T, D)."""
     logits = torch.relu(x @ lin1.T) @ output.T
     gate = logits.mean(1).softmax(-1).mean(0)
@@ -63,7 +73,9 @@ def test_an_imported_mixture_is_the_reference_formula(tmp_path: Path) -> None:
     assert [expert.source for expert in mixture.experts] == [str(file) for file in experts.values()]
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     for name, layer in mixture.layers.items():
-        layer.register_forward_hook(lambda _, args, output, name=name: seen.update({name: (args[0], output)}))
+        layer.register_forward_hook(
+            lambda _, args, output, name=name: seen.update({name: (args[0], output)})
+        )
     mixture(input_ids=tokens(1, 7), decoder_input_ids=tokens(1, 1))
     adapters = [torch.load(file, weights_only=True) for file in experts.values()]
     gate = torch.load(gates, weights_only=True)["model_state_dict"]
@@ -78,7 +90,9 @@ def test_an_imported_mixture_is_the_reference_formula(tmp_path: Path) -> None:
             gate[f"{name}.context_gated_mixing.lin1.weight"],
             gate[f"{name}.context_gated_mixing.output.weight"],
         )
-        torch.testing.assert_close(found, expected, atol=1e-6 * float(expected.detach().abs().max()), rtol=0)
+        torch.testing.assert_close(
+            found, expected, atol=1e-6 * float(expected.detach().abs().max()), rtol=0
+        )
     assert len(encoder) == 8
 
 
@@ -107,13 +121,17 @@ def test_files_that_are_no_such_checkpoint_are_refused(tmp_path: Path) -> None:
         attempt(gates=tmp_path / "nothing.pt")
     state = torch.load(experts["haiku"], weights_only=True)
     first = f"{LAYERS[0]}.lora_B"
-    torch.save({key: value for key, value in state.items() if key != first}, tmp_path / "unpaired.pt")
+    torch.save(
+        {key: value for key, value in state.items() if key != first}, tmp_path / "unpaired.pt"
+    )
     with pytest.raises(ExpertError, match=r"without its '\.lora_B'"):
         attempt(experts={"haiku": tmp_path / "unpaired.pt", "title": experts["title"]})
     torch.save({**state, f"{LAYERS[0]}.lora_A": torch.zeros(3, 32)}, tmp_path / "ranks.pt")
     with pytest.raises(ExpertError, match=r"ranks \[3, 4\]"):
         attempt(experts={"haiku": tmp_path / "ranks.pt", "title": experts["title"]})
-    torch.save({f"{LAYERS[0]}.context_gated_mixing.lin1.bias": torch.zeros(3)}, tmp_path / "bias.pt")
+    torch.save(
+        {f"{LAYERS[0]}.context_gated_mixing.lin1.bias": torch.zeros(3)}, tmp_path / "bias.pt"
+    )
     with pytest.raises(CheckpointError, match="does not have"):
         attempt(gates=tmp_path / "bias.pt")
     torch.save([1, 2], tmp_path / "list.pt")

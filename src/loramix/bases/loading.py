@@ -20,7 +20,9 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 @dataclass(frozen=True)
 class Base:
-    """A loaded base model; `revision` is the commit of a Hub model, None for everything that cannot change."""
+    """A loaded base model; `revision` is the commit of a Hub model, None for everything that cannot
+    change.
+    """
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
@@ -38,14 +40,16 @@ def load_base(name: str, *, revision: str | None = None, dtype: str = "float32")
 
     name: one of `base_names()`, a folder, or a Hub id. dtype: float32, bfloat16, float16, fast (see
         `number_format`) or auto (as stored).
-    Raises BaseModelError if there is no such model, it cannot be reached, or some of its weights are missing.
+    Raises BaseModelError if there is no such model, it cannot be reached, or some of its weights
+    are missing.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     if dtype not in _DTYPES:
         raise BaseModelError(
-            f"no number format '{dtype}'{did_you_mean(dtype, _DTYPES)}; there are {', '.join(_DTYPES)}"
+            f"no number format '{dtype}'{did_you_mean(dtype, _DTYPES)}; there are "
+            f"{', '.join(_DTYPES)}"
         )
     number = dtype if dtype == "auto" else getattr(torch, number_format(dtype))
     revision = resolve_revision(name, revision)
@@ -55,14 +59,24 @@ def load_base(name: str, *, revision: str | None = None, dtype: str = "float32")
 
         tiny = tiny_model(name)
         return Base(tiny if dtype == "auto" else tiny.to(number), tokenizer, name, None)
-    auto = AutoModelForSeq2SeqLM if load_config(name, revision=revision).is_encoder_decoder else AutoModelForCausalLM
+    auto = (
+        AutoModelForSeq2SeqLM
+        if load_config(name, revision=revision).is_encoder_decoder
+        else AutoModelForCausalLM
+    )
     source = _source(name)
     with _in_words(name):
         model, report = auto.from_pretrained(
-            source, revision=revision, dtype=number, trust_remote_code=False, output_loading_info=True
+            source,
+            revision=revision,
+            dtype=number,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     if report["missing_keys"]:  # transformers would go on with random numbers in their place
-        raise BaseModelError(f"base model '{name}' lacks weights: {', '.join(sorted(report['missing_keys']))}")
+        raise BaseModelError(
+            f"base model '{name}' lacks weights: {', '.join(sorted(report['missing_keys']))}"
+        )
     head = model.get_output_embeddings()
     if head is not None:
         head.register_forward_pre_hook(_contiguous)
@@ -77,7 +91,8 @@ def accelerator() -> str:
 
 
 def number_format(dtype: str) -> str:
-    """Return what `fast` stands for: bfloat16 where the accelerator or processor multiplies in it, else float32.
+    """Return what `fast` stands for: bfloat16 where the accelerator or processor multiplies in it,
+    else float32.
 
     Every other name is returned as it is.
     """
@@ -101,7 +116,9 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> "PreTrainedToke
 
     revision, source = resolve_revision(name, revision), _source(name)
     with _in_words(name):
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=False
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -121,20 +138,28 @@ def load_config(name: str, *, revision: str | None = None) -> "PreTrainedConfig"
 
 
 def resolve_revision(name: str, revision: str | None) -> str | None:
-    """Return the commit that a Hub model is pinned to, read from the local cache when offline; None for the rest.
+    """Return the commit that a Hub model is pinned to, read from the local cache when offline; None
+    for the rest.
 
     Raises BaseModelError if there is no such model, or if a revision is asked of one that has none.
     """
     if name in (*_BASES, *_ENCODERS, *_TINY) or Path(name).is_dir():
         if revision is not None:
             raise BaseModelError(
-                f"'{name}' has no revisions, so it cannot be had at '{revision}'; leave the revision out"
+                f"'{name}' has no revisions, so it cannot be had at '{revision}'; leave the "
+                "revision out"
             )
-        if Path(name).is_dir() and name not in base_names() and not (Path(name) / "config.json").is_file():
+        if (
+            Path(name).is_dir()
+            and name not in base_names()
+            and not (Path(name) / "config.json").is_file()
+        ):
             raise BaseModelError(f"folder '{name}' holds no base model: it has no config.json")
         return None
     if not _HUB_ID.fullmatch(name):
-        raise _not_found(name, None, "and no Hub id; give an existing folder, or a Hub id such as org/model")
+        raise _not_found(
+            name, None, "and no Hub id; give an existing folder, or a Hub id such as org/model"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -145,7 +170,9 @@ def resolve_revision(name: str, revision: str | None) -> str | None:
 
 
 def encoder_path(name: str) -> str:
-    """Return the folder of an embedded or tiny encoder, made when needed; any other name as it is."""
+    """Return the folder of an embedded or tiny encoder, made when needed; any other name as it
+    is.
+    """
     from loramix.bases.embedded import embedded_folder, made_once
 
     if name == "tiny-bert":
@@ -158,7 +185,8 @@ def encoder_path(name: str) -> str:
 def _contiguous(head: "nn.Module", args: "tuple[Tensor, ...]") -> "tuple[Tensor, ...]":
     """Give the output layer its input in one piece.
 
-    With `logits_to_keep` it would get a slice, which torch multiplies row by row, each with its own copy of a frozen
+    With `logits_to_keep` it would get a slice, which torch multiplies row by row, each with its own
+    copy of a frozen
     weight: for SmolLM2-135M that took longer than all layers together.
     """
     return tuple(arg.contiguous() for arg in args)
@@ -176,7 +204,8 @@ def _not_found(name: str, revision: str | None, reason: str) -> BaseModelError:
     known = base_names()
     wanted = f"'{name}'" if revision is None else f"'{name}' at revision '{revision}'"
     return BaseModelError(
-        f"there is no base model {wanted}{did_you_mean(name, known)}: it is none of {', '.join(known)}, "
+        f"there is no base model {wanted}{did_you_mean(name, known)}: it is none of "
+        f"{', '.join(known)}, "
         f"no folder, {reason}"
     )
 
@@ -193,14 +222,23 @@ def _refusal(error: Exception) -> str:
 
     if constants.HF_HUB_OFFLINE:
         return (
-            "and not in the local Hub cache, while HF_HUB_OFFLINE forbids to ask the hub; unset it to fetch the model"
+            "and not in the local Hub cache, while HF_HUB_OFFLINE forbids to ask the hub; "
+            "unset it to fetch the model"
         )
     if isinstance(error, LocalEntryNotFoundError):
-        return "and not in the local Hub cache, and the hub cannot be reached; connect, or name a folder that holds it"
+        return (
+            "and not in the local Hub cache, and the hub cannot be reached; "
+            "connect, or name a folder that holds it"
+        )
     if isinstance(error, GatedRepoError):
-        return "and on the hub its owner asks for consent; accept the terms on its page, then run: hf auth login"
+        return (
+            "and on the hub its owner asks for consent; "
+            "accept the terms on its page, then run: hf auth login"
+        )
     if isinstance(error, RepositoryNotFoundError):
-        return "and the hub has no such model that you may see; for a private one, run: hf auth login"
+        return (
+            "and the hub has no such model that you may see; for a private one, run: hf auth login"
+        )
     if isinstance(error, RevisionNotFoundError):
         return "and the hub has the model, but not this revision; leave it out for the newest"
     return f"and the hub gave nothing: {_first_line(error)}"
@@ -208,13 +246,17 @@ def _refusal(error: Exception) -> str:
 
 @contextmanager
 def _in_words(name: str) -> Iterator[None]:
-    """Turn what transformers raises about unreadable files into one line that names the base model."""
+    """Turn what transformers raises about unreadable files into one line that names the base
+    model.
+    """
     from safetensors import SafetensorError
 
     try:
         yield
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise BaseModelError(f"base model '{name}' cannot be loaded: {_first_line(error)}") from error
+        raise BaseModelError(
+            f"base model '{name}' cannot be loaded: {_first_line(error)}"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,6 @@
-"""Tiny models with random weights, built in code: the whole program can run on them anywhere, in seconds."""
+"""Tiny models with random weights, built in code: the whole program can run on them anywhere, in
+seconds.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +32,9 @@ def tiny_model(name: str) -> PreTrainedModel:
 
 
 def tiny_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """Return a tokenizer with one token per byte, so that it encodes every text and never changes."""
+    """Return a tokenizer with one token per byte, so that it encodes every text and never
+    changes.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([_PAD, _END, *alphabet])}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -41,12 +45,18 @@ def tiny_tokenizer(name: str) -> PreTrainedTokenizerFast:
             single=f"$A {_END}", special_tokens=[(_END, vocabulary[_END])]
         )
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token=_PAD, eos_token=_END, model_max_length=1024, split_special_tokens=True
+        tokenizer_object=backend,
+        pad_token=_PAD,
+        eos_token=_END,
+        model_max_length=1024,
+        split_special_tokens=True,
     )
 
 
 def save_tiny_encoder(folder: Path) -> None:
-    """Write a tiny BERT with random weights and a byte tokenizer, as a stand-in for the encoder of BERTScore."""
+    """Write a tiny BERT with random weights and a byte tokenizer, as a stand-in for the encoder of
+    BERTScore.
+    """
     config = BertConfig(
         vocab_size=_SIZE,
         hidden_size=32,
@@ -110,4 +120,8 @@ def _t5() -> PreTrainedModel:
     )
 
 
-TINY: dict[str, Callable[[], PreTrainedModel]] = {"tiny-llama": _llama, "tiny-gpt2": _gpt2, "tiny-t5": _t5}
+TINY: dict[str, Callable[[], PreTrainedModel]] = {
+    "tiny-llama": _llama,
+    "tiny-gpt2": _gpt2,
+    "tiny-t5": _t5,
+}

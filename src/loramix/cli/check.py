@@ -7,7 +7,9 @@ from loramix.experiment.reading import Recipe
 
 
 def describe(recipe: Recipe) -> str:
-    """Return the resolved settings, one rendered sample per task, parameter counts and a memory estimate."""
+    """Return the resolved settings, one rendered sample per task, parameter counts and a memory
+    estimate.
+    """
     parts = [recipe.to_yaml(), *_samples(recipe), _sizes(recipe)]
     return "\n".join(parts)
 
@@ -17,13 +19,19 @@ def _samples(recipe: Recipe) -> list[str]:
     causal = not load_config(recipe.base.name, revision=recipe.base.revision).is_encoder_decoder
     shown = []
     for task, prepared in zip(
-        recipe.tasks, prepare(recipe.tasks, samples=recipe.samples, seed=recipe.seed).values(), strict=True
+        recipe.tasks,
+        prepare(recipe.tasks, samples=recipe.samples, seed=recipe.seed).values(),
+        strict=True,
     ):
         sample = prepared.samples[0]
-        encoded = encode(tokenizer, task, sample.input, sample.target, causal=causal, chat=recipe.base.chat)
+        encoded = encode(
+            tokenizer, task, sample.input, sample.target, causal=causal, chat=recipe.base.chat
+        )
+        counts = ", ".join(f"{count:,} {name}" for name, count in prepared.counts.items())
         shown.append(
-            f"{task.name}: {', '.join(f'{count:,} {name}' for name, count in prepared.counts.items())}\n"
-            f"  masked, not learned ({len(encoded.prompt)} tokens):  {tokenizer.decode(encoded.prompt)!r}\n"
+            f"{task.name}: {counts}\n"
+            f"  masked, not learned ({len(encoded.prompt)} tokens):  "
+            f"{tokenizer.decode(encoded.prompt)!r}\n"
             f"  learned ({len(encoded.target)} tokens):  {tokenizer.decode(encoded.target)!r}"
         )
     return shown
@@ -56,7 +64,8 @@ def _sizes(recipe: Recipe) -> str:
     width = 4 if number_format(recipe.base.dtype) == "float32" else 2
     full = total * width * (2 if recipe.finetune.optimizer == "adafactor" else 4)
     return (
-        f"parameters: base {total:,}; one adapter {adapter:,} in {len(shapes)} layers; gates {gates:,}\n"
+        f"parameters: base {total:,}; one adapter {adapter:,} in {len(shapes)} layers; gates "
+        f"{gates:,}\n"
         f"memory without activations: generation {total * width / 1e9:.2f} GB, LoRA and gates "
         f"{(total + 4 * adapter) * width / 1e9:.2f} GB, full finetune {full / 1e9:.2f} GB"
     )

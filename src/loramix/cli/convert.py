@@ -1,4 +1,6 @@
-"""`export` and `import`: a mixture as an ordinary adapter or model, and the reference's files as a mixture."""
+"""`export` and `import`: a mixture as an ordinary adapter or model, and the reference's files as a
+mixture.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +11,23 @@ from loramix.prompts import mixture_tokenizer, text_inputs
 
 
 def export_mixture(
-    path: str, out: Path, *, weights: Sequence[str], prompt: str | None, task: str | None, merged: bool, dtype: str
+    path: str,
+    out: Path,
+    *,
+    weights: Sequence[str],
+    prompt: str | None,
+    task: str | None,
+    merged: bool,
+    dtype: str,
 ) -> None:
-    """Write a mixture at fixed weights, or at those of a prompt, as a PEFT adapter or a merged model."""
+    """Write a mixture at fixed weights, or at those of a prompt, as a PEFT adapter or a merged
+    model.
+    """
     mixture = MixtureModel.from_pretrained(path, dtype=dtype)
     if bool(weights) == (prompt is not None):
-        raise MixtureError("export needs either --weight EXPERT=VALUE, once or more, or --prompt TEXT")
+        raise MixtureError(
+            "export needs either --weight EXPERT=VALUE, once or more, or --prompt TEXT"
+        )
     inputs = None if prompt is None else text_inputs(mixture, prompt, task=task)
     mixture.export(out, weights=pairs(weights) if weights else None, prompt=inputs, merged=merged)
     if merged:
@@ -22,18 +35,24 @@ def export_mixture(
 
 
 def pairs(texts: Sequence[str]) -> dict[str, float]:
-    """Return the names and numbers of `name=number` texts; raises MixtureError for any other text."""
+    """Return the names and numbers of `name=number` texts; raises MixtureError for any other
+    text.
+    """
     found = {}
     for text in texts:
         name, _, value = text.rpartition("=")
         try:
             found[name] = float(value)
         except ValueError as error:
-            raise MixtureError(f"'{text}' is no weight; write EXPERT=VALUE, such as haiku=0.7") from error
+            raise MixtureError(
+                f"'{text}' is no weight; write EXPERT=VALUE, such as haiku=0.7"
+            ) from error
     return found
 
 
-def import_loralib(out: Path, *, base: str, experts: Sequence[str], gates: Path, alpha: float) -> None:
+def import_loralib(
+    out: Path, *, base: str, experts: Sequence[str], gates: Path, alpha: float
+) -> None:
     """Write a mixture from the reference's files."""
     from loramix.storage.loralib import import_mixture
 

@@ -13,18 +13,26 @@ from loramix.errors import LoramixError
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def cli() -> None:
-    """Several LoRA adapters as one language model that decides, for every input, how much of each to use."""
+    """Several LoRA adapters as one language model that decides, for every input, how much of each
+    to use.
+    """
 
 
 @cli.command()
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
-    "--stage", help="Run this stage and what it needs: prepare, benchmark, finetune, lora, gate, evaluate, report."
+    "--stage",
+    help="Run this stage and what it needs: prepare, benchmark, finetune, lora, gate, evaluate, "
+    "report.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder; results/<recipe name> if not given.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Run folder; results/<recipe name> if not given."
+)
 def run(recipe: str, overrides: tuple[str, ...], stage: str | None, out: Path | None) -> None:
-    """Run a RECIPE (a shipped name or a YAML file). What is done already is skipped; a killed run goes on."""
+    """Run a RECIPE (a shipped name or a YAML file). What is done already is skipped; a killed run
+    goes on.
+    """
     from loramix.experiment.reading import load_recipe
 
     resolved = load_recipe(recipe, overrides)
@@ -47,9 +55,12 @@ def run(recipe: str, overrides: tuple[str, ...], stage: str | None, out: Path | 
 @cli.command()
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder; results/<recipe name> if not given.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Run folder; results/<recipe name> if not given."
+)
 def compare(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
-    """Compare RECIPE's mixtures with everything else that could do their work, on several test sets.
+    """Compare RECIPE's mixtures with everything else that could do their work, on several test
+    sets.
 
     What a run has left in the folder is used; a killed comparison goes on.
     """
@@ -89,7 +100,10 @@ def check(recipe: str, overrides: tuple[str, ...]) -> None:
 
 _task = click.option("--task", help="Put PROMPT into this task's prompt template, as in training.")
 _dtype = click.option(
-    "--dtype", default="float32", show_default=True, help="Of the base: bfloat16, float16, fast, or auto (as stored)."
+    "--dtype",
+    default="float32",
+    show_default=True,
+    help="Of the base: bfloat16, float16, fast, or auto (as stored).",
 )
 
 
@@ -104,7 +118,9 @@ def generate(mixture: str, prompt: str, task: str | None, max_new_tokens: int, d
     from loramix.cli.ask import generate_text
 
     _one_display()
-    click.echo(generate_text(mixture, prompt, task=task, max_new_tokens=max_new_tokens, dtype=dtype))
+    click.echo(
+        generate_text(mixture, prompt, task=task, max_new_tokens=max_new_tokens, dtype=dtype)
+    )
 
 
 @cli.command()
@@ -112,11 +128,15 @@ def generate(mixture: str, prompt: str, task: str | None, max_new_tokens: int, d
 @click.argument("prompt")
 @_task
 @click.option(
-    "--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with the same to this file."
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a page with the same to this file.",
 )
 @_dtype
 def explain(mixture: str, prompt: str, task: str | None, html: Path | None, dtype: str) -> None:
-    """Show how much of each expert a MIXTURE (a folder or Hub id) uses for PROMPT, layer by layer."""
+    """Show how much of each expert a MIXTURE (a folder or Hub id) uses for PROMPT, layer by
+    layer.
+    """
     from loramix.cli.ask import explain_prompt
 
     _one_display()
@@ -128,19 +148,35 @@ def explain(mixture: str, prompt: str, task: str | None, html: Path | None, dtyp
 @cli.command()
 @click.argument("mixture")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--weight", "weights", multiple=True, metavar="EXPERT=VALUE", help="An expert's weight; others get 0.")
+@click.option(
+    "--weight",
+    "weights",
+    multiple=True,
+    metavar="EXPERT=VALUE",
+    help="An expert's weight; others get 0.",
+)
 @click.option("--prompt", help="Take the weights that the gates give this prompt.")
 @_task
 @click.option("--merged", is_flag=True, help="Write a whole model instead of an adapter.")
 @_dtype
 def export(
-    mixture: str, out: Path, weights: tuple[str, ...], prompt: str | None, task: str | None, merged: bool, dtype: str
+    mixture: str,
+    out: Path,
+    weights: tuple[str, ...],
+    prompt: str | None,
+    task: str | None,
+    merged: bool,
+    dtype: str,
 ) -> None:
-    """Write a MIXTURE at fixed weights to folder OUT: an ordinary PEFT adapter, or a merged model."""
+    """Write a MIXTURE at fixed weights to folder OUT: an ordinary PEFT adapter, or a merged
+    model.
+    """
     from loramix.cli.convert import export_mixture
 
     _one_display()
-    export_mixture(mixture, out, weights=weights, prompt=prompt, task=task, merged=merged, dtype=dtype)
+    export_mixture(
+        mixture, out, weights=weights, prompt=prompt, task=task, merged=merged, dtype=dtype
+    )
     click.echo(out)
 
 
@@ -148,10 +184,24 @@ def export(
 @click.argument("kind", type=click.Choice(["loralib"]))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--base", required=True, help="The base model: a name, a folder or a Hub id.")
-@click.option("--expert", "experts", multiple=True, required=True, metavar="NAME=FILE", help="In the gates' order.")
-@click.option("--gates", required=True, type=click.Path(path_type=Path), help="The file with the gates' parameters.")
+@click.option(
+    "--expert",
+    "experts",
+    multiple=True,
+    required=True,
+    metavar="NAME=FILE",
+    help="In the gates' order.",
+)
+@click.option(
+    "--gates",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The file with the gates' parameters.",
+)
 @click.option("--alpha", default=1.0, show_default=True, help="loralib's lora_alpha.")
-def import_(kind: str, out: Path, base: str, experts: tuple[str, ...], gates: Path, alpha: float) -> None:
+def import_(
+    kind: str, out: Path, base: str, experts: tuple[str, ...], gates: Path, alpha: float
+) -> None:
     """Write a mixture with the reference gate to folder OUT, from checkpoints in loralib's form."""
     from loramix.cli.convert import import_loralib
 
@@ -195,7 +245,11 @@ def env() -> None:
     from loramix.bases.loading import number_format
     from loramix.experiment.runner import versions
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
     for name, value in {
         "python": platform.python_version(),
         **versions(),
@@ -206,7 +260,9 @@ def env() -> None:
 
 
 def _one_display() -> None:
-    """Leave progress to the display of loramix: silence the bars of the libraries, downloads aside."""
+    """Leave progress to the display of loramix: silence the bars of the libraries, downloads
+    aside.
+    """
     import warnings
 
     import datasets
@@ -215,9 +271,14 @@ def _one_display() -> None:
 
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
-    enable_progress_bars()  # transformers switches these off as well, and a download may take minutes
-    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)  # on file systems without exact times
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # asked by PEFT
+    # transformers switches these off as well, and a download may take minutes
+    enable_progress_bars()
+    logging.getLogger("transformers.trainer_utils").setLevel(
+        logging.ERROR
+    )  # on file systems without exact times
+    warnings.filterwarnings(
+        "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
+    )  # asked by PEFT
 
 
 def main() -> None:

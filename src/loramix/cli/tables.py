@@ -37,27 +37,37 @@ def show_scores(root: Path) -> None:
 
 
 def show_comparison(folder: Path) -> None:
-    """Print the verdict of the comparison in `folder`, and every model's combined score, to standard output."""
+    """Print the verdict of the comparison in `folder`, and every model's combined score, to
+    standard output.
+    """
     console = Console()
     found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     words = {True: "holds", False: "does not hold", None: "undecided"}
     for claim in found["verdict"]:
         console.print(Text(f"{words[claim['holds']]}: {claim['text']}; {claim['evidence']}"))
     cells: dict[str, dict[str, float]] = {}
-    for row in found["results"]:  # the mean over seeds comes after each seed's, and that over tasks after each task's
+    for row in found[
+        "results"
+    ]:  # the mean over seeds comes after each seed's, and that over tasks after each task's
         if row["measure"] == "combined":
             cells.setdefault(row["model"], {})[row["test_set"]] = row["value"]
     columns = list(dict.fromkeys(column for of_model in cells.values() for column in of_model))
-    table = Table("model", title="Combined score, mean over tasks", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(
+        "model", title="Combined score, mean over tasks", title_justify="left", box=SIMPLE_HEAD
+    )
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for model, of_model in cells.items():
-        table.add_row(Text(model), *(f"{of_model[c]:.3f}" if c in of_model else "" for c in columns))
+        table.add_row(
+            Text(model), *(f"{of_model[c]:.3f}" if c in of_model else "" for c in columns)
+        )
     console.print(table)
 
 
 def _heading(column: str) -> str:
-    """Break a heading at its spaces and underscores: eight columns of numbers fit 80 characters then."""
+    """Break a heading at its spaces and underscores: eight columns of numbers fit 80 characters
+    then.
+    """
     return column.replace(" F1", "").replace(" ", "\n").replace("_", "\n")
 
 

@@ -1,4 +1,6 @@
-"""Ask one model the questions of one test set: its answers, its losses on the references, and how it routes."""
+"""Ask one model the questions of one test set: its answers, its losses on the references, and how
+it routes.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,13 +28,18 @@ ANSWER_COLUMNS = ("task", "id", "input", "generated", "finished", "reference")
 ROUTING_COLUMNS = ("task", "layer", "expert", "weight", "entropy", "concentration")
 
 
-def ask(recipe: Recipe, layout: Layout, contender: Contender, asked: Path, test_set: str, folder: Path) -> None:
-    """Write answers.csv, scores.csv (one row per question) and, of gated mixtures, routing.csv to `folder`.
+def ask(
+    recipe: Recipe, layout: Layout, contender: Contender, asked: Path, test_set: str, folder: Path
+) -> None:
+    """Write answers.csv, scores.csv (one row per question) and, of gated mixtures, routing.csv to
+    `folder`.
 
     Raises LeakError if the model has learned from any of the samples.
     """
     everything = [each for each in read_questions(asked) if each.test_set == test_set]
-    questions = [each for each in everything if contender.asks is None or each.task in contender.asks]
+    questions = [
+        each for each in everything if contender.asks is None or each.task in contender.asks
+    ]
     _guard(recipe, layout, contender, questions)
     base = recipe_base(recipe)
     tasks = list(dict.fromkeys(each.task for each in questions))
@@ -59,30 +66,56 @@ def ask(recipe: Recipe, layout: Layout, contender: Contender, asked: Path, test_
         write_csv(folder / ROUTING, ROUTING_COLUMNS, routing)
 
 
-def _guard(recipe: Recipe, layout: Layout, contender: Contender, questions: Sequence[Question]) -> None:
+def _guard(
+    recipe: Recipe, layout: Layout, contender: Contender, questions: Sequence[Question]
+) -> None:
     asked = {question.id for question in questions}
     samples = [sample for sample in read_manifest(layout.manifest) if sample.id in asked]
-    records = {f"{contender.label} ({folder.name})": folder / RECORD for folder in contender.learned}
-    refuse_leaks(samples, records, same={task.name: task.cleaning.duplicates for task in recipe.tasks})
+    records = {
+        f"{contender.label} ({folder.name})": folder / RECORD for folder in contender.learned
+    }
+    refuse_leaks(
+        samples, records, same={task.name: task.cleaning.duplicates for task in recipe.tasks}
+    )
 
 
 def _asked(
-    model: Model, base: Base, recipe: Recipe, questions: Sequence[Question], contender: Contender, label: str
+    model: Model,
+    base: Base,
+    recipe: Recipe,
+    questions: Sequence[Question],
+    contender: Contender,
+    label: str,
 ) -> tuple[list[Answer], list[Loss], list[Encoded]]:
-    """Return the answers (the first ones only, of a model without a cache), the losses if there are references."""
+    """Return the answers (the first ones only, of a model without a cache), the losses if there are
+    references.
+    """
     task = asked_task(recipe, questions[0])
     has_reference = bool(questions[0].reference)
     encoded = encode_all(
         model,
         base.tokenizer,
         recipe,
-        [(asked_task(recipe, each), each.input, each.reference if has_reference else None) for each in questions],
+        [
+            (asked_task(recipe, each), each.input, each.reference if has_reference else None)
+            for each in questions
+        ],
     )
     first = encoded if contender.cached else encoded[: recipe.comparison.uncached_samples]
     answers = answer(
-        model, base.tokenizer, recipe, first, task.max_new_tokens, label=label, use_cache=contender.cached
-    )  # fmt: skip
-    losses = target_losses(model, base.tokenizer, recipe, encoded, label=f"{label}, losses") if has_reference else []
+        model,
+        base.tokenizer,
+        recipe,
+        first,
+        task.max_new_tokens,
+        label=label,
+        use_cache=contender.cached,
+    )
+    losses = (
+        target_losses(model, base.tokenizer, recipe, encoded, label=f"{label}, losses")
+        if has_reference
+        else []
+    )
     return answers, losses, encoded
 
 
@@ -92,7 +125,11 @@ def _scores(
     """Return one row of scores for every question; what was not measured is missing."""
     answered = questions[: len(answers)]
     task = asked_task(recipe, questions[0])
-    scorer = BertScorer(encoder_path(recipe.evaluation.encoder)) if _wants_bertscore(task) and losses else None
+    scorer = (
+        BertScorer(encoder_path(recipe.evaluation.encoder))
+        if _wants_bertscore(task) and losses
+        else None
+    )
     columns = answer_scores(
         task,
         [each.input for each in answered],
@@ -113,7 +150,9 @@ def _scores(
 
 
 def _combined(row: Mapping[str, object]) -> float:
-    """Return the mean of the scores against the reference that this task has, all of them in 0 to 1."""
+    """Return the mean of the scores against the reference that this task has, all of them in 0 to
+    1.
+    """
     values = [float(str(row[name])) for name in COMBINED if name in row]
     return round(sum(values) / len(values), 6)
 
@@ -125,7 +164,9 @@ def _wants_bertscore(task: Task) -> bool:
 def _routing(
     mixture: MixtureModel, base: Base, recipe: Recipe, encoded: Sequence[Encoded], task: str
 ) -> list[tuple[object, ...]]:
-    """Return for every layer and expert the mean weight over the prompts, and the layer's mean entropy and Σw²."""
+    """Return for every layer and expert the mean weight over the prompts, and the layer's mean
+    entropy and Σw².
+    """
     sums: dict[str, torch.Tensor] = {}
     size, causal = recipe.generation.batch_size, not mixture.config.is_encoder_decoder
     for first in range(0, len(encoded), size):
@@ -138,7 +179,12 @@ def _routing(
             sums[layer] = sums.get(layer, 0) + found
     names = mixture.expert_names
     return [
-        (task, layer, expert, *(round(float(value), 6) for value in (total[index], total[-2], total[-1])))
+        (
+            task,
+            layer,
+            expert,
+            *(round(float(value), 6) for value in (total[index], total[-2], total[-1])),
+        )
         for layer, total in ((layer, total / len(encoded)) for layer, total in sums.items())
         for index, expert in enumerate(names)
     ]

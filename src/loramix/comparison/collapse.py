@@ -10,7 +10,10 @@ from loramix.report.comparison_content import Routing
 from loramix.report.content import WeightRow
 from loramix.report.heatmap import mean_weights
 
-ALONE, EVEN = 0.9, 0.02  # a mean weight from which one expert does all; a distance from which all do the same
+ALONE, EVEN = (
+    0.9,
+    0.02,
+)  # a mean weight from which one expert does all; a distance from which all do the same
 
 Means = Mapping[str, Mapping[str, float]]  # mean weights by task, then expert
 
@@ -30,9 +33,11 @@ def routings(place: Place, models: Sequence[Contender]) -> list[Routing]:
 
 
 def collapse(means: Means) -> list[str]:
-    """Return in words where gates do not tell tasks apart: one expert for all of them, or all experts alike.
+    """Return in words where gates do not tell tasks apart: one expert for all of them, or all
+    experts alike.
 
-    means: the mean weight of every expert on every task's prompts. Questions of a single task show no collapse.
+    means: the mean weight of every expert on every task's prompts. Questions of a single task show
+        no collapse.
     """
     return [*_collapsed(means)] if len(means) > 1 else []
 
@@ -43,17 +48,27 @@ def _collapsed(means: Means) -> Iterator[str]:
         if all(of_task[expert] >= ALONE for of_task in means.values()):
             yield f"collapsed: '{expert}' gets at least {ALONE:.0%} of the weight on every task"
     spread = max(
-        max(of[expert] for of in means.values()) - min(of[expert] for of in means.values()) for expert in experts
+        max(of[expert] for of in means.values()) - min(of[expert] for of in means.values())
+        for expert in experts
     )
     if spread < EVEN:
         yield f"no routing: no expert's mean weight differs by {EVEN} or more between the tasks"
 
 
 def _routing(model: Contender, test_set: str, rows: Sequence[Mapping[str, str]]) -> Routing:
-    weights = [WeightRow(row["layer"], row["task"], row["expert"], float(row["weight"])) for row in rows]
+    weights = [
+        WeightRow(row["layer"], row["task"], row["expert"], float(row["weight"])) for row in rows
+    ]
     facts = []
     for task in dict.fromkeys(row["task"] for row in rows):
         of_task = [row for row in rows if row["task"] == task]
-        entropy, squares = (fmean(float(row[key]) for row in of_task) for key in ("entropy", "concentration"))
+        entropy, squares = (
+            fmean(float(row[key]) for row in of_task) for key in ("entropy", "concentration")
+        )
         facts.append((task, f"mean entropy {entropy:.3f} nats, mean Σw² {squares:.3f}"))
-    return Routing(f"{model.label}, seed {model.seed}, {test_set}", weights, facts, collapse(mean_weights(weights)))
+    return Routing(
+        f"{model.label}, seed {model.seed}, {test_set}",
+        weights,
+        facts,
+        collapse(mean_weights(weights)),
+    )

@@ -1,4 +1,6 @@
-"""The steps of a comparison: those of the run that it needs, then fits, questions to every model, results, report."""
+"""The steps of a comparison: those of the run that it needs, then fits, questions to every model,
+results, report.
+"""
 
 from collections.abc import Mapping
 from functools import partial
@@ -17,7 +19,11 @@ QUESTIONS = "questions.csv"
 def comparison_graph(recipe: Recipe, layout: Layout, sources: Mapping[str, str]) -> list[Node]:
     """Return the comparison's nodes, each after those it needs."""
     place, (models, left_out) = Place(recipe, layout), contenders(recipe, layout)
-    shared = [node for node in graph(recipe, layout, sources) if node.stage in ("prepare", "finetune", "lora")]
+    shared = [
+        node
+        for node in graph(recipe, layout, sources)
+        if node.stage in ("prepare", "finetune", "lora")
+    ]
     fits = [node for model in models for node in model.fits]
     sets = recipe.comparison.test_sets
     asked = [_ask(place, model, test_set) for model in models for test_set in model.asked(sets)]
@@ -50,7 +56,9 @@ def _ask(place: Place, model: Contender, test_set: str) -> Node:
         "limits": {} if model.cached else {"uncached samples": recipe.comparison.uncached_samples},
     }
     files = (asking.ANSWERS, asking.SCORES, *([asking.ROUTING] if model.gated else []))
-    work = partial(asking.ask, recipe, place.layout, model, place.root / QUESTIONS, test_set, folder)
+    work = partial(
+        asking.ask, recipe, place.layout, model, place.root / QUESTIONS, test_set, folder
+    )
     needs = (*model.needs, place.step("questions"))
     key = place.step(f"{model.key}-{test_set}")
     return Node(key, "compare", settings, needs, tuple(folder / file for file in files), work)
@@ -59,7 +67,9 @@ def _ask(place: Place, model: Contender, test_set: str) -> Node:
 def _results(place: Place, models: list[Contender], needs: list[str]) -> Node:
     recipe = place.recipe
     settings: Settings = {
-        "comparison": recipe.comparison.model_dump(mode="json", include={"replicates", "models", "mixtures"}),
+        "comparison": recipe.comparison.model_dump(
+            mode="json", include={"replicates", "models", "mixtures"}
+        ),
     }
 
     def work() -> None:

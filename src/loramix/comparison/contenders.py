@@ -26,10 +26,11 @@ Load = Callable[[Base], AbstractContextManager[Model]]
 class Contender:
     """One model of the comparison.
 
-    key: the name of its folder. label: its name in tables. seed: of its training. asks: the tasks whose prompts it
-    answers, None for all. fits: the steps that make it. needs: the steps that must be done before it is asked.
-    learned: the folders whose records say what it learned from. cached: whether it generates with a cache. gated:
-    whether it is a mixture with trained gates. folder: where what was fitted lies.
+    key: the name of its folder. label: its name in tables. seed: of its training. asks: the tasks
+    whose prompts it answers, None for all. fits: the steps that make it. needs: the steps that must
+    be done before it is asked.
+    learned: the folders whose records say what it learned from. cached: whether it generates with a
+    cache. gated: whether it is a mixture with trained gates. folder: where what was fitted lies.
     """
 
     key: str
@@ -50,7 +51,9 @@ class Contender:
 
 
 def contenders(recipe: Recipe, layout: Layout) -> tuple[list[Contender], list[str]]:
-    """Return the models of the recipe's comparison in the order of its tables, and why others are left out."""
+    """Return the models of the recipe's comparison in the order of its tables, and why others are
+    left out.
+    """
     place = Place(recipe, layout)
     found: list[Contender] = []
     left_out = []
@@ -90,7 +93,13 @@ class Place:
         return f"compare-{self.recipe.name}-{key}"
 
     def fit(
-        self, key: str, work: Callable[..., None], settings: Settings, outputs: Sequence[str], *, needs: Sequence[str]
+        self,
+        key: str,
+        work: Callable[..., None],
+        settings: Settings,
+        outputs: Sequence[str],
+        *,
+        needs: Sequence[str],
     ) -> Node:
         """Return the step in which `work` fits a model and leaves `outputs` in its folder."""
         folder = self.root / key
@@ -143,12 +152,22 @@ def _joint(place: Place) -> list[Contender]:
     """One adapter of all tasks, with as many parameters as the experts together."""
     recipe, folder = place.recipe, place.root / "joint"
     count = len(recipe.tasks)
-    spec = recipe.lora.model_copy(update={"rank": recipe.lora.rank * count, "alpha": recipe.lora.alpha * count})
+    spec = recipe.lora.model_copy(
+        update={"rank": recipe.lora.rank * count, "alpha": recipe.lora.alpha * count}
+    )
     work = partial(
-        lora.learn_adapter, recipe, place.layout, spec, recipe.tasks, folder=folder, label="of all tasks at once"
+        lora.learn_adapter,
+        recipe,
+        place.layout,
+        spec,
+        recipe.tasks,
+        folder=folder,
+        label="of all tasks at once",
     )
     outputs = ["models", "losses.csv", "losses.png", RECORD]
-    fit = place.fit("joint", work, {"lora": spec.model_dump(mode="json")}, outputs, needs=["prepare"])
+    fit = place.fit(
+        "joint", work, {"lora": spec.model_dump(mode="json")}, outputs, needs=["prepare"]
+    )
     load = partial(merges.with_adapter, folder=folder / "models")
     return [_fitted(place, "joint", "one LoRA, all tasks", load, fit, learned=(folder,))]
 
@@ -158,13 +177,20 @@ def _uniform(place: Place) -> list[Contender]:
     load = partial(fixed.fixed_mixture, recipe=place.recipe, layout=place.layout, weights=weights)
     return [
         Contender(
-            "uniform", "uniform weights", place.recipe.seed, load, needs=place.experts, learned=place.expert_folders
+            "uniform",
+            "uniform weights",
+            place.recipe.seed,
+            load,
+            needs=place.experts,
+            learned=place.expert_folders,
         )
     ]
 
 
 def _static(place: Place) -> list[Contender]:
-    return [_searched(place, "static", "best static weights", fixed.search_static, {"search_samples"})]
+    return [
+        _searched(place, "static", "best static weights", fixed.search_static, {"search_samples"})
+    ]
 
 
 def _lorahub(place: Place) -> list[Contender]:
@@ -173,7 +199,11 @@ def _lorahub(place: Place) -> list[Contender]:
 
 
 def _searched(
-    place: Place, key: str, label: str, search: Callable[[Recipe, Layout, Path], None], keys: set[str]
+    place: Place,
+    key: str,
+    label: str,
+    search: Callable[[Recipe, Layout, Path], None],
+    keys: set[str],
 ) -> Contender:
     folder = place.root / key
     settings: Settings = {"search": place.recipe.comparison.model_dump(mode="json", include=keys)}
@@ -202,8 +232,15 @@ def _merged(way: merges.Merge, place: Place) -> list[Contender]:
 def _arrow(place: Place) -> list[Contender]:
     load = partial(routers.arrow, recipe=place.recipe, layout=place.layout)
     return [
-        Contender("arrow", "Arrow", place.recipe.seed, load, needs=place.experts, learned=place.expert_folders)
-    ]  # fmt: skip
+        Contender(
+            "arrow",
+            "Arrow",
+            place.recipe.seed,
+            load,
+            needs=place.experts,
+            learned=place.expert_folders,
+        )
+    ]
 
 
 def _xlora(place: Place) -> list[Contender]:
@@ -216,7 +253,17 @@ def _xlora(place: Place) -> list[Contender]:
     outputs = [routers.CLASSIFIER, "losses.csv", "losses.png", RECORD]
     fit = place.fit("xlora", work, settings, outputs, needs=place.experts)
     load = partial(routers.xlora, recipe=recipe, layout=place.layout, folder=folder)
-    return [_fitted(place, "xlora", "X-LoRA", load, fit, learned=(*place.expert_folders, folder), cached=False)]
+    return [
+        _fitted(
+            place,
+            "xlora",
+            "X-LoRA",
+            load,
+            fit,
+            learned=(*place.expert_folders, folder),
+            cached=False,
+        )
+    ]
 
 
 def _mixtures(place: Place) -> list[Contender]:
@@ -231,7 +278,9 @@ def _mixture(place: Place, name: str, spec: GateSpec, seed: int) -> Contender:
     key = f"{re.sub(r'[^A-Za-z0-9.-]+', '-', name)}-seed{seed}"
     folder = place.root / key
     recipe = place.recipe.model_copy(update={"gate": spec, "seed": seed})
-    work = partial(gate.learn_gates, recipe, place.layout, folder=folder, label=f"{name}, seed {seed}")
+    work = partial(
+        gate.learn_gates, recipe, place.layout, folder=folder, label=f"{name}, seed {seed}"
+    )
     settings: Settings = {"gate": spec.model_dump(mode="json"), "seeds": {"seed": seed}}
     outputs = ["models", "losses.csv", "losses.png", "auxiliary.csv", ROUTING_STEPS, RECORD]
     fit = place.fit(key, work, settings, outputs, needs=place.experts)
@@ -241,18 +290,39 @@ def _mixture(place: Place, name: str, spec: GateSpec, seed: int) -> Contender:
         yield MixtureModel.from_pretrained(folder / "models", base=base.model)
 
     return Contender(
-        key, name, seed, load, fits=(fit,), needs=(fit.key,), learned=(*place.expert_folders, folder), gated=True,
+        key,
+        name,
+        seed,
+        load,
+        fits=(fit,),
+        needs=(fit.key,),
+        learned=(*place.expert_folders, folder),
+        gated=True,
         folder=folder,
-    )  # fmt: skip
+    )
 
 
 def _fitted(
-    place: Place, key: str, label: str, load: Load, fit: Node, *, learned: tuple[Path, ...], cached: bool = True
+    place: Place,
+    key: str,
+    label: str,
+    load: Load,
+    fit: Node,
+    *,
+    learned: tuple[Path, ...],
+    cached: bool = True,
 ) -> Contender:
     return Contender(
-        key, label, place.recipe.seed, load, fits=(fit,), needs=(fit.key,), learned=learned, cached=cached,
+        key,
+        label,
+        place.recipe.seed,
+        load,
+        fits=(fit,),
+        needs=(fit.key,),
+        learned=learned,
+        cached=cached,
         folder=place.root / key,
-    )  # fmt: skip
+    )
 
 
 @contextmanager
@@ -270,7 +340,8 @@ _MAKE: dict[ModelName, Callable[[Place], list[Contender]]] = {
     "base": _base,
     "finetune": _finetune,
     "experts": _experts,
-    "oracle": lambda place: [],  # the answers of every task's own expert, once more: see `loramix.comparison.scores`
+    # the answers of every task's own expert, once more: see `loramix.comparison.scores`
+    "oracle": lambda place: [],
     "joint": _joint,
     "uniform": _uniform,
     "static": _static,

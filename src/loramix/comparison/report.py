@@ -54,19 +54,32 @@ def run(place: Place, models: Sequence[Contender], left_out: Sequence[str]) -> N
     write_text(place.root / "report.html", render_comparison(report))
 
 
-def _facts(place: Place, models: Sequence[Contender], scores: Scores, left_out: Sequence[str]) -> list[tuple[str, str]]:
+def _facts(
+    place: Place, models: Sequence[Contender], scores: Scores, left_out: Sequence[str]
+) -> list[tuple[str, str]]:
     recipe = place.recipe
-    sizes = [
-        f"{test_set} {task}: {max(len(run.ids) for run in scores.runs if (run.test_set, run.task) == (test_set, task))}"
-        for test_set, task in scores.places
+    most: dict[tuple[str, str], int] = {}
+    for run in scores.runs:
+        asked = run.test_set, run.task
+        most[asked] = max(most.get(asked, 0), len(run.ids))
+    sizes = [f"{test_set} {task}: {most[test_set, task]}" for test_set, task in scores.places]
+    facts = [
+        ("Base model", f"{recipe.base.name}, {recipe.base.dtype}"),
+        ("Test samples", ", ".join(sizes)),
     ]
-    facts = [("Base model", f"{recipe.base.name}, {recipe.base.dtype}"), ("Test samples", ", ".join(sizes))]
     facts.append(("Seeds of the gates", ", ".join(map(str, recipe.comparison.seeds))))
-    slow, first = [model.label for model in models if not model.cached], recipe.comparison.uncached_samples
+    slow, first = (
+        [model.label for model in models if not model.cached],
+        recipe.comparison.uncached_samples,
+    )
     if slow and first is not None:
         reason = "which generates without a cache, answered the first"
         facts.append(
-            ("Fewer samples", f"{', '.join(slow)}, {reason} {first} of the first set; differences are paired on those")
+            (
+                "Fewer samples",
+                f"{', '.join(slow)}, {reason} {first} of the first set; differences are paired on "
+                "those",
+            )
         )
     return [*facts, *(("Left out", reason) for reason in left_out)]
 
@@ -74,7 +87,9 @@ def _facts(place: Place, models: Sequence[Contender], scores: Scores, left_out: 
 def _tables(scores: Scores) -> Iterator[ScoreTable]:
     yield _headline(scores)
     for test_set, what in _TEST_SETS.items():
-        yield from _table(scores, f"{what.capitalize()}: scores", test_set, (*_OF_REFERENCE, *_OF_FORM))
+        yield from _table(
+            scores, f"{what.capitalize()}: scores", test_set, (*_OF_REFERENCE, *_OF_FORM)
+        )
     yield from _table(scores, "What the answers are like, prompts as trained", "named", _OF_TEXT)
 
 
@@ -82,24 +97,39 @@ def _headline(scores: Scores) -> ScoreTable:
     columns: list[tuple[str, list[str]]] = []
     for test_set in ("named", "bare"):
         tasks = scores.tasks(test_set)
-        columns += [(test_set, [task]) for task in tasks] + ([(test_set, tasks)] if len(tasks) > 1 else [])
+        columns += [(test_set, [task]) for task in tasks] + (
+            [(test_set, tasks)] if len(tasks) > 1 else []
+        )
     cells = [_column(scores, test_set, part, "combined") for test_set, part in columns]
     return ScoreTable(
         "Combined score",
-        "The mean of the scores against the reference that a task has (ROUGE-L, BERTScore, exact match, BLEU) and of "
-        "the probability of the reference's tokens; higher is better. named: prompts as trained; bare: inputs alone.",
+        "The mean of the scores against the reference that a task has (ROUGE-L, BERTScore, exact "
+        "match, BLEU) and of "
+        "the probability of the reference's tokens; higher is better. named: prompts as trained; "
+        "bare: inputs alone.",
         [f"{test_set} {part[0] if len(part) == 1 else 'all tasks'}" for test_set, part in columns],
         [(label, [column[row] for column in cells]) for row, label in enumerate(scores.labels)],
     )
 
 
-def _table(scores: Scores, title: str, test_set: str, measures: Sequence[str]) -> Iterator[ScoreTable]:
+def _table(
+    scores: Scores, title: str, test_set: str, measures: Sequence[str]
+) -> Iterator[ScoreTable]:
     columns = [(task, measure) for task in scores.tasks(test_set) for measure in measures]
-    filled = {column: cells for column in columns if any(cells := _column(scores, test_set, [column[0]], column[1]))}
+    filled = {
+        column: cells
+        for column in columns
+        if any(cells := _column(scores, test_set, [column[0]], column[1]))
+    }
     if filled:
-        shown = [MEASURES[measure] for measure in measures if any(measure == each for _, each in filled)]
+        shown = [
+            MEASURES[measure] for measure in measures if any(measure == each for _, each in filled)
+        ]
         ways = {"higher": ", higher is better", "lower": ", lower is better", "neither": ""}
-        rows = [(label, [cells[row] for cells in filled.values()]) for row, label in enumerate(scores.labels)]
+        rows = [
+            (label, [cells[row] for cells in filled.values()])
+            for row, label in enumerate(scores.labels)
+        ]
         yield ScoreTable(
             title,
             "; ".join(f"{each.name}: {each.label}{ways[each.better]}" for each in shown),
@@ -108,15 +138,20 @@ def _table(scores: Scores, title: str, test_set: str, measures: Sequence[str]) -
         )
 
 
-def _column(scores: Scores, test_set: str, tasks: Sequence[str], measure: str) -> list[Score | None]:
-    """Return every model's mean over tasks, the best marked and those that are not significantly worse.
+def _column(
+    scores: Scores, test_set: str, tasks: Sequence[str], measure: str
+) -> list[Score | None]:
+    """Return every model's mean over tasks, the best marked and those that are not significantly
+    worse.
 
-    A model that was measured on fewer samples than others is never the best: its mean is one of other samples.
+    A model that was measured on fewer samples than others is never the best: its mean is one of
+    other samples.
     """
     found = {label: scores.over(label, test_set, tasks, measure) for label in scores.labels}
     sign = {"higher": 1, "lower": -1, "neither": 0}[MEASURES[measure].better]
     counts = {
-        label: sum(len(scores.measured(scores.of(label, test_set, t), measure)) for t in tasks) for label in found
+        label: sum(len(scores.measured(scores.of(label, test_set, t), measure)) for t in tasks)
+        for label in found
     }
     ranked = {
         label: sign * estimate.value
@@ -132,7 +167,8 @@ def _column(scores: Scores, test_set: str, tasks: Sequence[str], measure: str) -
         return "tied" if gap is not None and (gap.low <= 0 if sign > 0 else gap.high >= 0) else ""
 
     return [
-        None if each is None else Score(each.value, each.low, each.high, mark(label)) for label, each in found.items()
+        None if each is None else Score(each.value, each.low, each.high, mark(label))
+        for label, each in found.items()
     ]
 
 
@@ -140,15 +176,24 @@ def _forests(scores: Scores) -> Iterator[Forest]:
     for test_set in ("named", "bare", "paraphrased"):
         for task in scores.tasks(test_set):
             cells = _column(scores, test_set, [task], "combined")
-            rows = [(label, cell) for label, cell in zip(scores.labels, cells, strict=True) if cell is not None]
+            rows = [
+                (label, cell)
+                for label, cell in zip(scores.labels, cells, strict=True)
+                if cell is not None
+            ]
             rows.sort(key=lambda row: -row[1].value)
             yield Forest(f"{task}, {_TEST_SETS[test_set]}", "combined score", "higher", rows)
 
 
 def _matrix(place: Place, scores: Scores) -> Matrix | None:
     tasks = [task.name for task in place.recipe.tasks]
-    rows = [label for label in ("base", *(f"LoRA {task}" for task in tasks)) if label in scores.labels]
-    estimates = [[scores.estimate(scores.of(label, "named", task), "combined") for task in tasks] for label in rows]
+    rows = [
+        label for label in ("base", *(f"LoRA {task}" for task in tasks)) if label in scores.labels
+    ]
+    estimates = [
+        [scores.estimate(scores.of(label, "named", task), "combined") for task in tasks]
+        for label in rows
+    ]
     if not any(map(any, estimates)):
         return None
     cells = [[None if each is None else each.value for each in row] for row in estimates]
@@ -165,7 +210,10 @@ def _steps(models: Sequence[Contender]) -> Iterator[tuple[str, list[RoutingStep]
     for model in _first_seed(models):
         if model.folder is not None:
             rows = read_csv(model.folder / ROUTING_STEPS)
-            steps = [RoutingStep(int(r["step"]), r["task"], r["expert"], float(r["weight"])) for r in rows]
+            steps = [
+                RoutingStep(int(r["step"]), r["task"], r["expert"], float(r["weight"]))
+                for r in rows
+            ]
             yield f"{model.label}, seed {model.seed}", steps
 
 
@@ -180,10 +228,18 @@ def _losses(place: Place, models: Sequence[Contender]) -> Iterator[tuple[str, li
 
 def _samples(scores: Scores) -> Iterator[ComparisonSample]:
     for test_set, task in scores.places:
-        runs = [scores.of(label, test_set, task)[0] for label in scores.labels if scores.of(label, test_set, task)]
+        runs = [
+            scores.of(label, test_set, task)[0]
+            for label in scores.labels
+            if scores.of(label, test_set, task)
+        ]
         answers = {run.label: _answers(run) for run in runs if run.label != ORACLE}
         for row in list(next(iter(answers.values())).values())[:_SHOWN]:
-            outputs = {label: of[row["id"]]["generated"] for label, of in answers.items() if row["id"] in of}
+            outputs = {
+                label: of[row["id"]]["generated"]
+                for label, of in answers.items()
+                if row["id"] in of
+            }
             yield ComparisonSample(test_set, task, row["input"], row["reference"], outputs)
 
 

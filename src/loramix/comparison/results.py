@@ -1,14 +1,15 @@
 """The results of a comparison as files: scores, paired differences, routing and the verdict.
 
     results.csv      recipe, seed, model, task, test_set, measure, value, low, high, n
-    differences.csv  recipe, model, against, task, test_set, measure, difference, low, high, above, same, below, n
-    routing.csv      model, seed, test_set, task, layer, projection, expert, weight, entropy, concentration
-    results.json     the rows of the first two, and the verdict
+    differences.csv  recipe, model, against, task, test_set, measure, difference, low, high, above,
+    same, below, n routing.csv      model, seed, test_set, task, layer, projection, expert, weight,
+    entropy, concentration results.json     the rows of the first two, and the verdict
 
-`seed` is that of the training, or `all` for the mean over several. `task` is `all` for the mean over the tasks. An
-empty low and high: no interval (measures of a whole set of answers, which no single sample has). A positive difference
-means that `model` has the larger value; `above`, `same` and `below` count the samples on which it has more, as much, or
-less.
+`seed` is that of the training, or `all` for the mean over several. `task` is `all` for the mean
+over the tasks. An
+empty low and high: no interval (measures of a whole set of answers, which no single sample has). A
+positive difference means that `model` has the larger value; `above`, `same` and `below` count the
+samples on which it has more, as much, or less.
 """
 
 import json
@@ -41,7 +42,9 @@ ALL = "all"
 Row = tuple[object, ...]
 
 
-def write_results(recipe: Recipe, contenders: Sequence[Contender], scores: Scores, folder: Path) -> None:
+def write_results(
+    recipe: Recipe, contenders: Sequence[Contender], scores: Scores, folder: Path
+) -> None:
     """Write all files of the results to `folder`."""
     rows = [(recipe.name, *row) for row in _rows(scores)]
     differences = [(recipe.name, *row) for row in _differences(recipe, scores)]
@@ -62,14 +65,21 @@ def _rows(scores: Scores) -> Iterator[Row]:
         for test_set, task in scores.places:
             runs = scores.of(label, test_set, task)
             for run in runs:
-                yield from ((run.seed, label, task, test_set, *cells) for cells in _measured(scores, [run]))
+                yield from (
+                    (run.seed, label, task, test_set, *cells) for cells in _measured(scores, [run])
+                )
             if len(runs) > 1:
-                yield from ((ALL, label, task, test_set, *cells) for cells in _measured(scores, runs))
+                yield from (
+                    (ALL, label, task, test_set, *cells) for cells in _measured(scores, runs)
+                )
         for test_set in dict.fromkeys(place for place, _ in scores.places):
             tasks = scores.tasks(test_set)
             estimate = scores.over(label, test_set, tasks, "combined")
             if estimate is not None:
-                n = sum(len(scores.measured(scores.of(label, test_set, task), "combined")) for task in tasks)
+                n = sum(
+                    len(scores.measured(scores.of(label, test_set, task), "combined"))
+                    for task in tasks
+                )
                 yield ALL, label, ALL, test_set, "combined", *_cells(estimate), n
 
 
@@ -91,13 +101,17 @@ def _texts(run: Run) -> list[str]:
 
 
 def _differences(recipe: Recipe, scores: Scores) -> Iterator[Row]:
-    """Yield every mixture against every other model, on every measure that has a better and a worse."""
+    """Yield every mixture against every other model, on every measure that has a better and a
+    worse.
+    """
     measures = [each.name for each in MEASURES.values() if each.better != "neither"]
     for label in recipe.mixtures():
         for other in (other for other in scores.labels if other != label):
             for test_set, task in scores.places:
                 for measure in measures:
-                    found = scores.paired(scores.of(label, test_set, task), scores.of(other, test_set, task), measure)
+                    found = scores.paired(
+                        scores.of(label, test_set, task), scores.of(other, test_set, task), measure
+                    )
                     if found is not None:
                         own, against, counts = found
                         n = counts.above + counts.same + counts.below

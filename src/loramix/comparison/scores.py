@@ -1,4 +1,6 @@
-"""The scores of all models on all questions, aligned so that any two models can be compared sample by sample."""
+"""The scores of all models on all questions, aligned so that any two models can be compared sample
+by sample.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,9 @@ Places = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Run:
-    """One model, trained with one seed, on one task of a test set: a value (or nan) by measure and sample id."""
+    """One model, trained with one seed, on one task of a test set: a value (or nan) by measure and
+    sample id.
+    """
 
     label: str
     seed: int
@@ -68,11 +72,14 @@ class Scores:
         known_N = np.all([np.isfinite(run.values[source]) for run in runs], axis=0)
         return [each for each, known in zip(runs[0].ids, known_N, strict=True) if known]
 
-    def estimate(self, runs: Sequence[Run], measure: str, ids: Sequence[str] | None = None) -> Estimate | None:
-        """Return the mean of a measure over runs that differ in their seed; None where it was not measured.
-
-        The perplexity is that of all tokens together. ids: the samples that count; by default all on which it was
+    def estimate(
+        self, runs: Sequence[Run], measure: str, ids: Sequence[str] | None = None
+    ) -> Estimate | None:
+        """Return the mean of a measure over runs that differ in their seed; None where it was not
         measured.
+
+        The perplexity is that of all tokens together. ids: the samples that count; by default all
+        on which it was measured.
         """
         if measure == "perplexity":
             loss = self.estimate(runs, "loss", ids)
@@ -83,29 +90,52 @@ class Scores:
         weights_N = runs[0].tokens_N[kept] if measure == "loss" else None
         return mean(values_SN, weights_N, replicates=self.replicates)
 
-    def over(self, label: str, test_set: str, tasks: Sequence[str], measure: str) -> Estimate | None:
-        """Return a model's mean of a measure over tasks; None unless it was measured on all of them."""
+    def over(
+        self, label: str, test_set: str, tasks: Sequence[str], measure: str
+    ) -> Estimate | None:
+        """Return a model's mean of a measure over tasks; None unless it was measured on all of
+        them.
+        """
         means = [self.estimate(self.of(label, test_set, task), measure) for task in tasks]
         known = [each for each in means if each is not None]
         return mean_of(known) if known and len(known) == len(tasks) else None
 
-    def difference(self, label: str, other: str, test_set: str, tasks: Sequence[str], measure: str) -> Estimate | None:
-        """Return the paired difference of two models, the mean over tasks; None unless both were measured on all."""
-        pairs = [self.paired(self.of(label, test_set, t), self.of(other, test_set, t), measure) for t in tasks]
+    def difference(
+        self, label: str, other: str, test_set: str, tasks: Sequence[str], measure: str
+    ) -> Estimate | None:
+        """Return the paired difference of two models, the mean over tasks; None unless both were
+        measured on all.
+        """
+        pairs = [
+            self.paired(self.of(label, test_set, t), self.of(other, test_set, t), measure)
+            for t in tasks
+        ]
         known = [own - against for own, against, _ in (pair for pair in pairs if pair is not None)]
         return mean_of(known) if known and len(known) == len(pairs) else None
 
-    def _values(self, runs: Sequence[Run], measure: str, ids: Sequence[str] | None) -> tuple[Array | None, Places]:
+    def _values(
+        self, runs: Sequence[Run], measure: str, ids: Sequence[str] | None
+    ) -> tuple[Array | None, Places]:
         """Return a measure by seed and sample (S, N), and the places of the samples in the runs."""
         wanted = set(self.measured(runs, measure) if ids is None else ids)
         if not wanted:
             return None, np.array([], dtype=np.intp)
-        kept = np.array([index for index, each in enumerate(runs[0].ids) if each in wanted], dtype=np.intp)
+        kept = np.array(
+            [index for index, each in enumerate(runs[0].ids) if each in wanted], dtype=np.intp
+        )
         return np.stack([run.values[_source(measure)][kept] for run in runs]), kept
 
-    def paired(self, one: Sequence[Run], other: Sequence[Run], measure: str) -> tuple[Estimate, Estimate, Tally] | None:
-        """Return the means of two models on the samples that both have been measured on, and who is above how often."""
-        common = [each for each in self.measured(one, measure) if each in set(self.measured(other, measure))]
+    def paired(
+        self, one: Sequence[Run], other: Sequence[Run], measure: str
+    ) -> tuple[Estimate, Estimate, Tally] | None:
+        """Return the means of two models on the samples that both have been measured on, and who is
+        above how often.
+        """
+        common = [
+            each
+            for each in self.measured(one, measure)
+            if each in set(self.measured(other, measure))
+        ]
         if not common:
             return None
         first, second = (self.estimate(runs, measure, common) for runs in (one, other))
@@ -118,7 +148,9 @@ class Scores:
 
 
 def read_scores(recipe: Recipe, contenders: Sequence[Contender], folder: Path) -> Scores:
-    """Return the scores that the contenders have left below `folder`, and the oracle's after the experts'."""
+    """Return the scores that the contenders have left below `folder`, and the oracle's after the
+    experts'.
+    """
     runs: list[Run] = []
     for contender in contenders:
         for test_set in contender.asked(recipe.comparison.test_sets):
@@ -134,7 +166,9 @@ def _runs(contender: Contender, test_set: str, folder: Path) -> Iterator[Run]:
     rows = read_csv(folder / SCORES)
     for task in dict.fromkeys(row["task"] for row in rows):
         of_task = [row for row in rows if row["task"] == task]
-        measures = [key for key in of_task[0] if key not in _KEYS and any(row[key] for row in of_task)]
+        measures = [
+            key for key in of_task[0] if key not in _KEYS and any(row[key] for row in of_task)
+        ]
         yield Run(
             contender.label,
             contender.seed,

@@ -1,8 +1,10 @@
-"""Means with bootstrap intervals, and what is made of them: differences, means over tasks, shares of a gain.
+"""Means with bootstrap intervals, and what is made of them: differences, means over tasks, shares
+of a gain.
 
-Samples are drawn with replacement (Efron 1979), the same ones for every model, so that differences are paired. Where a
-model was trained with several seeds, the seeds are drawn as well: the interval tells what a new training and new
-samples might bring. All intervals are the middle 95 % of the draws.
+Samples are drawn with replacement (Efron 1979), the same ones for every model, so that differences
+are paired. Where a
+model was trained with several seeds, the seeds are drawn as well: the interval tells what a new
+training and new samples might bring. All intervals are the middle 95 % of the draws.
 
 Axes: `S` seeds, `N` samples, `R` replicates.
 """
@@ -42,10 +44,14 @@ class Estimate:
         return Estimate(float(np.exp(self.value)), np.exp(self.draws_R))
 
 
-def mean(values_SN: Array, weights_N: Array | None = None, *, replicates: int, seed: int = 0) -> Estimate:
-    """Return the mean over seeds and samples, weighted by `weights_N` (the tokens of a loss per token).
+def mean(
+    values_SN: Array, weights_N: Array | None = None, *, replicates: int, seed: int = 0
+) -> Estimate:
+    """Return the mean over seeds and samples, weighted by `weights_N` (the tokens of a loss per
+    token).
 
-    seed: of the draws. Calls with the same number of samples, replicates and seed draw the same samples.
+    seed: of the draws. Calls with the same number of samples, replicates and seed draw the same
+        samples.
     """
     seeds, samples = values_SN.shape
     weights_N = np.ones(samples) if weights_N is None else weights_N
@@ -59,12 +65,15 @@ def mean(values_SN: Array, weights_N: Array | None = None, *, replicates: int, s
 def mean_of(estimates: Sequence[Estimate]) -> Estimate:
     """Return the mean of estimates on different samples, such as those of several tasks."""
     return Estimate(
-        float(np.mean([each.value for each in estimates])), np.mean([each.draws_R for each in estimates], axis=0)
+        float(np.mean([each.value for each in estimates])),
+        np.mean([each.draws_R for each in estimates], axis=0),
     )
 
 
 def share_of_gain(model: Estimate, best: Estimate, base: Estimate) -> Estimate:
-    """Return which share of the gain from `base` to `best` the model has: (model - base) / (best - base)."""
+    """Return which share of the gain from `base` to `best` the model has: (model - base) / (best -
+    base).
+    """
     gain, whole = model - base, best - base
     with np.errstate(divide="ignore", invalid="ignore"):
         return Estimate(float(np.divide(gain.value, whole.value)), gain.draws_R / whole.draws_R)
@@ -90,7 +99,9 @@ def tally(values_SN: Array, others_SN: Array) -> Tally:
 def _sample_counts(samples: int, replicates: int, seed: int) -> Array:
     """Return how often each replicate draws each sample (R, N)."""
     generator = np.random.default_rng([seed, samples])
-    return generator.multinomial(samples, np.full(samples, 1 / samples), size=replicates).astype(np.float64)
+    return generator.multinomial(samples, np.full(samples, 1 / samples), size=replicates).astype(
+        np.float64
+    )
 
 
 def _seed_shares(seeds: int, replicates: int, seed: int) -> Array:

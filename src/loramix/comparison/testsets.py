@@ -3,9 +3,11 @@
 named        each task's samples in the task's own prompt, as all models were trained
 bare         the same samples without any prompt: the input alone, so that no task is named
 paraphrased  the same samples in other wordings of the prompt, one of the task's for each sample
-mixed        one task's prompt about the inputs of another (a haiku about an abstract), which has no reference; of
+mixed        one task's prompt about the inputs of another (a haiku about an abstract), which has no
+reference; of
              tasks whose answers have a form that can be checked without one
-unknown      a task that no expert knows: the first task's `inverse`, which asks for the input given the target
+unknown      a task that no expert knows: the first task's `inverse`, which asks for the input given
+    the target
 """
 
 import csv
@@ -25,7 +27,9 @@ UNKNOWN = "-inverse"  # ends the name of a task that asks for another's inputs
 
 @dataclass(frozen=True)
 class Question:
-    """A withheld sample as it is asked; `reference` is empty where there is none. `id` is the sample's."""
+    """A withheld sample as it is asked; `reference` is empty where there is none. `id` is the
+    sample's.
+    """
 
     test_set: str
     task: str
@@ -42,7 +46,9 @@ def questions(recipe: Recipe, samples: Sequence[Sample]) -> list[Question]:
     for name in spec.test_sets:
         limit = spec.test_samples if name in ("named", "bare") else spec.side_samples
         withheld = {
-            task.name: [each for each in samples if each.task == task.name and each.split == "test"][:limit]
+            task.name: [
+                each for each in samples if each.task == task.name and each.split == "test"
+            ][:limit]
             for task in recipe.tasks
         }
         found += [Question(name, *rest) for rest in _ASKED[name](recipe, withheld)]
@@ -78,7 +84,9 @@ Asked = Iterator[tuple[str, str, str, str, str]]  # task, id, prompt, input, ref
 
 
 def _in(prompt_of: Callable[[Task, Sample], str | None]) -> Callable[[Recipe, Withheld], Asked]:
-    """Return what asks every sample of every task in the prompt that is chosen for it, if there is one."""
+    """Return what asks every sample of every task in the prompt that is chosen for it, if there is
+    one.
+    """
 
     def ask(recipe: Recipe, withheld: Withheld) -> Asked:
         for task in recipe.tasks:

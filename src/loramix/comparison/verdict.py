@@ -1,8 +1,8 @@
 """The verdict: what a mixture claims, and whether the scores bear it out.
 
-A mixture that is not told the task claims to be as good as the right expert, better than every other single model of
-the same experts, and to need no task name in the prompt. All claims are about `combined`, the mean of the scores
-against the reference, with paired intervals.
+A mixture that is not told the task claims to be as good as the right expert, better than every
+other single model of the same experts, and to need no task name in the prompt. All claims are about
+`combined`, the mean of the scores against the reference, with paired intervals.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,20 @@ _MEASURE = "combined"
 
 
 def verdict(recipe: Recipe, scores: Scores) -> list[Claim]:
-    """Return the claims of the first mixture that can be checked with the models and test sets of this recipe."""
+    """Return the claims of the first mixture that can be checked with the models and test sets of
+    this recipe.
+    """
     label = next(iter(recipe.mixtures()))
     tasks = [task.name for task in recipe.tasks]
     if label not in scores.labels:
         return []
     experts = {ORACLE, *(f"LoRA {task}" for task in tasks)}
     claims = [_as_good(scores, label, task) for task in tasks]
-    claims += [_better(scores, label, other, tasks) for other in scores.labels if other not in {label, *experts}]
+    claims += [
+        _better(scores, label, other, tasks)
+        for other in scores.labels
+        if other not in {label, *experts}
+    ]
     claims.append(_keeps(scores, label, tasks))
     return [claim for claim in claims if claim is not None]
 
@@ -33,7 +39,9 @@ def _as_good(scores: Scores, label: str, task: str) -> Claim | None:
     found = scores.difference(label, ORACLE, "named", [task], _MEASURE)
     if found is None:
         return None
-    return Claim(f"{label} is not worse than the right expert on {task}", found.high >= 0, _in_words(found))
+    return Claim(
+        f"{label} is not worse than the right expert on {task}", found.high >= 0, _in_words(found)
+    )
 
 
 def _better(scores: Scores, label: str, other: str, tasks: Sequence[str]) -> Claim | None:
@@ -50,14 +58,21 @@ def _keeps(scores: Scores, label: str, tasks: Sequence[str]) -> Claim | None:
     if len(known) < len(means):
         return None
     text = (
-        f"without any task name in the prompt, {label} keeps {KEPT_GAIN:.0%} of what the right expert gains over base"
+        f"without any task name in the prompt, {label} keeps {KEPT_GAIN:.0%} of what the right "
+        "expert gains over base"
     )
     _, oracle, base = known
     if (oracle - base).low <= 0:
-        return Claim(text, None, f"the right expert gains nothing certain there: {_in_words(oracle - base)}")
+        return Claim(
+            text, None, f"the right expert gains nothing certain there: {_in_words(oracle - base)}"
+        )
     share = share_of_gain(*known)
     holds = True if share.low >= KEPT_GAIN else False if share.high < KEPT_GAIN else None
-    return Claim(text, holds, f"it keeps {share.value:.1%} (95 % interval {share.low:.1%} to {share.high:.1%})")
+    return Claim(
+        text,
+        holds,
+        f"it keeps {share.value:.1%} (95 % interval {share.low:.1%} to {share.high:.1%})",
+    )
 
 
 def _in_words(found: Estimate) -> str:

@@ -1,12 +1,13 @@
 """Batches: samples as token ids, put together so that no logit is computed that no loss uses.
 
-For causal models, prompts are padded on the left and targets on the right, so that the boundary between them is one
-column for the whole batch:
+For causal models, prompts are padded on the left and targets on the right, so that the boundary
+between them is one column for the whole batch:
 
     pad pad  p   p   p  | t   t  end pad
     p   p    p   p   p  | t  end pad pad
 
-and the model computes logits from the prompt's last column on (`logits_to_keep`): the first that predicts a target.
+and the model computes logits from the prompt's last column on (`logits_to_keep`): the first that
+predicts a target.
 """
 
 from bisect import bisect_right
@@ -28,7 +29,8 @@ IGNORED = -100  # a label that no loss counts
 
 @dataclass(frozen=True)
 class Encoded:
-    """One sample as token ids; `target` ends with the end token unless it was cut, and is empty where there is none.
+    """One sample as token ids; `target` ends with the end token unless it was cut, and is empty
+    where there is none.
 
     task: the task's place in the recipe, where batches say of which task they are.
     """
@@ -49,13 +51,14 @@ def encode(
 ) -> Encoded:
     """Return the token ids of the prompt for `sample_input` and of `target`.
 
-    With `chat`, the prompt is one user turn in the tokenizer's chat template, up to where the assistant's answer
-    begins. Otherwise a causal model reads the prompt and a line break, an encoder the prompt with the tokenizer's own
-    special tokens.
+    With `chat`, the prompt is one user turn in the tokenizer's chat template, up to where the
+    assistant's answer begins. Otherwise a causal model reads the prompt and a line break, an
+    encoder the prompt with the tokenizer's own special tokens.
 
-    A prompt above `task.max_input_tokens` loses the end of its input, never of its template or of the chat markup:
-    the input is cut at the last character with which the whole prompt still fits. A target above `task.max_new_tokens`,
-    end token included, loses its end. Raises DataError if the template alone is too long.
+    A prompt above `task.max_input_tokens` loses the end of its input, never of its template or of
+    the chat markup: the input is cut at the last character with which the whole prompt still fits.
+    A target above `task.max_new_tokens`, end token included, loses its end. Raises DataError if the
+    template alone is too long.
     """
     text = _fitting_input(tokenizer, task, sample_input, causal=causal, chat=chat)
     prompt = prompt_ids(tokenizer, task.render(text), causal=causal, chat=chat)
@@ -64,25 +67,34 @@ def encode(
 
 
 class Collator:
-    """Puts encoded samples into one training batch, right-padded (encoder-decoder) or padded outwards (causal).
+    """Puts encoded samples into one training batch, right-padded (encoder-decoder) or padded
+    outwards (causal).
 
-    Encoder-decoder: `input_ids`, `attention_mask` (B, P) and `labels` (B, T). Causal: `input_ids`, `attention_mask`,
-    `position_ids` (B, P+T), `labels` (B, T+1) for the last T+1 columns alone, the first of them ignored as it is the
-    prompt's last token, and `logits_to_keep` = T+1. Samples of one known task give `task`, its place.
+    Encoder-decoder: `input_ids`, `attention_mask` (B, P) and `labels` (B, T). Causal: `input_ids`,
+    `attention_mask`, `position_ids` (B, P+T), `labels` (B, T+1) for the last T+1 columns alone, the
+    first of them ignored as it is the prompt's last token, and `logits_to_keep` = T+1. Samples of
+    one known task give `task`, its place.
 
-    accepted: the names of the model's inputs. One without `logits_to_keep` gets labels (B, P+T) and computes every
-    logit; one without `position_ids` finds positions by itself (BLOOM from the mask). None: the model takes both.
+    accepted: the names of the model's inputs. One without `logits_to_keep` gets labels (B, P+T) and
+    computes every logit; one without `position_ids` finds positions by itself (BLOOM from the
+    mask). None: the model takes both.
     """
 
     def __init__(
-        self, tokenizer: "PreTrainedTokenizerBase", causal: bool, accepted: Container[str] | None = None
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        causal: bool,
+        accepted: Container[str] | None = None,
     ) -> None:
         self.pad = _pad_id(tokenizer)
         self.causal = causal
         self.accepted = accepted if accepted is not None else ("position_ids", "logits_to_keep")
 
     def __call__(self, samples: Sequence[Encoded]) -> dict[str, Tensor | int]:
-        prompts, targets = [sample.prompt for sample in samples], [sample.target for sample in samples]
+        prompts, targets = (
+            [sample.prompt for sample in samples],
+            [sample.target for sample in samples],
+        )
         if not all(targets):
             raise DataError("a training batch needs a target for every sample")
         labels_BT = _padded(targets, IGNORED, side="right")
@@ -91,39 +103,60 @@ class Collator:
         of_task = {"task": first} if first is not None and len(tasks) == 1 else {}
         if not self.causal:
             return {**_with_mask(prompts, self.pad, side="right"), "labels": labels_BT, **of_task}
-        left, right = _with_mask(prompts, self.pad, side="left"), _with_mask(targets, self.pad, side="right")
+        left, right = (
+            _with_mask(prompts, self.pad, side="left"),
+            _with_mask(targets, self.pad, side="right"),
+        )
         mask = torch.cat([left["attention_mask"], right["attention_mask"]], dim=1)
         keeps = "logits_to_keep" in self.accepted
         ignored = torch.full((len(samples), 1 if keeps else left["input_ids"].shape[1]), IGNORED)
         batch: dict[str, Tensor | int] = {
             "input_ids": torch.cat([left["input_ids"], right["input_ids"]], dim=1),
             "attention_mask": mask,
-            "position_ids": (mask.cumsum(1) - 1).clamp(min=0),  # learned positions count from the first real token
+            "position_ids": (mask.cumsum(1) - 1).clamp(
+                min=0
+            ),  # learned positions count from the first real token
             "labels": torch.cat([ignored, labels_BT], dim=1),
             "logits_to_keep": labels_BT.shape[1] + 1,
             **of_task,
         }
         optional = {"position_ids", "logits_to_keep"}
-        return {key: value for key, value in batch.items() if key not in optional or key in self.accepted}
+        return {
+            key: value
+            for key, value in batch.items()
+            if key not in optional or key in self.accepted
+        }
 
 
 def generation_batch(
     tokenizer: "PreTrainedTokenizerBase", encoded: Sequence[Encoded], causal: bool
 ) -> dict[str, Tensor]:
-    """Return `input_ids` and `attention_mask` of the prompts, padded where generation does not start."""
-    return _with_mask([sample.prompt for sample in encoded], _pad_id(tokenizer), side="left" if causal else "right")
+    """Return `input_ids` and `attention_mask` of the prompts, padded where generation does not
+    start.
+    """
+    return _with_mask(
+        [sample.prompt for sample in encoded],
+        _pad_id(tokenizer),
+        side="left" if causal else "right",
+    )
 
 
-def prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompt: str, *, causal: bool, chat: bool) -> list[int]:
+def prompt_ids(
+    tokenizer: "PreTrainedTokenizerBase", prompt: str, *, causal: bool, chat: bool
+) -> list[int]:
     """Return the token ids of a whole prompt, as `encode` does, whatever its length."""
     if chat:
         turns = [{"role": "user", "content": prompt}]
         text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)  # the template has its own
+        return list(
+            tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        )  # the template has its own
     if not causal:
         return list(tokenizer(prompt, verbose=False).input_ids)
     ids = list(tokenizer(prompt + "\n", verbose=False).input_ids)
-    return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids  # some end every text, and nothing follows an end
+    return (
+        ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
+    )  # some end every text, and nothing follows an end
 
 
 def length_order(lengths: Sequence[int]) -> list[int]:
@@ -134,8 +167,12 @@ def length_order(lengths: Sequence[int]) -> list[int]:
     return sorted(range(len(lengths)), key=lambda index: -lengths[index])
 
 
-def _fitting_input(tokenizer: "PreTrainedTokenizerBase", task: Task, text: str, *, causal: bool, chat: bool) -> str:
-    """Return the longest beginning of `text` with which the whole prompt stays within the task's limit."""
+def _fitting_input(
+    tokenizer: "PreTrainedTokenizerBase", task: Task, text: str, *, causal: bool, chat: bool
+) -> str:
+    """Return the longest beginning of `text` with which the whole prompt stays within the task's
+    limit.
+    """
 
     def length(characters: int) -> int:
         return len(prompt_ids(tokenizer, task.render(text[:characters]), causal=causal, chat=chat))
@@ -143,10 +180,13 @@ def _fitting_input(tokenizer: "PreTrainedTokenizerBase", task: Task, text: str, 
     limit = task.max_input_tokens
     if length(len(text)) <= limit:
         return text
-    fitting = bisect_right(range(len(text)), limit, key=length)  # this many lengths fit, the empty input's among them
+    fitting = bisect_right(
+        range(len(text)), limit, key=length
+    )  # this many lengths fit, the empty input's among them
     if fitting == 0:
         raise DataError(
-            f"task '{task.name}': the prompt takes {length(0)} tokens without any input; max_input_tokens is {limit}"
+            f"task '{task.name}': the prompt takes {length(0)} tokens without any input; "
+            f"max_input_tokens is {limit}"
         )
     return text[: fitting - 1]
 
@@ -154,8 +194,12 @@ def _fitting_input(tokenizer: "PreTrainedTokenizerBase", task: Task, text: str, 
 def _target_ids(tokenizer: "PreTrainedTokenizerBase", target: str, *, causal: bool) -> list[int]:
     """Return the target's ids and the end token, which for chat models ends the turn."""
     if tokenizer.eos_token_id is None:
-        raise BaseModelError("the tokenizer has no end token, so a model cannot learn where its answer ends")
-    ids = list(tokenizer(text_target=target, add_special_tokens=not causal, verbose=False).input_ids)
+        raise BaseModelError(
+            "the tokenizer has no end token, so a model cannot learn where its answer ends"
+        )
+    ids = list(
+        tokenizer(text_target=target, add_special_tokens=not causal, verbose=False).input_ids
+    )
     return ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
 
 
@@ -169,11 +213,16 @@ def _pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 def _with_mask(rows: Sequence[list[int]], pad: int, *, side: str) -> dict[str, Tensor]:
     ones = [[1] * len(row) for row in rows]
-    return {"input_ids": _padded(rows, pad, side=side), "attention_mask": _padded(ones, 0, side=side)}
+    return {
+        "input_ids": _padded(rows, pad, side=side),
+        "attention_mask": _padded(ones, 0, side=side),
+    }
 
 
 def _padded(rows: Sequence[list[int]], fill: int, *, side: str) -> Tensor:
     width = max(len(row) for row in rows)
     gaps = [[fill] * (width - len(row)) for row in rows]
-    filled = [gap + row if side == "left" else row + gap for row, gap in zip(rows, gaps, strict=True)]
+    filled = [
+        gap + row if side == "left" else row + gap for row, gap in zip(rows, gaps, strict=True)
+    ]
     return torch.tensor(filled, dtype=torch.long)

@@ -1,4 +1,6 @@
-"""Sources: read a task's columns from a Hub data set, a folder or a file, and name what was read."""
+"""Sources: read a task's columns from a Hub data set, a folder or a file, and name what was
+read.
+"""
 
 import csv
 import gzip
@@ -27,26 +29,34 @@ Row = Mapping[str, object]  # the values of the task's columns
 
 
 def load_rows(task: Task) -> list[tuple[str, str]]:
-    """Return the (input, target) texts of every row as they stand in the source; missing values are empty texts.
+    """Return the (input, target) texts of every row as they stand in the source; missing values are
+    empty texts.
 
-    Rows in which `empty_column` holds something are left out. With `choices_column`, the texts are those of
-    `loramix.data.choices`, and both are empty for a row that lacks its question or its answer.
-    Raises DataError if the source, its split or one of the columns is missing, or if it cannot be read.
+    Rows in which `empty_column` holds something are left out. With `choices_column`, the texts are
+    those of `loramix.data.choices`, and both are empty for a row that lacks its question or its
+    answer. Raises DataError if the source, its split or one of the columns is missing, or if it
+    cannot be read.
     """
     path = locate(task.source)
     rows = _read_dataset(task, path) if path is None or path.is_dir() else _read_file(task, path)
     numbered = list(enumerate(rows, start=1))
     if task.empty_column is not None:
-        numbered = [(number, row) for number, row in numbered if _is_missing(row[task.empty_column])]
+        numbered = [
+            (number, row) for number, row in numbered if _is_missing(row[task.empty_column])
+        ]
     if task.choices_column is not None:
         return _questions(task, task.choices_column, numbered)
-    return [(_text(task, task.input_column, row), _text(task, task.target_column, row)) for _, row in numbered]
+    return [
+        (_text(task, task.input_column, row), _text(task, task.target_column, row))
+        for _, row in numbered
+    ]
 
 
 def locate(source: str) -> Path | None:
     """Return the file or folder that `source` names, or None if it is the id of a Hub data set.
 
-    What exists on disk wins over an id of the same name. Raises DataError for a path where nothing is.
+    What exists on disk wins over an id of the same name. Raises DataError for a path where nothing
+    is.
     """
     path = _package_path(source) if source.startswith(PACKAGE) else Path(source).expanduser()
     if path.exists():
@@ -57,7 +67,8 @@ def locate(source: str) -> Path | None:
 
 
 def source_fingerprint(task: Task) -> str:
-    """Return what identifies the source's content, without loading it: SHA-256 of a file, or Hub id @ commit.
+    """Return what identifies the source's content, without loading it: SHA-256 of a file, or Hub id
+    @ commit.
 
     A folder's fingerprint covers the names and bytes of its files, hidden ones aside.
     """
@@ -67,22 +78,30 @@ def source_fingerprint(task: Task) -> str:
     if path.is_file():
         return _file_digest(path)
     names = (file for file in sorted(path.rglob("*")) if file.is_file())
-    visible = (file for file in names if not any(part.startswith(".") for part in file.relative_to(path).parts))
+    visible = (
+        file
+        for file in names
+        if not any(part.startswith(".") for part in file.relative_to(path).parts)
+    )
     lines = (f"{_file_digest(file)}  {file.relative_to(path).as_posix()}\n" for file in visible)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def pinned(task: Task) -> Task:
-    """Return `task` with its Hub revision replaced by the commit that it stands for now; other tasks unchanged.
+    """Return `task` with its Hub revision replaced by the commit that it stands for now; other
+    tasks unchanged.
 
-    Where the Hub cannot be reached, the commit of the local copy counts; without one this raises DataError.
+    Where the Hub cannot be reached, the commit of the local copy counts; without one this raises
+    DataError.
     """
     if locate(task.source) is not None or COMMIT.fullmatch(task.revision or ""):
         return task
     from huggingface_hub import snapshot_download
 
     try:  # downloads no file; the folder's name is the commit
-        folder = snapshot_download(task.source, repo_type="dataset", revision=task.revision, allow_patterns=[])
+        folder = snapshot_download(
+            task.source, repo_type="dataset", revision=task.revision, allow_patterns=[]
+        )
     except (OSError, ValueError) as error:
         raise _unreachable(task, error) from error
     return task.model_copy(update={"revision": Path(folder).name})
@@ -92,7 +111,10 @@ def _read_dataset(task: Task, folder: Path | None) -> list[Row]:
     import datasets
 
     if folder is not None and task.revision is not None:
-        raise DataError(f"task '{task.name}': revision is for Hub data sets, and {folder} is a folder; leave it out")
+        raise DataError(
+            f"task '{task.name}': revision is for Hub data sets, and {folder} is a folder; leave "
+            "it out"
+        )
     name = task.source if folder is None else str(folder)
     try:
         table = datasets.load_dataset(name, revision=task.revision, split=task.split)
@@ -101,14 +123,18 @@ def _read_dataset(task: Task, folder: Path | None) -> list[Row]:
     _require_columns(task, table.column_names)
     columns = {column: table[column] for column in _text_columns(task)}
     if task.empty_column is not None:
-        arrow = table.select_columns([task.empty_column]).with_format("arrow")[:]  # in this format nothing is decoded
+        arrow = table.select_columns([task.empty_column]).with_format("arrow")[
+            :
+        ]  # in this format nothing is decoded
         columns[task.empty_column] = _marks(arrow[task.empty_column])
     return _as_rows(columns)
 
 
 def _read_file(task: Task, path: Path) -> list[Row]:
     if task.revision is not None:
-        raise DataError(f"task '{task.name}': revision is for Hub data sets, and {path} is a file; leave it out")
+        raise DataError(
+            f"task '{task.name}': revision is for Hub data sets, and {path} is a file; leave it out"
+        )
     try:
         return _read_kind(task, path)
     except DataError:
@@ -127,7 +153,9 @@ def _read_kind(task: Task, path: Path) -> list[Row]:
     if name.endswith((".jsonl", ".jsonl.gz")):
         with _open_text(path) as lines:
             return _read_jsonl(task, lines)
-    raise DataError(f"task '{task.name}': {path} is of no known kind; there are: {', '.join(SUFFIXES)}")
+    raise DataError(
+        f"task '{task.name}': {path} is of no known kind; there are: {', '.join(SUFFIXES)}"
+    )
 
 
 def _read_parquet(task: Task, path: Path) -> list[Row]:
@@ -148,7 +176,9 @@ def _read_csv(task: Task, lines: TextIOWrapper) -> list[Row]:
     rows: list[Row] = []
     for row in reader:
         if None in row:  # cells beyond the header: a comma outside quotes has shifted the columns
-            raise DataError(f"task '{task.name}': line {reader.line_num} has more cells than the header")
+            raise DataError(
+                f"task '{task.name}': line {reader.line_num} has more cells than the header"
+            )
         rows.append(row)
     return rows
 
@@ -160,7 +190,9 @@ def _read_jsonl(task: Task, lines: TextIOWrapper) -> list[Row]:
             continue
         row = json.loads(line)
         if not isinstance(row, dict):
-            raise DataError(f"task '{task.name}': line {number} is no JSON object: {line.strip()[:60]}")
+            raise DataError(
+                f"task '{task.name}': line {number} is no JSON object: {line.strip()[:60]}"
+            )
         rows.append(row)
     _require_columns(task, list(dict.fromkeys(column for row in rows for column in row)))
     return [{column: row.get(column) for column in _columns(task)} for row in rows]
@@ -172,7 +204,11 @@ def _text_columns(task: Task) -> list[str]:
 
 
 def _columns(task: Task) -> list[str]:
-    return list(dict.fromkeys([*_text_columns(task), *([task.empty_column] if task.empty_column is not None else [])]))
+    return list(
+        dict.fromkeys(
+            [*_text_columns(task), *([task.empty_column] if task.empty_column is not None else [])]
+        )
+    )
 
 
 def _require_columns(task: Task, found: Sequence[str]) -> None:
@@ -180,12 +216,15 @@ def _require_columns(task: Task, found: Sequence[str]) -> None:
     if missing:
         named = " and ".join(f"'{column}'{did_you_mean(column, found)}" for column in missing)
         raise DataError(
-            f"task '{task.name}': {task.source} has no column {named}; it has: {', '.join(found) or 'none at all'}"
+            f"task '{task.name}': {task.source} has no column {named}; it has: "
+            f"{', '.join(found) or 'none at all'}"
         )
 
 
 def _marks(column: "ChunkedArray") -> list[object]:
-    """Return the column's values, those of a nested column as True: pictures, with their bytes and path, are large."""
+    """Return the column's values, those of a nested column as True: pictures, with their bytes and
+    path, are large.
+    """
     from pyarrow import types
 
     if types.is_nested(column.type):
@@ -194,13 +233,22 @@ def _marks(column: "ChunkedArray") -> list[object]:
 
 
 def _as_rows(columns: Mapping[str, Iterable[object]]) -> list[Row]:
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
 
 
-def _questions(task: Task, choices_column: str, rows: Sequence[tuple[int, Row]]) -> list[tuple[str, str]]:
+def _questions(
+    task: Task, choices_column: str, rows: Sequence[tuple[int, Row]]
+) -> list[tuple[str, str]]:
     """Return input and target of every question; rows without a question or an answer come last."""
     asked = [
-        Question(number, _text(task, task.input_column, row), row[choices_column], row[task.target_column])
+        Question(
+            number,
+            _text(task, task.input_column, row),
+            row[choices_column],
+            row[task.target_column],
+        )
         for number, row in rows
         if not _is_missing(row[task.input_column]) and not _is_missing(row[task.target_column])
     ]
@@ -215,7 +263,10 @@ def _text(task: Task, column: str, row: Row) -> str:
         return ""
     if isinstance(value, int | float):
         return str(value)
-    raise DataError(f"task '{task.name}': column '{column}' must hold texts, and holds {type(value).__name__} values")
+    raise DataError(
+        f"task '{task.name}': column '{column}' must hold texts, and holds {type(value).__name__} "
+        "values"
+    )
 
 
 def _is_missing(value: object) -> bool:
@@ -235,7 +286,9 @@ def _package_path(source: str) -> Path:
 
 
 def _nearest_file(path: Path) -> str:
-    """Return a hint at the nearest name in the folder of `path`, or that there is no such folder."""
+    """Return a hint at the nearest name in the folder of `path`, or that there is no such
+    folder.
+    """
     if not path.parent.is_dir():
         return f" (there is no folder {path.parent} either; relative paths start at {Path.cwd()})"
     return did_you_mean(path.name, sorted(file.name for file in path.parent.iterdir()))

@@ -1,4 +1,6 @@
-"""Tasks: what is read from where, how it is cleaned, how a prompt is made of it and how answers are scored."""
+"""Tasks: what is read from where, how it is cleaned, how a prompt is made of it and how answers are
+scored.
+"""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -9,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from loramix.errors import DataError, did_you_mean
 from loramix.prompts import PLACEHOLDER, fill
 
-PACKAGE = "package:"  # prefix of sources that ship with loramix, the same in every recipe on every machine
+# prefix of sources that ship with loramix, the same in every recipe on every machine
+PACKAGE = "package:"
 
 Metric = Literal["rouge", "bertscore", "haiku", "exact-match", "bleu"]
 
@@ -17,12 +20,12 @@ Metric = Literal["rouge", "bertscore", "haiku", "exact-match", "bleu"]
 class Cleaning(BaseModel):
     """Which samples of a source are kept.
 
-    Limits count words (runs of characters between white space, so the ` / ` of a haiku counts as one), are inclusive,
-    and apply after normalising white space.
+    Limits count words (runs of characters between white space, so the ` / ` of a haiku counts as
+    one), are inclusive, and apply after normalising white space.
 
-    `duplicates` says what makes two samples one, case aside: the same `target` (free text, where a repeated target
-    would be seen in training and asked for again in the test), or the same `pair` of input and target (answers
-    out of a small set, which repeat rightfully).
+    `duplicates` says what makes two samples one, case aside: the same `target` (free text, where a
+    repeated target would be seen in training and asked for again in the test), or the same `pair`
+    of input and target (answers out of a small set, which repeat rightfully).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,20 +43,25 @@ class Cleaning(BaseModel):
             ("target", self.min_target_words, self.max_target_words),
         ):
             if high is not None and high < low:
-                raise ValueError(f"max_{kind}_words ({high}) is below min_{kind}_words ({low}): nothing would be left")
+                raise ValueError(
+                    f"max_{kind}_words ({high}) is below min_{kind}_words ({low}): nothing would "
+                    "be left"
+                )
         return self
 
 
 class Task(BaseModel):
     """One thing to learn: pairs of input and target from a source, and the prompt that asks for it.
 
-    `source` is a Hub data set id, a folder laid out like one, or a .parquet, .csv, .jsonl, .csv.gz or .jsonl.gz file
-    (relative to the current folder; `package:` stands for loramix's own files). `revision` applies to Hub ids alone,
-    `split` to Hub ids and folders. `samples` is how many cleaned samples to keep; None: as the recipe says.
-    `max_input_tokens` bounds the whole prompt, template included.
+    `source` is a Hub data set id, a folder laid out like one, or a .parquet, .csv, .jsonl, .csv.gz
+    or .jsonl.gz file (relative to the current folder; `package:` stands for loramix's own files).
+    `revision` applies to Hub ids alone, `split` to Hub ids and folders. `samples` is how many
+    cleaned samples to keep; None: as the recipe says. `max_input_tokens` bounds the whole prompt,
+    template included.
 
-    choices_column: the choices of a multiple-choice question. The input is then the question with its choices, the
-        target the text of the right one, and the target column says which that is (see `loramix.data.choices`).
+    choices_column: the choices of a multiple-choice question. The input is then the question with
+        its choices, the target the text of the right one, and the target column says which that is
+        (see `loramix.data.choices`).
     empty_column: rows in which this column holds something, a picture for instance, are left out.
     paraphrases: the prompt in other words.
     inverse: a prompt that asks for the input and takes a target.
@@ -61,7 +69,9 @@ class Task(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")  # also the name of files and of an expert
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+    )  # also the name of files and of an expert
     source: str = Field(min_length=1)
     revision: str | None = None
     split: str = "train"
@@ -84,18 +94,26 @@ class Task(BaseModel):
         prompts += [("inverse", self.inverse)] if self.inverse is not None else []
         for kind, text in prompts:
             if (found := text.count(PLACEHOLDER)) != 1:
-                raise ValueError(f"{kind} {text!r} must hold {PLACEHOLDER} exactly once, and holds it {found} times")
+                raise ValueError(
+                    f"{kind} {text!r} must hold {PLACEHOLDER} exactly once, and holds it {found} "
+                    "times"
+                )
         return self
 
     def render(self, text: str) -> str:
-        """Return the prompt for one input; braces in `text` and other braces in the template mean nothing."""
+        """Return the prompt for one input; braces in `text` and other braces in the template mean
+        nothing.
+        """
         return fill(self.prompt, text)
 
 
 def built_in(name: str) -> Task:
     """Return the built-in task `name`; raises DataError with the nearest name for any other."""
     if name not in BUILT_IN:
-        raise DataError(f"no built-in task '{name}'{did_you_mean(name, BUILT_IN)}; there are: {', '.join(BUILT_IN)}")
+        raise DataError(
+            f"no built-in task '{name}'{did_you_mean(name, BUILT_IN)}; there are: "
+            f"{', '.join(BUILT_IN)}"
+        )
     return BUILT_IN[name]
 
 
@@ -112,12 +130,15 @@ _HAIKU = Task(
         "what would a Japanese nature poet have to say about {input}?",
     ),
     inverse="list the keywords of this poem: {input}",
-    cleaning=Cleaning(min_target_words=5, max_target_words=19),  # 3 to 17 words for 17 syllables, and two slashes
+    cleaning=Cleaning(
+        min_target_words=5, max_target_words=19
+    ),  # 3 to 17 words for 17 syllables, and two slashes
     metrics=("rouge", "bertscore", "haiku"),
 )
-# The reference reads Kaggle's spsayakpaul/arxiv-paper-abstracts (columns `summaries`, `titles`). No copy of it on the
-# Hub is known; this is the nearest data set there: machine learning papers of arXiv, abstract and title.
-# Kaggle's own file is used by setting source, input_column and target_column.
+# The reference reads Kaggle's spsayakpaul/arxiv-paper-abstracts (columns `summaries`, `titles`). No
+# copy of it on the Hub is known; this is the nearest data set there: machine learning papers of
+# arXiv, abstract and title. Kaggle's own file is used by setting source, input_column and
+# target_column.
 _TITLE = Task(
     name="arxiv-title",
     source="CShorten/ML-ArXiv-Papers",
@@ -131,7 +152,9 @@ _TITLE = Task(
         "say in one line what the following is about: {input}",
     ),
     inverse="write the abstract of a paper with this title: {input}",
-    cleaning=Cleaning(min_input_words=20, max_input_words=400, min_target_words=2, max_target_words=30),
+    cleaning=Cleaning(
+        min_input_words=20, max_input_words=400, min_target_words=2, max_target_words=30
+    ),
 )
 _DEMO_HAIKU = Task(
     name="demo-haiku",
@@ -167,7 +190,8 @@ _DEMO_COMMAND = Task(
     inverse="explain what this shell command does: {input}",
     metrics=("rouge", "exact-match", "bleu"),
 )
-# Like the reference's, the prompt of a question is the question alone: it names no task, and the three ask alike.
+# Like the reference's, the prompt of a question is the question alone: it names no task, and the
+# three ask alike.
 _COMMONSENSE_QA = Task(
     name="commonsense-qa",
     source="tau/commonsense_qa",

@@ -27,7 +27,9 @@ _BYTES_OF_LOGITS = 2**29  # of one batch whose losses are measured
 
 @dataclass(frozen=True)
 class Answer:
-    """A generated text, white space as single spaces; `finished` says whether it ended before the length limit."""
+    """A generated text, white space as single spaces; `finished` says whether it ended before the
+    length limit.
+    """
 
     text: str
     finished: bool
@@ -35,7 +37,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class Loss:
-    """The mean loss per token of one reference, and its number of tokens, the end token included."""
+    """The mean loss per token of one reference, and its number of tokens, the end token
+    included.
+    """
 
     mean: float
     tokens: int
@@ -43,7 +47,9 @@ class Loss:
 
 def test_samples(recipe: Recipe, layout: Layout, task: Task) -> list[Sample]:
     """Return the withheld samples of a task: the same ones for every model."""
-    samples = [s for s in read_manifest(layout.manifest) if s.task == task.name and s.split == "test"]
+    samples = [
+        s for s in read_manifest(layout.manifest) if s.task == task.name and s.split == "test"
+    ]
     return samples[: recipe.generation.test_samples]
 
 
@@ -57,16 +63,32 @@ def write_answers(
     tasks: Sequence[Task],
     label: str,
 ) -> None:
-    """Let `model` answer all test samples: <task>.csv with input, generated and reference text, and test_loss.csv."""
+    """Let `model` answer all test samples: <task>.csv with input, generated and reference text, and
+    test_loss.csv.
+    """
     model.eval()
     means = []
     for task in tasks:
         samples = test_samples(recipe, layout, task)
-        encoded = encode_all(model, tokenizer, recipe, [(task, sample.input, sample.target) for sample in samples])
-        answers = answer(model, tokenizer, recipe, encoded, task.max_new_tokens, label=f"{label} answers {task.name}")
-        rows = [(sample.input, each.text, sample.target) for sample, each in zip(samples, answers, strict=True)]
+        encoded = encode_all(
+            model, tokenizer, recipe, [(task, sample.input, sample.target) for sample in samples]
+        )
+        answers = answer(
+            model,
+            tokenizer,
+            recipe,
+            encoded,
+            task.max_new_tokens,
+            label=f"{label} answers {task.name}",
+        )
+        rows = [
+            (sample.input, each.text, sample.target)
+            for sample, each in zip(samples, answers, strict=True)
+        ]
         write_csv(folder / f"{task.name}.csv", ANSWER_COLUMNS, rows)
-        losses = target_losses(model, tokenizer, recipe, encoded, label=f"{label} reads {task.name}")
+        losses = target_losses(
+            model, tokenizer, recipe, encoded, label=f"{label} reads {task.name}"
+        )
         means.append((task.name, round(mean_loss(losses), 6)))
     write_csv(folder / TEST_LOSS, TEST_LOSS_COLUMNS, means)
 
@@ -80,7 +102,8 @@ def encode_all(
     """Return (task, input, reference) triples as token ids for this model."""
     causal = not model.config.is_encoder_decoder
     return [
-        encode(tokenizer, task, text, target, causal=causal, chat=recipe.base.chat) for task, text, target in samples
+        encode(tokenizer, task, text, target, causal=causal, chat=recipe.base.chat)
+        for task, text, target in samples
     ]
 
 
@@ -95,7 +118,9 @@ def answer(
     label: str,
     use_cache: bool = True,
 ) -> list[Answer]:
-    """Return the model's answer to every prompt, in order; batches hold prompts of similar length."""
+    """Return the model's answer to every prompt, in order; batches hold prompts of similar
+    length.
+    """
     causal = not model.config.is_encoder_decoder
     order = length_order([len(sample.prompt) for sample in encoded])
     answers = [Answer("", finished=False)] * len(encoded)
@@ -117,7 +142,9 @@ def answer(
         new = tokens[:, batch["input_ids"].shape[1] :] if causal else tokens[:, 1:]
         for index, ids in zip(chunk, new, strict=True):
             text = tokenizer.decode(ids, skip_special_tokens=True)
-            answers[index] = Answer(" ".join(text.split()), finished=bool((ids == tokenizer.eos_token_id).any()))
+            answers[index] = Answer(
+                " ".join(text.split()), finished=bool((ids == tokenizer.eos_token_id).any())
+            )
     return answers
 
 
@@ -139,7 +166,10 @@ def target_losses(
     order = length_order([len(sample.prompt) for sample in encoded])
     for chunk in track(_chunks(order, min(recipe.generation.batch_size, fitting)), label):
         batch = collate([encoded[index] for index in chunk])
-        given = {key: value.to(model.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+        given = {
+            key: value.to(model.device) if isinstance(value, Tensor) else value
+            for key, value in batch.items()
+        }
         for index, loss in zip(chunk, _row_losses(model, given, causal=causal), strict=True):
             losses[index] = loss
     return losses
@@ -147,7 +177,9 @@ def target_losses(
 
 def mean_loss(losses: Sequence[Loss]) -> float:
     """Return the mean loss per target token of all samples."""
-    return sum(loss.mean * loss.tokens for loss in losses) / max(sum(loss.tokens for loss in losses), 1)
+    return sum(loss.mean * loss.tokens for loss in losses) / max(
+        sum(loss.tokens for loss in losses), 1
+    )
 
 
 def accepted_inputs(model: Model) -> set[str]:
@@ -171,7 +203,9 @@ def _row_losses(model: Model, batch: Mapping[str, object], *, causal: bool) -> l
 
 
 def _decided(model: Model, batch: dict[str, Tensor]) -> AbstractContextManager[None]:
-    """Let a reference gate, which cannot decide while it generates, decide from the prompt alone."""
+    """Let a reference gate, which cannot decide while it generates, decide from the prompt
+    alone.
+    """
     if isinstance(model, MixtureModel) and model.gate_config.context == "reference":
         return model.fixed_layers(model.mean_weights(**batch))
     return nullcontext()

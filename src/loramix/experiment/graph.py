@@ -14,19 +14,28 @@ from loramix.storage.card import METRICS
 
 Settings = dict[str, object]
 _DATA_KEYS = {
-    "name", "source", "revision", "split", "input_column", "target_column", "choices_column", "empty_column",
-    "cleaning", "samples",
-}  # fmt: skip
+    "name",
+    "source",
+    "revision",
+    "split",
+    "input_column",
+    "target_column",
+    "choices_column",
+    "empty_column",
+    "cleaning",
+    "samples",
+}
 PROMPT_KEYS = {"name", "prompt", "max_input_tokens", "max_new_tokens"}
 METRIC_KEYS = {"name", "metrics"}
 
 
 @dataclass(frozen=True)
 class Node:
-    """One step of a stage. A model's training and its answers are two, so that other questions need no new training.
+    """One step of a stage. A model's training and its answers are two, so that other questions need
+    no new training.
 
-    `settings` is what the step depends on besides the steps in `needs`. `outputs` exist once it is done; `scratch` is
-    what it keeps until then.
+    `settings` is what the step depends on besides the steps in `needs`. `outputs` exist once it is
+    done; `scratch` is what it keeps until then.
     """
 
     key: str
@@ -39,15 +48,32 @@ class Node:
 
 
 def graph(recipe: Recipe, layout: Layout, sources: Mapping[str, str]) -> list[Node]:
-    """Return the run's nodes, each after those it needs; `sources` names the content of every task's data."""
+    """Return the run's nodes, each after those it needs; `sources` names the content of every
+    task's data.
+    """
     nodes = [_prepare(recipe, layout, sources), _benchmark(recipe, layout)]
     for task in recipe.tasks:
-        nodes += _model("finetune", recipe, layout, finetune.learn, finetune.answer, [task], ["prepare"], asked=[task])
+        nodes += _model(
+            "finetune",
+            recipe,
+            layout,
+            finetune.learn,
+            finetune.answer,
+            [task],
+            ["prepare"],
+            asked=[task],
+        )
     for task in recipe.tasks:
-        nodes += _model("lora", recipe, layout, lora.learn, lora.answer, [task], ["prepare"], asked=recipe.tasks)
+        nodes += _model(
+            "lora", recipe, layout, lora.learn, lora.answer, [task], ["prepare"], asked=recipe.tasks
+        )
     experts = [f"lora-{task.name}" for task in recipe.tasks]
-    nodes += _model("gate", recipe, layout, gate.learn, gate.answer, [], experts, asked=recipe.tasks)
-    answers = [node.key for node in nodes if node.key == "benchmark" or node.key.endswith("-answers")]
+    nodes += _model(
+        "gate", recipe, layout, gate.learn, gate.answer, [], experts, asked=recipe.tasks
+    )
+    answers = [
+        node.key for node in nodes if node.key == "benchmark" or node.key.endswith("-answers")
+    ]
     return [*nodes, _evaluate(recipe, layout, answers), _report(recipe, layout)]
 
 
@@ -64,7 +90,14 @@ def _prepare(recipe: Recipe, layout: Layout, sources: Mapping[str, str]) -> Node
 def _benchmark(recipe: Recipe, layout: Layout) -> Node:
     settings = {**_asked(recipe, recipe.tasks), "base": recipe.base.model_dump(mode="json")}
     outputs = _answer_files(layout.folder("benchmark"), recipe.tasks)
-    return Node("benchmark", "benchmark", settings, ("prepare",), outputs, partial(benchmark.answer, recipe, layout))
+    return Node(
+        "benchmark",
+        "benchmark",
+        settings,
+        ("prepare",),
+        outputs,
+        partial(benchmark.answer, recipe, layout),
+    )
 
 
 def _model(
@@ -78,7 +111,9 @@ def _model(
     *,
     asked: Sequence[Task],
 ) -> list[Node]:
-    """Return the training of one model, on its `own` task or on all, and its answers to the tasks `asked`."""
+    """Return the training of one model, on its `own` task or on all, and its answers to the tasks
+    `asked`.
+    """
     name = own[0].name if own else None
     key, folder = f"{stage}-{name}" if name else stage, layout.folder(stage, name)
     settings: Settings = {
@@ -103,23 +138,50 @@ def _model(
             partial(learn, recipe, layout, *own),
             scratch=folder / CHECKPOINTS,
         ),
-        Node(f"{key}-answers", stage, _asked(recipe, asked), (key,), files, partial(answer, recipe, layout, *own)),
+        Node(
+            f"{key}-answers",
+            stage,
+            _asked(recipe, asked),
+            (key,),
+            files,
+            partial(answer, recipe, layout, *own),
+        ),
     ]
 
 
 def _evaluate(recipe: Recipe, layout: Layout, needs: Sequence[str]) -> Node:
-    settings = {"metrics": part(recipe.tasks, METRIC_KEYS), **recipe.model_dump(mode="json", include={"evaluation"})}
+    settings = {
+        "metrics": part(recipe.tasks, METRIC_KEYS),
+        **recipe.model_dump(mode="json", include={"evaluation"}),
+    }
     outputs = tuple(layout.root / f"{name}.csv" for name in evaluate.tables(recipe))
-    return Node("evaluate", "evaluate", settings, tuple(needs), outputs, partial(evaluate.run, recipe, layout))
+    return Node(
+        "evaluate",
+        "evaluate",
+        settings,
+        tuple(needs),
+        outputs,
+        partial(evaluate.run, recipe, layout),
+    )
 
 
 def _report(recipe: Recipe, layout: Layout) -> Node:
     outputs = (layout.root / "report.html", layout.folder("gate") / "models" / METRICS)
-    return Node("report", "report", {"name": recipe.name}, ("evaluate",), outputs, partial(report.run, recipe, layout))
+    return Node(
+        "report",
+        "report",
+        {"name": recipe.name},
+        ("evaluate",),
+        outputs,
+        partial(report.run, recipe, layout),
+    )
 
 
 def _asked(recipe: Recipe, tasks: Sequence[Task]) -> Settings:
-    return {**recipe.model_dump(mode="json", include={"generation"}), "prompts": part(tasks, PROMPT_KEYS)}
+    return {
+        **recipe.model_dump(mode="json", include={"generation"}),
+        "prompts": part(tasks, PROMPT_KEYS),
+    }
 
 
 def _answer_files(folder: Path, tasks: Sequence[Task]) -> tuple[Path, ...]:

@@ -24,7 +24,9 @@ _QUIET_SECONDS, _WORTH_SECONDS = 20.0, 1.0
 
 
 class Bar:
-    """A bar of `total` steps on standard error; where that is no terminal, a log line every 20 seconds."""
+    """A bar of `total` steps on standard error; where that is no terminal, a log line every 20
+    seconds.
+    """
 
     def __init__(self, label: str, total: int) -> None:
         self.label, self.total, self.done, self.note = label, total, 0, ""
@@ -37,7 +39,9 @@ class Bar:
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[note]}"),
             ]
-            progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+            progress = Progress(
+                *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)
+            )
             progress.start()
             self.live = progress, progress.add_task(label, total=total, note="")
 
@@ -46,11 +50,19 @@ class Bar:
         self.done = self.done + 1 if to is None else to
         self.note = self.note if note is None else note
         if self.live:
-            self.live[0].update(self.live[1], completed=self.done, note=f"{self._rate()} {self.note}")
+            self.live[0].update(
+                self.live[1], completed=self.done, note=f"{self._rate()} {self.note}"
+            )
         elif time.monotonic() - self.spoke > _QUIET_SECONDS:
             self.spoke = time.monotonic()
             log.info(
-                "%s: %d of %d, %s, %s left %s", self.label, self.done, self.total, self._rate(), self._left(), self.note
+                "%s: %d of %d, %s, %s left %s",
+                self.label,
+                self.done,
+                self.total,
+                self._rate(),
+                self._left(),
+                self.note,
             )
 
     def close(self) -> None:
@@ -59,7 +71,9 @@ class Bar:
             self.live[0].stop()
         seconds = time.monotonic() - self.started
         if seconds > _WORTH_SECONDS:
-            log.info("%s: %d of %d in %.0f s %s", self.label, self.done, self.total, seconds, self.note)
+            log.info(
+                "%s: %d of %d in %.0f s %s", self.label, self.done, self.total, seconds, self.note
+            )
 
     def _rate(self) -> str:
         return f"{self.done / max(time.monotonic() - self.started, 1e-6):.2f} steps/s"
@@ -70,7 +84,9 @@ class Bar:
 
 
 def track(items: Sequence[Item], label: str | None) -> Iterator[Item]:
-    """Yield the items, showing how far the work on them is; without a label, as part of other work, nothing."""
+    """Yield the items, showing how far the work on them is; without a label, as part of other work,
+    nothing.
+    """
     if label is None:
         yield from items
         return
@@ -91,19 +107,33 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]
         self.bar: Bar | None = None
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Open the bar."""
         self.bar = Bar(self.label, state.max_steps)
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Move the bar."""
         if self.bar:
             self.bar.step(to=state.global_step)
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
         """Show the losses."""
         entry = state.log_history[-1] if state.log_history else {}
         shown = {"loss": "training loss", "eval_loss": "validation loss"}
@@ -112,7 +142,11 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]
             self.bar.note = ", ".join(notes)
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Close the bar."""
         if self.bar:

@@ -42,7 +42,9 @@ class Recipe(Strict):
     comparison: ComparisonSpec = ComparisonSpec()
 
     def mixtures(self) -> dict[str, GateSpec]:
-        """Return the gates of every mixture of the comparison, by its name; raises ValidationError for unknown keys."""
+        """Return the gates of every mixture of the comparison, by its name; raises ValidationError
+        for unknown keys.
+        """
         training = self.gate.model_dump(include=set(TrainSpec.model_fields))
         starts = {
             True: training | {"init": "zero", "bare": 0.0} | GateConfig.reference().model_dump(),
@@ -65,7 +67,8 @@ def shipped() -> dict[str, Path]:
 
 
 def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Return the checked recipe from a shipped name or a file, with `key=value` overrides (`gate.hidden=4`).
+    """Return the checked recipe from a shipped name or a file, with `key=value` overrides
+    (`gate.hidden=4`).
 
     Raises RecipeError that lists every problem found.
     """
@@ -77,12 +80,19 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe = Recipe.model_validate(settings)
     except ValidationError as error:
-        problems += [_explain(item["loc"], item["type"], item["msg"], item.get("input")) for item in error.errors()]
-    problems += [problem for task in (recipe.tasks if recipe else ()) if (problem := _missing_source(task))]
+        problems += [
+            _explain(item["loc"], item["type"], item["msg"], item.get("input"))
+            for item in error.errors()
+        ]
+    problems += [
+        problem for task in (recipe.tasks if recipe else ()) if (problem := _missing_source(task))
+    ]
     if recipe:
         problems += _contradictions(recipe)
     if recipe is None or problems:
-        raise RecipeError(f"{source} cannot be run:\n" + "\n".join(f"  - {problem}" for problem in problems))
+        raise RecipeError(
+            f"{source} cannot be run:\n" + "\n".join(f"  - {problem}" for problem in problems)
+        )
     return recipe
 
 
@@ -92,25 +102,31 @@ def _read(source: str, seen: tuple[Path, ...] = ()) -> dict[str, object]:
     path = known.get(source, Path(source))
     if not path.is_file():
         raise RecipeError(
-            f"there is no recipe '{source}'{did_you_mean(source, known)}: neither a file nor one of {', '.join(known)}"
+            f"there is no recipe '{source}'{did_you_mean(source, known)}: neither a file nor one "
+            f"of {', '.join(known)}"
         )
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is no valid YAML: {error}") from error
     if not isinstance(settings, dict):
-        raise RecipeError(f"{path} holds no settings; a recipe is a YAML mapping with name, base and tasks")
+        raise RecipeError(
+            f"{path} holds no settings; a recipe is a YAML mapping with name, base and tasks"
+        )
     if "extends" not in settings:
         return settings
     parent = str(settings.pop("extends"))
     if path.resolve() in seen:
         raise RecipeError(f"{path} extends '{parent}', which extends it in turn")
     beside = path.parent / parent
-    return _merged(_read(str(beside) if beside.is_file() else parent, (*seen, path.resolve())), settings)
+    return _merged(
+        _read(str(beside) if beside.is_file() else parent, (*seen, path.resolve())), settings
+    )
 
 
 def _merged(parent: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
-    """Return the parent's settings with those of `own` in their place; what both group by key is merged key by key.
+    """Return the parent's settings with those of `own` in their place; what both group by key is
+    merged key by key.
 
     The mixtures of a comparison are replaced as a whole: they are who is compared.
     """
@@ -123,7 +139,9 @@ def _merged(parent: Mapping[str, object], own: Mapping[str, object]) -> dict[str
 
 
 def _override(settings: dict[str, object], override: str) -> str | None:
-    """Set `a.b=value` in `settings`; tasks are addressed by their name. Return the problem, if there is one."""
+    """Set `a.b=value` in `settings`; tasks are addressed by their name. Return the problem, if
+    there is one.
+    """
     path, separator, text = override.partition("=")
     if not separator:
         return f"'{override}' is no override; write key=value, such as gate.learning_rate=0.001"
@@ -160,14 +178,21 @@ def _tasks(entries: object) -> tuple[object, list[str]]:
         return entries, []
     resolved, problems = [], []
     for entry in entries:
-        item = {"use": entry} if isinstance(entry, str) else dict(entry) if isinstance(entry, dict) else entry
+        item = (
+            {"use": entry}
+            if isinstance(entry, str)
+            else dict(entry)
+            if isinstance(entry, dict)
+            else entry
+        )
         if not isinstance(item, dict) or "use" not in item:
             resolved.append(item)
             continue
         name = str(item.pop("use"))
         if name not in BUILT_IN:
             problems.append(
-                f"tasks: no built-in task '{name}'{did_you_mean(name, BUILT_IN)}; there are {', '.join(BUILT_IN)}"
+                f"tasks: no built-in task '{name}'{did_you_mean(name, BUILT_IN)}; there are "
+                f"{', '.join(BUILT_IN)}"
             )
             continue
         resolved.append({**BUILT_IN[name].model_dump(), **item})
@@ -190,7 +215,11 @@ def _siblings(location: tuple[int | str, ...]) -> list[str]:
             model = Task
         elif isinstance(part, str) and part in model.model_fields:
             annotation = model.model_fields[part].annotation
-            model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else model
+            model = (
+                annotation
+                if isinstance(annotation, type) and issubclass(annotation, BaseModel)
+                else model
+            )
     return list(model.model_fields)
 
 
@@ -222,17 +251,28 @@ def _mixture_problems(recipe: Recipe) -> list[str]:
     problems = _gate_problems(recipe, recipe.gate, "gate")
     if recipe.gate.context == "reference":
         problems.append(
-            "gate.context: the reference gate cannot generate, so a run ends with another one ('prompt'); to compare "
+            "gate.context: the reference gate cannot generate, so a run ends with another one "
+            "('prompt'); to compare "
             "with it, name it in comparison.mixtures"
         )
     try:
         mixtures = recipe.mixtures()
     except ValidationError as error:
-        return [*problems, *(_of_mixture(recipe, item["loc"], item["type"], item["msg"]) for item in error.errors())]
+        return [
+            *problems,
+            *(
+                _of_mixture(recipe, item["loc"], item["type"], item["msg"])
+                for item in error.errors()
+            ),
+        ]
     for name, spec in mixtures.items():
         problems += _gate_problems(recipe, spec, f"comparison.mixtures.{name}")
     names = [*("base", "full finetune", "oracle"), *(f"LoRA {task.name}" for task in recipe.tasks)]
-    return problems + [f"comparison.mixtures: '{name}' is another model's name" for name in mixtures if name in names]
+    return problems + [
+        f"comparison.mixtures: '{name}' is another model's name"
+        for name in mixtures
+        if name in names
+    ]
 
 
 def _of_mixture(recipe: Recipe, location: tuple[int | str, ...], kind: str, message: str) -> str:
@@ -249,12 +289,19 @@ def _gate_problems(recipe: Recipe, gate: GateSpec, place: str) -> list[str]:
 
     experts, problems = len(recipe.tasks), []
     if gate.activation == "top-k" and gate.k > experts:
-        problems.append(f"{place}.k: keeps {gate.k} experts, but there are {experts} tasks; use {experts} or less")
+        problems.append(
+            f"{place}.k: keeps {gate.k} experts, but there are {experts} tasks; use {experts} or "
+            "less"
+        )
     needed = {"zero": 1, "prototype": experts, "arrow": 2 * experts}[gate.init]
     if gate.hidden < needed:
-        problems.append(f"{place}.hidden: init '{gate.init}' needs {needed} hidden units for {experts} tasks")
+        problems.append(
+            f"{place}.hidden: init '{gate.init}' needs {needed} hidden units for {experts} tasks"
+        )
     if gate.init == "prototype" and gate.context == "reference":
-        problems.append(f"{place}.init: a reference gate has no biases, which prototypes need; use init 'zero'")
+        problems.append(
+            f"{place}.init: a reference gate has no biases, which prototypes need; use init 'zero'"
+        )
     if gate.init != "arrow" or gate.context != "prompt":
         return problems
     try:
@@ -263,7 +310,8 @@ def _gate_problems(recipe: Recipe, gate: GateSpec, place: str) -> list[str]:
         return problems  # a missing base is a problem of its own, found above
     if seq2seq:
         problems.append(
-            f"{place}.init: 'arrow' needs gates that read their layer's input, and a decoder's prompt gates read the "
+            f"{place}.init: 'arrow' needs gates that read their layer's input, and a decoder's "
+            "prompt gates read the "
             "encoder's output; use init 'prototype', or context 'token'"
         )
     return problems

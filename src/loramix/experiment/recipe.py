@@ -1,4 +1,6 @@
-"""The settings of a recipe's parts: base, training, gates, generation, evaluation and comparison."""
+"""The settings of a recipe's parts: base, training, gates, generation, evaluation and
+comparison.
+"""
 
 from typing import Literal, get_args
 
@@ -7,9 +9,20 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from loramix.config import Context, GateConfig
 
 ModelName = Literal[
-    "base", "finetune", "experts", "oracle", "joint", "uniform", "static", "ties", "dare", "lorahub", "arrow", "xlora",
+    "base",
+    "finetune",
+    "experts",
+    "oracle",
+    "joint",
+    "uniform",
+    "static",
+    "ties",
+    "dare",
+    "lorahub",
+    "arrow",
+    "xlora",
     "mixtures",
-]  # fmt: skip
+]
 TestSet = Literal["named", "bare", "paraphrased", "mixed", "unknown"]
 
 
@@ -18,7 +31,8 @@ class Strict(BaseModel):
 
 
 class BaseSpec(Strict):
-    """Which base model, in which number format, and whether prompts use the tokenizer's chat template.
+    """Which base model, in which number format, and whether prompts use the tokenizer's chat
+    template.
 
     dtype: `fast` is bfloat16 where the accelerator or processor multiplies in it, else float32.
     """
@@ -30,10 +44,12 @@ class BaseSpec(Strict):
 
 
 class TrainSpec(Strict):
-    """How to train: at most `epochs` passes, stopping after `patience` epochs without a better validation loss.
+    """How to train: at most `epochs` passes, stopping after `patience` epochs without a better
+    validation loss.
 
     group_by_length: whether samples of similar length come in one batch, which needs less padding.
-    `train_samples` and `validation_samples` bound the samples used of every task; None uses the whole split.
+    `train_samples` and `validation_samples` bound the samples used of every task; None uses the
+    whole split.
     """
 
     epochs: int = Field(default=3, ge=1)
@@ -58,7 +74,9 @@ class FinetuneSpec(TrainSpec):
 
 
 class LoraSpec(TrainSpec):
-    """One LoRA adapter per task. `targets` are names of linear layers; None: q, k, v and o of every attention block."""
+    """One LoRA adapter per task. `targets` are names of linear layers; None: q, k, v and o of every
+    attention block.
+    """
 
     optimizer: Literal["adafactor", "adamw"] = "adafactor"
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -71,11 +89,13 @@ class LoraSpec(TrainSpec):
 class GateSpec(TrainSpec, GateConfig):
     """The gates of the mixture and how to train them.
 
-    init: how they start: at the uniform mixture (`zero`), at the `prototype` of each task's first training prompts, or
-        at the directions that each adapter amplifies most (`arrow`); see `loramix.mixture.prototypes`.
-    entropy, balance, supervised: coefficients of the auxiliary losses, see `loramix.experiment.training.gate_losses`.
-    bare: the share of the training prompts that are the input alone, without the task's prompt around it. Gates that
-        see some cannot win by reading the task's name.
+    init: how they start: at the uniform mixture (`zero`), at the `prototype` of each task's first
+        training prompts, or at the directions that each adapter amplifies most (`arrow`); see
+        `loramix.mixture.prototypes`.
+    entropy, balance, supervised: coefficients of the auxiliary losses, see
+        `loramix.experiment.training.gate_losses`.
+    bare: the share of the training prompts that are the input alone, without the task's prompt
+        around it. Gates that see some cannot win by reading the task's name.
     """
 
     learning_rate: float = Field(default=3e-3, gt=0)
@@ -111,20 +131,24 @@ class EvaluationSpec(Strict):
 class ComparisonSpec(Strict):
     """Who is compared with whom, on what; see `loramix.comparison`.
 
-    models: `mixtures` stands for those below, `experts` for every expert on its own, also on the tasks of others.
-    mixtures: gated mixtures by name, each with what it changes in the recipe's `gate`; trained once for every seed.
-        One with the context `reference` is the reference gate, of which only the training is the recipe's.
+    models: `mixtures` stands for those below, `experts` for every expert on its own, also on the
+        tasks of others.
+    mixtures: gated mixtures by name, each with what it changes in the recipe's `gate`; trained once
+        for every seed. One with the context `reference` is the reference gate, of which only the
+        training is the recipe's.
     seeds: of the gates' training; everything else is trained once, with the recipe's seed.
-    test_sets: `named` is the withheld split; `bare` the same without the prompt around the input; `paraphrased` the
-        same with other wordings of the prompt; `mixed` asks for one task about the inputs of another; `unknown` asks
-        for a task that no expert knows.
-    test_samples: of each task, in the first two sets; side_samples: in the other sets; None: all that are withheld.
-    uncached_samples: how many samples are answered by models that cannot use a cache (X-LoRA), which take minutes for
-        what takes others seconds; their losses are measured on all. They are asked the first test set only.
-    search_samples: validation samples of every task with which fixed weights are searched; search_steps: how many
-        weights LoraHub's search tries.
-    density: the share of each adapter that TIES and DARE keep; xlora_learning_rate: of its classifier, which is trained
-        like the gates otherwise.
+    test_sets: `named` is the withheld split; `bare` the same without the prompt around the input;
+        `paraphrased` the same with other wordings of the prompt; `mixed` asks for one task about
+        the inputs of another; `unknown` asks for a task that no expert knows.
+    test_samples: of each task, in the first two sets; side_samples: in the other sets; None: all
+        that are withheld.
+    uncached_samples: how many samples are answered by models that cannot use a cache (X-LoRA),
+        which take minutes for what takes others seconds; their losses are measured on all. They are
+        asked the first test set only.
+    search_samples: validation samples of every task with which fixed weights are searched;
+        search_steps: how many weights LoraHub's search tries.
+    density: the share of each adapter that TIES and DARE keep; xlora_learning_rate: of its
+        classifier, which is trained like the gates otherwise.
     replicates: of the bootstrap.
     """
 

@@ -39,7 +39,9 @@ class Layout:
         return folder / task if task else folder
 
     def models(self, recipe: Recipe) -> dict[str, dict[str, Path]]:
-        """Return the folder with every model's answers to every task that it answers, in the order of the tables."""
+        """Return the folder with every model's answers to every task that it answers, in the order
+        of the tables.
+        """
         tasks = [task.name for task in recipe.tasks]
         folders = {"base": dict.fromkeys(tasks, self.folder("benchmark"))}
         folders["full finetune"] = {task: self.folder("finetune", task) for task in tasks}
@@ -51,7 +53,9 @@ class Layout:
     def losses(self, recipe: Recipe) -> dict[str, Path]:
         """Return the loss CSV of every trained model."""
         tasks = [task.name for task in recipe.tasks]
-        files = {f"full finetune, {task}": self.folder("finetune", task) / "losses.csv" for task in tasks}
+        files = {
+            f"full finetune, {task}": self.folder("finetune", task) / "losses.csv" for task in tasks
+        }
         files |= {f"LoRA {task}": self.folder("lora", task) / "losses.csv" for task in tasks}
         return {**files, "gates of CGM LoRA": self.folder("gate") / "losses.csv"}
 
@@ -71,7 +75,12 @@ def read_losses(path: Path) -> list[LossRow]:
         return float(text) if text else None
 
     return [
-        LossRow(int(row["step"]), float(row["epoch"]), number(row["training"]), number(row["validation"]))
+        LossRow(
+            int(row["step"]),
+            float(row["epoch"]),
+            number(row["training"]),
+            number(row["validation"]),
+        )
         for row in read_csv(path)
     ]
 

@@ -19,10 +19,12 @@ MOST_TOKENS = 4096  # of a text, for encoders without a limit of their own
 class BertScorer:
     """BERTScore without idf weights and without rescaling, from the token embeddings of bert-score.
 
-    encoder: a model name or a folder. layer: the layer, counted from 1, whose output is compared; by default the one
-    that bert-score's table holds for this name, or the last if the table lacks the encoder, as it does all folders.
+    encoder: a model name or a folder. layer: the layer, counted from 1, whose output is compared;
+    by default the one that bert-score's table holds for this name, or the last if the table lacks
+    the encoder, as it does all folders.
     batch_size: pairs that are encoded at once; it changes speed and memory only.
-    Raises BaseModelError if the encoder cannot be loaded or has no such layer, MissingExtraError without bert-score.
+    Raises BaseModelError if the encoder cannot be loaded or has no such layer, MissingExtraError
+    without bert-score.
     """
 
     def __init__(self, encoder: str, layer: int | None = None, batch_size: int = 32) -> None:
@@ -35,20 +37,27 @@ class BertScorer:
     @property
     def identity(self) -> str:
         """What a score depends on besides the texts: encoder, layer and library versions."""
-        libraries = ", ".join(f"{library} {version(library)}" for library in ("bert-score", "transformers"))
+        libraries = ", ".join(
+            f"{library} {version(library)}" for library in ("bert-score", "transformers")
+        )
         return f"{self._name} layer {self._layer} ({libraries})"
 
     def score(self, generated: Sequence[str], references: Sequence[str]) -> list[float]:
-        """Return the F1 of each pair in the order given, the same whatever other pairs are scored with it.
+        """Return the F1 of each pair in the order given, the same whatever other pairs are scored
+        with it.
 
-        At most 1, and in practice above 0. A pair with an empty text, or one without a token that the encoder knows of,
-        scores 0. Tokens beyond the encoder's positions are left out.
+        At most 1, and in practice above 0. A pair with an empty text, or one without a token that
+        the encoder knows of, scores 0. Tokens beyond the encoder's positions are left out.
         """
         if len(generated) != len(references):
-            raise DataError(f"there are {len(generated)} generated texts, but {len(references)} references")
+            raise DataError(
+                f"there are {len(generated)} generated texts, but {len(references)} references"
+            )
         scores = [0.0] * len(generated)
         pairs = list(zip(generated, references, strict=True))
-        filled = [position for position, pair in enumerate(pairs) if all(map(self._has_tokens, pair))]
+        filled = [
+            position for position, pair in enumerate(pairs) if all(map(self._has_tokens, pair))
+        ]
         filled.sort(key=lambda position: max(map(len, pairs[position])))  # less padding
         for start in range(0, len(filled), self._batch_size):
             batch = filled[start : start + self._batch_size]
@@ -58,14 +67,18 @@ class BertScorer:
         return scores
 
     def _has_tokens(self, text: str) -> bool:
-        """Return whether any token counts: bert-score fails on empty texts, and some characters leave no token."""
+        """Return whether any token counts: bert-score fails on empty texts, and some characters
+        leave no token.
+        """
         if not text.strip():
             return False
         tokens = self._tokenizer.encode(text.strip(), add_special_tokens=False, truncation=True)
         return not self._unweighted.issuperset(tokens)
 
     def _embed(self, texts: list[str]) -> "Iterator[tuple[Tensor, Tensor]]":
-        """Yield for each text the unit-length embeddings (T, D) of its tokens and their weights (T), 0 for CLS, SEP."""
+        """Yield for each text the unit-length embeddings (T, D) of its tokens and their weights
+        (T), 0 for CLS, SEP.
+        """
         from bert_score.utils import get_bert_embedding
 
         weights = defaultdict(lambda: 1.0, dict.fromkeys(self._unweighted, 0.0))
@@ -74,13 +87,19 @@ class BertScorer:
         )
         for row, length in enumerate(mask.sum(1).tolist()):
             tokens_TD = embeddings[row, :length]
-            yield tokens_TD / tokens_TD.norm(dim=-1, keepdim=True), weights_BT[row, :length].to(tokens_TD.device)
+            yield (
+                tokens_TD / tokens_TD.norm(dim=-1, keepdim=True),
+                weights_BT[row, :length].to(tokens_TD.device),
+            )
 
 
-def _f1(text_TD: "Tensor", text_weights: "Tensor", reference_TD: "Tensor", reference_weights: "Tensor") -> float:
+def _f1(
+    text_TD: "Tensor", text_weights: "Tensor", reference_TD: "Tensor", reference_weights: "Tensor"
+) -> float:
     """Return the F1 of the greedy matching, computed pair by pair.
 
-    bert-score pads a batch with similarities of 0, which win over negative ones: its scores depend on the batch.
+    bert-score pads a batch with similarities of 0, which win over negative ones: its scores depend
+    on the batch.
     """
     similarity = text_TD @ reference_TD.T
     precision = float(similarity.amax(1) @ text_weights / text_weights.sum())
@@ -105,7 +124,9 @@ def _load_model(encoder: str, layer: int | None) -> "tuple[PreTrainedModel, int]
         last = config.num_hidden_layers
         chosen = layer if layer is not None else model2layers.get(encoder, last)
         if not 1 <= chosen <= last:
-            raise BaseModelError(f"encoder '{encoder}' has layers 1 to {last}, but no layer {chosen}")
+            raise BaseModelError(
+                f"encoder '{encoder}' has layers 1 to {last}, but no layer {chosen}"
+            )
         config.num_hidden_layers = chosen
         model = AutoModel.from_pretrained(encoder, config=config, dtype=torch.float32)
     except (OSError, ValueError) as error:
@@ -141,4 +162,6 @@ def _positions(model: "PreTrainedModel") -> int:
 def _not_loaded(encoder: str, error: Exception) -> BaseModelError:
     if isinstance(error, BaseModelError):
         return error
-    return BaseModelError(f"there is no encoder '{encoder}' that could be loaded: {str(error).splitlines()[0]}")
+    return BaseModelError(
+        f"there is no encoder '{encoder}' that could be loaded: {str(error).splitlines()[0]}"
+    )

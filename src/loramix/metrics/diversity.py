@@ -4,11 +4,14 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")  # letters and digits of any script; "don't" is one word
+WORD = re.compile(
+    r"[^\W_]+(?:['\u2019][^\W_]+)*"
+)  # letters and digits of any script; "don't" is one word
 
 
 def split_words(text: str) -> list[str]:
-    """Return the words of `text`, case folded: runs of letters and digits, with apostrophes inside but no hyphens.
+    """Return the words of `text`, case folded: runs of letters and digits, with apostrophes inside
+    but no hyphens.
 
     The two forms of accented letters, and of apostrophes, are one.
     """
@@ -22,7 +25,8 @@ def words(texts: Sequence[str]) -> list[float]:
 
 
 def repetition(texts: Sequence[str]) -> list[float]:
-    """Return for each text the share (0 to 1) of its pairs of adjacent words that repeat an earlier pair of that text.
+    """Return for each text the share (0 to 1) of its pairs of adjacent words that repeat an earlier
+    pair of that text.
 
     0 for a text of fewer than two words.
     """
@@ -30,10 +34,11 @@ def repetition(texts: Sequence[str]) -> list[float]:
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Return the share (0 to 1) of distinct n-grams of words among all n-grams of all texts, `n` being 1 or more.
+    """Return the share (0 to 1) of distinct n-grams of words among all n-grams of all texts, `n`
+    being 1 or more.
 
-    Distinct-n of Li et al. 2016, arXiv:1510.03055. No n-gram reaches from one text into the next. 0 where there are
-    none. The more texts, the lower: compare sets of equal size.
+    Distinct-n of Li et al. 2016, arXiv:1510.03055. No n-gram reaches from one text into the next. 0
+    where there are none. The more texts, the lower: compare sets of equal size.
     """
     if n < 1:
         raise ValueError(f"n-grams have 1 word or more, not {n}")

@@ -33,12 +33,16 @@ class HaikuForm:
         return self.syllables == FORM
 
     def line_right(self, position: int) -> bool:
-        """Return whether the line at `position` (0, 1 or 2) exists and has its five, seven or five syllables."""
+        """Return whether the line at `position` (0, 1 or 2) exists and has its five, seven or five
+        syllables.
+        """
         return position < len(self.syllables) and self.syllables[position] == FORM[position]
 
 
 def haiku_lines(text: str) -> list[str]:
-    """Return the lines of `text`, which a slash or line breaks separate; blank ones at its edges are left out."""
+    """Return the lines of `text`, which a slash or line breaks separate; blank ones at its edges
+    are left out.
+    """
     lines = re.split(r"\s*[/\n]\s*", text.strip())
     while lines and not lines[-1]:
         lines.pop()
@@ -53,10 +57,12 @@ def haiku_form(text: str) -> HaikuForm:
 
 
 def syllable_table(texts: Sequence[str]) -> dict[str, int | float]:
-    """Return the shares (0 to 1) of all `texts`, empty and malformed ones included, that have a haiku's form.
+    """Return the shares (0 to 1) of all `texts`, empty and malformed ones included, that have a
+    haiku's form.
 
-    `line1_5`, `line2_7` and `line3_5` are the shares whose line at that position has that many syllables, `poem_575` of
-    complete haikus, `empty` of texts without a line; `mean_syllables` is per text, and `n` their number.
+    `line1_5`, `line2_7` and `line3_5` are the shares whose line at that position has that many
+    syllables, `poem_575` of complete haikus, `empty` of texts without a line; `mean_syllables` is
+    per text, and `n` their number.
     """
     if not texts:
         raise DataError("there are no texts whose syllables could be counted")

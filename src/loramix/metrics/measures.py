@@ -45,22 +45,51 @@ MEASURES: Mapping[str, Measure] = MappingProxyType(
                 "higher",
                 needs_reference=True,
             ),
-            Measure("combined", "mean of ROUGE-L, BERTScore and probability", "higher", needs_reference=True),
+            Measure(
+                "combined",
+                "mean of ROUGE-L, BERTScore and probability",
+                "higher",
+                needs_reference=True,
+            ),
             Measure("exact_match", "exact match", "higher", needs_reference=True),
             Measure("bleu", "BLEU", "higher", needs_reference=True),
-            Measure("poem_575", "three lines of 5, 7 and 5 syllables", "higher", needs_reference=False),
+            Measure(
+                "poem_575", "three lines of 5, 7 and 5 syllables", "higher", needs_reference=False
+            ),
             Measure("three_lines", "three lines", "higher", needs_reference=False),
             Measure(
-                "lines_right", "share of the three lines with the right syllables", "higher", needs_reference=False
+                "lines_right",
+                "share of the three lines with the right syllables",
+                "higher",
+                needs_reference=False,
             ),
-            Measure("keyword_use", "share of the input's keywords used", "higher", needs_reference=False),
+            Measure(
+                "keyword_use", "share of the input's keywords used", "higher", needs_reference=False
+            ),
             Measure("words", "number of words", "neither", needs_reference=False),
-            Measure("repetition", "share of word pairs that repeat", "lower", needs_reference=False),
+            Measure(
+                "repetition", "share of word pairs that repeat", "lower", needs_reference=False
+            ),
             Measure("empty", "empty", "lower", needs_reference=False),
             Measure("cut", "ended by the length limit", "lower", needs_reference=False),
-            Measure("malformed", "empty, cut or, for haikus, not three lines", "lower", needs_reference=False),
-            Measure("distinct1", "share of distinct words, all answers together", "higher", needs_reference=False),
-            Measure("distinct2", "share of distinct word pairs, all answers together", "higher", needs_reference=False),
+            Measure(
+                "malformed",
+                "empty, cut or, for haikus, not three lines",
+                "lower",
+                needs_reference=False,
+            ),
+            Measure(
+                "distinct1",
+                "share of distinct words, all answers together",
+                "higher",
+                needs_reference=False,
+            ),
+            Measure(
+                "distinct2",
+                "share of distinct word pairs, all answers together",
+                "higher",
+                needs_reference=False,
+            ),
         )
     }
 )
@@ -75,12 +104,14 @@ def answer_scores(
     bertscore: BertScorer | None,
     finished: Sequence[bool],
 ) -> Scores:
-    """Return one score per sample for every measure of `task` that texts alone decide, in the order of `MEASURES`.
+    """Return one score per sample for every measure of `task` that texts alone decide, in the order
+    of `MEASURES`.
 
-    These are what `task.metrics` asks for, and `words`, `repetition`, `empty`, `cut` and `malformed` of every task.
+    These are what `task.metrics` asks for, and `words`, `repetition`, `empty`, `cut` and
+    `malformed` of every task.
     references: what the answers ought to be; without them, measures that need one are left out.
-    bertscore: may be None if the task does not ask for BERTScore. finished: whether each answer ended by itself, and
-    not because of the length limit.
+    bertscore: may be None if the task does not ask for BERTScore. finished: whether each answer
+    ended by itself, and not because of the length limit.
     Raises DataError if the sequences differ in length, or for a BERTScore without a scorer.
     """
     _check_lengths(generated, inputs=inputs, references=references, finished=finished)
@@ -90,20 +121,26 @@ def answer_scores(
     return {name: scores[name] for name in MEASURES if name in scores}
 
 
-def _check_lengths(generated: Sequence[str], **others: Sequence[str] | Sequence[bool] | None) -> None:
+def _check_lengths(
+    generated: Sequence[str], **others: Sequence[str] | Sequence[bool] | None
+) -> None:
     for name, values in others.items():
         if values is not None and len(values) != len(generated):
             raise DataError(f"there are {len(generated)} generated texts, but {len(values)} {name}")
 
 
-def _own_scores(task: Task, inputs: Sequence[str], generated: Sequence[str], finished: Sequence[bool]) -> Scores:
+def _own_scores(
+    task: Task, inputs: Sequence[str], generated: Sequence[str], finished: Sequence[bool]
+) -> Scores:
     """Return the scores that need no reference."""
     empty = [_is_empty(text) for text in generated]
     malformed = [blank or not ended for blank, ended in zip(empty, finished, strict=True)]
     scores = {"words": words(generated), "repetition": repetition(generated)}
     if "haiku" in task.metrics:
         scores |= _haiku_scores(inputs, generated)
-        malformed = [bad or not fits for bad, fits in zip(malformed, scores["three_lines"], strict=True)]
+        malformed = [
+            bad or not fits for bad, fits in zip(malformed, scores["three_lines"], strict=True)
+        ]
     flags = {"empty": empty, "cut": [not ended for ended in finished], "malformed": malformed}
     return scores | {name: [float(flag) for flag in column] for name, column in flags.items()}
 

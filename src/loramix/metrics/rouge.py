@@ -8,14 +8,18 @@ KINDS = ("rouge1", "rouge2", "rougeL")
 
 
 def rouge(generated: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
-    """Return for `rouge1`, `rouge2` and `rougeL` one F1 score (0 to 1) per sample, in the order of the samples.
+    """Return for `rouge1`, `rouge2` and `rougeL` one F1 score (0 to 1) per sample, in the order of
+    the samples.
 
-    Computed by the rouge-score library: words are runs of the letters a to z and of digits, in lower case, and those of
-    four and more letters are reduced to their Porter stems, so that "frogs" matches "frog". Line breaks separate words
-    and nothing else. A text without words scores 0.
+    Computed by the rouge-score library: words are runs of the letters a to z and of digits, in
+    lower case, and those of four and more letters are reduced to their Porter stems, so that
+    "frogs" matches "frog". Line breaks separate words and nothing else. A text without words scores
+    0.
     """
     if len(generated) != len(references):
-        raise DataError(f"there are {len(generated)} generated texts, but {len(references)} references")
+        raise DataError(
+            f"there are {len(generated)} generated texts, but {len(references)} references"
+        )
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:

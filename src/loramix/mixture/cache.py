@@ -1,7 +1,8 @@
 """What a gate must remember between the steps of cached generation, carried by the cache itself.
 
-A prompt gate remembers its weights, a running mean its sum and count: tensors with one row per sequence. Whatever
-reorders, repeats or copies the rows of the cache (beam search, contrastive search, `copy.deepcopy`) does so with them.
+A prompt gate remembers its weights, a running mean its sum and count: tensors with one row per
+sequence. Whatever reorders, repeats or copies the rows of the cache (beam search, contrastive
+search, `copy.deepcopy`) does so with them.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 
 class Carried(NamedTuple):
-    """Decisions (rows, 1, E) and states of running means (rows, F), by the name of what shares the gate, and the
-    updates that layers have made of decisions, by layer."""
+    """Decisions (rows, 1, E) and states of running means (rows, F), by the name of what shares the
+    gate, and the updates that layers have made of decisions, by layer."""
 
     decided: dict[str, Tensor]
     states: dict[str, Tensor]
@@ -27,7 +28,9 @@ class Carried(NamedTuple):
     @property
     def rows(self) -> int | None:
         """For how many sequences this holds; None if it holds nothing."""
-        return next((len(value) for part in (self.decided, self.states) for value in part.values()), None)
+        return next(
+            (len(value) for part in (self.decided, self.states) for value in part.values()), None
+        )
 
     def rearranged(self, rows: Tensor) -> "Carried":
         """Return the same for these rows."""
@@ -38,7 +41,12 @@ class Carried(NamedTuple):
         )
 
 
-def carry(cache: "Cache", decided: dict[str, Tensor], states: dict[str, Tensor], updates: dict[str, Update]) -> None:
+def carry(
+    cache: "Cache",
+    decided: dict[str, Tensor],
+    states: dict[str, Tensor],
+    updates: dict[str, Update],
+) -> None:
     """Make `cache` carry these from now on."""
     if not isinstance(cache, _Carrier):
         cache.__class__ = _carrier_of(type(cache))
@@ -71,7 +79,8 @@ class _Carrier:
     def crop(self, *args: int, **kwargs: int) -> None:
         if self.loramix_carried is not None and self.loramix_carried.states:
             raise MixtureError(
-                "a running mean cannot take tokens back, so its cache cannot be cropped (as assisted generation does); "
+                "a running mean cannot take tokens back, so its cache cannot be cropped (as "
+                "assisted generation does); "
                 "use context='prompt' or 'token'"
             )
         super().crop(*args, **kwargs)  # type: ignore[misc]
@@ -86,5 +95,7 @@ class _Carrier:
 
 
 def _carrier_of(kind: type) -> type:
-    """Return a subclass of a cache class that carries; it keeps its name, and `isinstance` holds."""
+    """Return a subclass of a cache class that carries; it keeps its name, and `isinstance`
+    holds.
+    """
     return type(kind.__name__, (_Carrier, kind), {})

@@ -1,7 +1,8 @@
 """What the layers need to know of the call that they are part of, kept per thread and never shared.
 
-A base model calls its linear layers with their input alone. The mixture therefore opens a `Call` around each stack of
-layers (the encoder, the decoder, or the whole of a decoder-only model), and a layer asks for the one it is in.
+A base model calls its linear layers with their input alone. The mixture therefore opens a `Call`
+around each stack of layers (the encoder, the decoder, or the whole of a decoder-only model), and a
+layer asks for the one it is in.
 """
 
 import threading
@@ -21,7 +22,9 @@ from loramix.mixture.update import Update
 
 
 class Memory(NamedTuple):
-    """What a decoder reads of its encoder: the output, its valid tokens, and their float32 mean as one valid token."""
+    """What a decoder reads of its encoder: the output, its valid tokens, and their float32 mean as
+    one valid token.
+    """
 
     hidden_BSD: Float[Tensor, "B S D"]
     mask_BS: Bool[Tensor, "B S"]
@@ -33,8 +36,8 @@ class Memory(NamedTuple):
 class Fixed:
     """Weights set by hand, for all layers or by layer: one row for all sequences or one for each.
 
-    updates: in generation, what the layers have made of these weights, by the number of rows; a row then stands for
-        all its beams. None elsewhere.
+    updates: in generation, what the layers have made of these weights, by the number of rows; a row
+        then stands for all its beams. None elsewhere.
     """
 
     weights: Float[Tensor, "B E"] | Mapping[str, Float[Tensor, "B E"]]
@@ -43,15 +46,20 @@ class Fixed:
     @property
     def rows(self) -> int:
         """For how many sequences there are weights."""
-        return len(self.weights if isinstance(self.weights, Tensor) else next(iter(self.weights.values())))
+        return len(
+            self.weights if isinstance(self.weights, Tensor) else next(iter(self.weights.values()))
+        )
 
     def of(self, layer: str, rows: int) -> Float[Tensor, "B 1 E"]:
-        """Return a layer's weights for `rows` sequences; raises MixtureError if they are of more or fewer rows."""
+        """Return a layer's weights for `rows` sequences; raises MixtureError if they are of more or
+        fewer rows.
+        """
         weights_BE = self.weights if isinstance(self.weights, Tensor) else self.weights[layer]
         own = len(weights_BE)
         if own != 1 and (rows % own or (rows != own and self.updates is None)):
             raise MixtureError(
-                f"there are fixed weights for {own} rows, but the call has {rows}; give one dict per row"
+                f"there are fixed weights for {own} rows, but the call has {rows}; give one dict "
+                "per row"
             )
         return weights_BE.repeat_interleave(rows // own, 0)[:, None]
 
@@ -60,11 +68,12 @@ class Fixed:
 class Call:
     """One pass through one stack.
 
-    `mask_BT` marks the tokens of the stack's own input that a gate may read. `decided` holds the gates' decisions, by
-    the name of what shares the gate: first those that came with a cache, then those of this pass. `states` holds the
-    states of running means likewise. `fixed` overrides every gate. `updates` holds, by layer, what was made of weights
-    that stay as they are; None where weights may change, or gradients are wanted. `folding` folds those updates, where
-    that is wanted.
+    `mask_BT` marks the tokens of the stack's own input that a gate may read. `decided` holds the
+    gates' decisions, by
+    the name of what shares the gate: first those that came with a cache, then those of this pass.
+    `states` holds the states of running means likewise. `fixed` overrides every gate. `updates`
+    holds, by layer, what was made of weights that stay as they are; None where weights may change,
+    or gradients are wanted. `folding` folds those updates, where that is wanted.
     """
 
     stack: nn.Module
@@ -86,14 +95,26 @@ class Call:
         mask_BT: Bool[Tensor, "B T"],
         state_BF: Float[Tensor, "B F"] | None = None,
     ) -> tuple[Float[Tensor, "B _ D"], Float[Tensor, "B F"] | None]:
-        """Return what gates see of this input (`loramix.mixture.gate.read`), computed once for layers that read the same."""
+        """Return what gates see of this input (`loramix.mixture.gate.read`), computed once for
+        layers that read the same.
+        """
         last = self._contexts
-        if last is None or not (last[0] is hidden_BTD and last[1] is mask_BT and last[2] is state_BF):
-            self._contexts = last = (hidden_BTD, mask_BT, state_BF, read(config, hidden_BTD, mask_BT, state_BF))
+        if last is None or not (
+            last[0] is hidden_BTD and last[1] is mask_BT and last[2] is state_BF
+        ):
+            self._contexts = last = (
+                hidden_BTD,
+                mask_BT,
+                state_BF,
+                read(config, hidden_BTD, mask_BT, state_BF),
+            )
         return last[3]
 
-    def low(self, x_BTD: Float[Tensor, "B T D"], downs: nn.Module, place: int) -> Float[Tensor, "B T R"]:
-        """Return the input as down-projected for the layer at `place`, computed once for all that read it.
+    def low(
+        self, x_BTD: Float[Tensor, "B T D"], downs: nn.Module, place: int
+    ) -> Float[Tensor, "B T R"]:
+        """Return the input as down-projected for the layer at `place`, computed once for all that
+        read it.
 
         What every layer has fetched is kept no longer.
         """
@@ -107,7 +128,9 @@ class Call:
 
 
 class Used(NamedTuple):
-    """The weights that a layer used: for each row, or for each token, of which `mask_BT` marks the real ones."""
+    """The weights that a layer used: for each row, or for each token, of which `mask_BT` marks the
+    real ones.
+    """
 
     weights: Float[Tensor, "B _ E"]
     mask_BT: Bool[Tensor, "B T"] | None
@@ -124,8 +147,9 @@ class Used(NamedTuple):
 class Here:
     """What a thread is doing.
 
-    call: the innermost call that it is in. record: where layers note the weights that they use. fixed: the weights set
-    by hand. prompt_length: of the generation that it is in. folding: of that generation, if it folds updates.
+    call: the innermost call that it is in. record: where layers note the weights that they use.
+    fixed: the weights set by hand. prompt_length: of the generation that it is in. folding: of that
+        generation, if it folds updates.
     """
 
     call: Call | None = None
@@ -138,8 +162,8 @@ class Here:
 class _Thread(threading.local):
     """Holds an object for every thread.
 
-    torch.compile follows the attributes of both, but would lose what it writes to a thread-local object itself; and it
-    does not follow context variables.
+    torch.compile follows the attributes of both, but would lose what it writes to a thread-local
+    object itself; and it does not follow context variables.
     """
 
     def __init__(self) -> None:  # runs in every thread
@@ -187,10 +211,12 @@ def during(**values: object) -> Iterator[None]:
 
 
 def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Return the `context_fn` pair for `torch.utils.checkpoint`: the second forward pass sees the call of the first.
+    """Return the `context_fn` pair for `torch.utils.checkpoint`: the second forward pass sees the
+    call of the first.
 
-    It sees what had been decided when the first began, so that the gates inside decide anew and their gradients flow.
-    Neither sees what the last layer before has read, which would be kept until the second has run.
+    It sees what had been decided when the first began, so that the gates inside decide anew and
+    their gradients flow. Neither sees what the last layer before has read, which would be kept
+    until the second has run.
     """
     call = thread.here.call
     if call is not None:

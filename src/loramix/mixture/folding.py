@@ -1,9 +1,10 @@
-"""Folding: for the length of one generation, the experts are part of the weights, and cost nothing per token.
+"""Folding: for the length of one generation, the experts are part of the weights, and cost nothing
+per token.
 
-It takes weights that hold for every row and every step: those of one prompt, or fixed ones. The layers then use copies
-of their weights with the update added; the base's own are never written, so there is nothing to restore, whatever
-interrupts the generation. Copies are made at the second token, by the layers that are asked for one: not by an encoder,
-nor for the keys of cross-attention.
+It takes weights that hold for every row and every step: those of one prompt, or fixed ones. The
+layers then use copies of their weights with the update added; the base's own are never written, so
+there is nothing to restore, whatever interrupts the generation. Copies are made at the second
+token, by the layers that are asked for one: not by an encoder, nor for the keys of cross-attention.
 """
 
 import threading
@@ -19,8 +20,9 @@ from loramix.mixture.update import Folded, Gathered, is_transposed
 class Folding:
     """Makes the folded weights of one mixture.
 
-    Their memory is kept for the next generation: to be given new pages takes longer than the sums. It is used again
-    once nobody holds what was folded there, be it a generation in another thread or a cache that was returned.
+    Their memory is kept for the next generation: to be given new pages takes longer than the sums.
+    It is used again once nobody holds what was folded there, be it a generation in another thread
+    or a cache that was returned.
     """
 
     def __init__(self) -> None:
@@ -28,14 +30,18 @@ class Folding:
         self._lock = threading.Lock()
 
     def fold(self, base: nn.Module, update: Gathered) -> Folded:
-        """Return a copy of the base's weight with the update of the first row added; `can_fold(base)` must hold."""
+        """Return a copy of the base's weight with the update of the first row added;
+        `can_fold(base)` must hold.
+        """
         weight, bias = base.weight, base.bias
         assert isinstance(weight, Tensor)
         assert bias is None or isinstance(bias, Tensor)
         with self._lock:
             copy = self._unused(base, weight)
             if copy is None:
-                with torch.inference_mode(False):  # what is made inside could not be written to outside
+                with torch.inference_mode(
+                    False
+                ):  # what is made inside could not be written to outside
                     copy = torch.empty_like(weight)
             made = Folded(copy.T if is_transposed(base) else copy, bias)
             self._copies[id(base)] = copy, weakref.ref(made)
@@ -55,14 +61,19 @@ class Folding:
     def _unused(self, base: nn.Module, like: Tensor) -> Tensor | None:
         copy, user = self._copies.get(id(base), (None, None))
         used = copy is None or user is None or user() is not None
-        fits = copy is not None and (copy.shape, copy.dtype, copy.device) == (like.shape, like.dtype, like.device)
+        fits = copy is not None and (copy.shape, copy.dtype, copy.device) == (
+            like.shape,
+            like.dtype,
+            like.device,
+        )
         return copy if fits and not used else None
 
 
 def can_fold(base: nn.Module) -> bool:
     """Return whether a layer does nothing but multiply by a weight that can be added to.
 
-    Quantised layers do not, nor do those with hooks or a replaced `forward`, as of models spread over devices.
+    Quantised layers do not, nor do those with hooks or a replaced `forward`, as of models spread
+    over devices.
     """
     hooked = base._forward_hooks or base._forward_pre_hooks or "forward" in vars(base)
     return type(base) in (nn.Linear, Conv1D) and not hooked and base.weight.is_floating_point()  # type: ignore[operator]

@@ -1,6 +1,7 @@
 """The mixture of one layer: y = W x + Σ_e g_e s_e B_e A_e x, with all experts' matrices stacked.
 
-Axes: `B` batch, `T` tokens, `D` input width, `O` output width, `E` experts, `R` ranks of all experts side by side.
+Axes: `B` batch, `T` tokens, `D` input width, `O` output width, `E` experts, `R` ranks of all
+experts side by side.
 """
 
 from collections.abc import Sequence
@@ -18,14 +19,17 @@ from loramix.mixture.update import Folded, Gathered, LowRank, Update
 
 
 class Downs(nn.Module):
-    """The experts' down-projections of all layers that read one input, side by side: one product serves them all.
+    """The experts' down-projections of all layers that read one input, side by side: one product
+    serves them all.
 
     ranks: the number of rows of each layer.
     """
 
     down_RD: Tensor
 
-    def __init__(self, layers: Sequence[Sequence[LowRank]], *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, layers: Sequence[Sequence[LowRank]], *, dtype: torch.dtype, device: torch.device
+    ) -> None:
         super().__init__()
         stacked_RD = torch.cat([update.down_RD for updates in layers for update in updates])
         self.register_buffer("down_RD", stacked_RD.to(device, dtype))
@@ -33,16 +37,20 @@ class Downs(nn.Module):
 
     def forward(self, x_BTD: Float[Tensor, "B T D"]) -> tuple[Float[Tensor, "B T R"], ...]:
         """Return the down-projected input of each layer."""
-        return nn.functional.linear(x_BTD.to(self.down_RD.dtype), self.down_RD).split_with_sizes(self.ranks, -1)
+        return nn.functional.linear(x_BTD.to(self.down_RD.dtype), self.down_RD).split_with_sizes(
+            self.ranks, -1
+        )
 
 
 class MixtureLinear(nn.Module):
     """A frozen linear layer with the frozen updates of its experts, weighed by a gate.
 
-    updates: one entry per expert, None where an expert does not adapt this layer: it adds zero here.
-    downs: the down-projections, of which this layer's are those at `place`; the first layer keeps them.
-    gate: this layer's own, or the one that it shares with others; `reads` says whether it decides from this layer's
-        input. The other layers of the group reuse the decision.
+    updates: one entry per expert, None where an expert does not adapt this layer: it adds zero
+        here.
+    downs: the down-projections, of which this layer's are those at `place`; the first layer keeps
+        them.
+    gate: this layer's own, or the one that it shares with others; `reads` says whether it decides
+        from this layer's input. The other layers of the group reuse the decision.
     """
 
     up_OR: Tensor
@@ -65,7 +73,8 @@ class MixtureLinear(nn.Module):
         ranks = [update.down_RD.shape[0] for _, update in present]
         if gate.config.mixing == "parameter" and len(set(ranks)) > 1:
             raise MixtureError(
-                f"parameter mixing needs equal ranks, but the experts of layer '{name}' have ranks {ranks}; "
+                f"parameter mixing needs equal ranks, but the experts of layer '{name}' have "
+                f"ranks {ranks}; "
                 "use mixing='output'"
             )
         self.base, self.name, self.group, self.config = base, name, group, gate.config
@@ -101,8 +110,14 @@ class MixtureLinear(nn.Module):
         """Return the base layer's output plus the weighted updates of all experts."""
         call = thread.here.call
         if call is None:
-            raise MixtureError(f"layer '{self.name}' was called outside its mixture; call the whole model instead")
-        update = None if call.updates is None or thread.here.record is not None else call.updates.get(self.name)
+            raise MixtureError(
+                f"layer '{self.name}' was called outside its mixture; call the whole model instead"
+            )
+        update = (
+            None
+            if call.updates is None or thread.here.record is not None
+            else call.updates.get(self.name)
+        )
         if update is None:
             update = self._update(x_BTD, call)
         if isinstance(update, Folded):
@@ -114,22 +129,31 @@ class MixtureLinear(nn.Module):
         return update.add(self.base(x_BTD), low_BTR)
 
     def gathered(self, weights_BTE: Float[Tensor, "B _ E"], *, sparse: bool) -> Gathered:
-        """Return the update at these weights; `sparse`: without the experts that get none, if they are the most."""
+        """Return the update at these weights; `sparse`: without the experts that get none, if they
+        are the most.
+        """
         weights_BTE = weights_BTE.to(self.expert_of_rank.device)
         if sparse:
             chosen_R = (weights_BTE != 0).flatten(0, 1).any(0)[self.expert_of_rank].nonzero()[:, 0]
             if 2 * len(chosen_R) <= len(self.expert_of_rank):
                 weights_BTR = weights_BTE[..., self.expert_of_rank[chosen_R]]
-                return Gathered(self.down[chosen_R], self.up_OR[:, chosen_R], weights_BTR, self.rank)
+                return Gathered(
+                    self.down[chosen_R], self.up_OR[:, chosen_R], weights_BTR, self.rank
+                )
         return Gathered(None, self.up_OR, weights_BTE[..., self.expert_of_rank], self.rank)
 
     def _update(self, x_BTD: Float[Tensor, "B T D"], call: Call) -> Update:
         """Return the update for this input, and keep it where the weights stay as they are."""
         fixed = call.fixed
-        used = self._decision(x_BTD, call) if fixed is None else Used(fixed.of(self.name, len(x_BTD)), None)
+        used = (
+            self._decision(x_BTD, call)
+            if fixed is None
+            else Used(fixed.of(self.name, len(x_BTD)), None)
+        )
         if thread.here.record is not None:
             thread.here.record[self.name] = used
-        # A sum over the chosen alone gives the others no gradient, and has no shape that could be compiled.
+        # A sum over the chosen alone gives the others no gradient, and has no shape that could be
+        # compiled.
         sparse = fixed is not None or self.config.sparse
         sparse = sparse and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
         update = self.gathered(used.weights, sparse=sparse)
@@ -150,16 +174,20 @@ class MixtureLinear(nn.Module):
             if self.group not in call.decided:
                 call.decided[self.group] = self._decide(x_BTD, call)
             return Used(call.decided[self.group], call.mask_BT)
-        of_memory = f"{self.group} of memory"  # the keys and values of cross-attention have the encoder's tokens
+        # the keys and values of cross-attention have the encoder's tokens
+        of_memory = f"{self.group} of memory"
         if of_memory not in call.decided:
             call.decided[of_memory] = self._decide_of_memory(memory, call)
         return Used(call.decided[of_memory], memory.mask_BS)
 
     def _decide(self, x_BTD: Float[Tensor, "B T D"], call: Call) -> Float[Tensor, "B _ E"]:
-        """Let the gate decide from this layer's input or, as a prompt gate in a decoder, from the encoder's output."""
+        """Let the gate decide from this layer's input or, as a prompt gate in a decoder, from the
+        encoder's output.
+        """
         if self.gate is None:
             raise MixtureError(
-                f"layer '{self.name}' runs before the layer from which the gate of '{self.group}' reads; "
+                f"layer '{self.name}' runs before the layer from which the gate of '{self.group}' "
+                "reads; "
                 "use scope='layer' with this base model"
             )
         if self.config.context == "prompt" and call.memory is not None:
@@ -167,21 +195,27 @@ class MixtureLinear(nn.Module):
             return self.gate(context_B1D, call.memory.one_B1)  # type: ignore[no-any-return]
         if call.mask_BT is None or call.mask_BT.shape != x_BTD.shape[:2]:
             raise MixtureError(
-                f"layer '{self.name}' reads input of shape {list(x_BTD.shape)}, which are not the tokens of its stack, "
+                f"layer '{self.name}' reads input of shape {list(x_BTD.shape)}, which are not the "
+                "tokens of its stack, "
                 "so its gate cannot tell which of them are real"
             )
-        context_BTD, state_BF = call.context(self.config, x_BTD, call.mask_BT, call.states.get(self.group))
+        context_BTD, state_BF = call.context(
+            self.config, x_BTD, call.mask_BT, call.states.get(self.group)
+        )
         if state_BF is not None:
             call.states[self.group] = state_BF
         return self.gate(context_BTD, call.mask_BT)  # type: ignore[no-any-return]
 
     def _decide_of_memory(self, memory: Memory, call: Call) -> Float[Tensor, "B _ E"]:
-        """Let the gate, which may be another layer's, decide from the encoder's tokens that this layer reads."""
+        """Let the gate, which may be another layer's, decide from the encoder's tokens that this
+        layer reads.
+        """
         gate, _ = self._shared
         width = memory.hidden_BSD.shape[-1]
         if gate.width != width:
             raise MixtureError(
-                f"layer '{self.name}' reads the encoder's output of width {width}, but the gate of '{self.group}' "
+                f"layer '{self.name}' reads the encoder's output of width {width}, but the gate "
+                f"of '{self.group}' "
                 f"reads width {gate.width}; use scope='layer' with these experts"
             )
         context_BSD, _ = call.context(self.config, memory.hidden_BSD, memory.mask_BS)

@@ -1,4 +1,6 @@
-"""The mixture model: a frozen base, frozen experts, and a trainable gate beside every adapted layer."""
+"""The mixture model: a frozen base, frozen experts, and a trainable gate beside every adapted
+layer.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +21,14 @@ from loramix.mixture.gate import ContextGate
 from loramix.mixture.generation import folds, refuse_generation
 from loramix.mixture.hooks import attach
 from loramix.mixture.layer import MixtureLinear
-from loramix.mixture.wrapping import adapted_layers, check_readers, mixture_layers, new_gates, unwrap, wrap
+from loramix.mixture.wrapping import (
+    adapted_layers,
+    check_readers,
+    mixture_layers,
+    new_gates,
+    unwrap,
+    wrap,
+)
 from loramix.prompts import Prompting, text_inputs
 from loramix.storage.experts import Expert, check_fits, load_expert
 
@@ -31,7 +40,8 @@ if TYPE_CHECKING:
 class MixtureModel(nn.Module):
     """One language model that decides, for every input, how much of each expert to use.
 
-    Build it with `from_experts` or `from_pretrained`. Its parameters that require gradients are those of the gates.
+    Build it with `from_experts` or `from_pretrained`. Its parameters that require gradients are
+    those of the gates.
     """
 
     def __init__(
@@ -72,7 +82,8 @@ class MixtureModel(nn.Module):
         base: a model name, a path or a loaded model, which is changed in place.
         experts: a folder or Hub id for every expert's name, in order.
         dtype: of the base, where it is not loaded yet.
-        lossy: what may be left out of adapters that hold more than low-rank updates, see `loramix.storage.experts.LOSSY`.
+        lossy: what may be left out of adapters that hold more than low-rank updates, see
+            `loramix.storage.experts.LOSSY`.
         """
         from loramix.bases.loading import load_base
 
@@ -94,7 +105,8 @@ class MixtureModel(nn.Module):
         revision: str | None = None,
         dtype: str = "float32",
     ) -> "MixtureModel":
-        """Return the mixture saved at `path`, a folder or Hub id; `base` replaces the recorded base model.
+        """Return the mixture saved at `path`, a folder or Hub id; `base` replaces the recorded base
+        model.
 
         dtype: of the base, where it is not loaded yet.
         """
@@ -102,17 +114,25 @@ class MixtureModel(nn.Module):
 
         return load(path, base, revision=revision, dtype=dtype)
 
-    def save_pretrained(self, path: str | Path, *, experts: Literal["copy", "reference"] = "copy") -> None:
-        """Write gates, experts and their order to folder `path`, whole or not at all; the base is only named.
+    def save_pretrained(
+        self, path: str | Path, *, experts: Literal["copy", "reference"] = "copy"
+    ) -> None:
+        """Write gates, experts and their order to folder `path`, whole or not at all; the base is
+        only named.
 
-        experts: `reference` stores where each came from (and, of the Hub, the commit) instead of a copy.
+        experts: `reference` stores where each came from (and, of the Hub, the commit) instead of a
+            copy.
         """
         from loramix.storage.format import save
 
         save(self, Path(path), experts=experts)
 
-    def push_to_hub(self, repository: str, *, private: bool | None = None, token: str | None = None) -> str:
-        """Upload the mixture to a repository of the Hub, made if needed, and return the commit's address."""
+    def push_to_hub(
+        self, repository: str, *, private: bool | None = None, token: str | None = None
+    ) -> str:
+        """Upload the mixture to a repository of the Hub, made if needed, and return the commit's
+        address.
+        """
         from loramix.storage.hub import push
 
         with TemporaryDirectory() as folder:
@@ -120,12 +140,16 @@ class MixtureModel(nn.Module):
             return push(Path(folder) / "mixture", repository, private=private, token=token)
 
     def add_expert(self, name: str, source: str | Path, *, lossy: Sequence[str] = ()) -> None:
-        """Add a PEFT adapter as the last expert; every answer stays as it was until the gates are trained again.
+        """Add a PEFT adapter as the last expert; every answer stays as it was until the gates are
+        trained again.
 
-        The gates are new objects afterwards, so an optimizer that was made before does not train them.
+        The gates are new objects afterwards, so an optimizer that was made before does not train
+        them.
         """
         if name in self.expert_names:
-            raise MixtureError(f"there is an expert '{name}' already; the experts are {self.expert_names}")
+            raise MixtureError(
+                f"there is an expert '{name}' already; the experts are {self.expert_names}"
+            )
         expert = load_expert(name, source, lossy=lossy)
         self._rearrange([*self.experts, expert], [*range(len(self.experts)), None])
 
@@ -138,7 +162,9 @@ class MixtureModel(nn.Module):
         self._rearrange([self.experts[other] for other in order], order)
 
     def _rearrange(self, experts: Sequence[Expert], order: Sequence[int | None]) -> None:
-        """Exchange the experts; the gates know expert i as the one that was order[i]. On an error nothing changes."""
+        """Exchange the experts; the gates know expert i as the one that was order[i]. On an error
+        nothing changes.
+        """
         old, config = self.gates, self.gate_config
         unwrap(self.base)
         try:
@@ -147,7 +173,12 @@ class MixtureModel(nn.Module):
             layers = adapted_layers(experts)
             check_readers(self.base, adapted_layers(self.experts), layers, config.scope)
             gates = {**new_gates(self.base, layers, config, len(self.experts)), **old}
-            wrap(self.base, experts, config, {name: gate.rearranged(order) for name, gate in gates.items()})
+            wrap(
+                self.base,
+                experts,
+                config,
+                {name: gate.rearranged(order) for name, gate in gates.items()},
+            )
         except LoramixError:
             unwrap(self.base)
             wrap(self.base, self.experts, config, old)
@@ -162,12 +193,15 @@ class MixtureModel(nn.Module):
         prompt: str | Mapping[str, Tensor] | None = None,
         merged: bool = False,
     ) -> None:
-        """Write the mixture at fixed weights to folder `path`, as a PEFT adapter or, `merged`, as a whole model.
+        """Write the mixture at fixed weights to folder `path`, as a PEFT adapter or, `merged`, as a
+        whole model.
 
         weights: of every expert, in all layers; unnamed experts get 0.
-        prompt: a text, or the model's inputs for one (for several rows: their mean), whose weights are taken.
+        prompt: a text, or the model's inputs for one (for several rows: their mean), whose weights
+            are taken.
 
-        Raises MixtureError unless exactly one of both is given, or if the gates do not decide once for each prompt.
+        Raises MixtureError unless exactly one of both is given, or if the gates do not decide once
+        for each prompt.
         """
         from loramix.storage.export import prompt_weights, write_adapter, write_merged
 
@@ -193,7 +227,9 @@ class MixtureModel(nn.Module):
 
     @property
     def gates(self) -> dict[str, ContextGate]:
-        """The gates by the layer that each reads from: every adapted layer, or the first of those that share one."""
+        """The gates by the layer that each reads from: every adapted layer, or the first of those
+        that share one.
+        """
         return {name: layer.gate for name, layer in self.layers.items() if layer.gate is not None}
 
     @property
@@ -210,12 +246,16 @@ class MixtureModel(nn.Module):
     def gate_state(self) -> dict[str, Tensor]:
         """Return the gates' parameters, by layer and parameter name."""
         return {
-            f"{name}.{key}": tensor for name, gate in self.gates.items() for key, tensor in gate.state_dict().items()
+            f"{name}.{key}": tensor
+            for name, gate in self.gates.items()
+            for key, tensor in gate.state_dict().items()
         }
 
     @torch.no_grad()
     def load_gate_state(self, state: Mapping[str, Tensor]) -> None:
-        """Set the gates' parameters; raises MixtureError unless `state` holds exactly those of this mixture."""
+        """Set the gates' parameters; raises MixtureError unless `state` holds exactly those of this
+        mixture.
+        """
         own = self.gate_state()
         missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or unknown:
@@ -226,7 +266,8 @@ class MixtureModel(nn.Module):
         for key, tensor in own.items():
             if tensor.shape != state[key].shape:
                 raise MixtureError(
-                    f"gate parameter '{key}' has shape {list(state[key].shape)}, expected {list(tensor.shape)}"
+                    f"gate parameter '{key}' has shape {list(state[key].shape)}, expected "
+                    f"{list(tensor.shape)}"
                 )
             tensor.copy_(state[key])
         for gate in self.gates.values():
@@ -242,10 +283,16 @@ class MixtureModel(nn.Module):
     ) -> "ModelOutput":
         """Return the base model's output, mixed.
 
-        In a decoder-only model the gates read the prompt: `prompt_mask` if given, else what precedes the first label
-        that is not -100 (`labels` may cover the last L columns alone), else every token. Further inputs go to the base.
+        In a decoder-only model the gates read the prompt: `prompt_mask` if given, else what
+        precedes the first label that is not -100 (`labels` may cover the last L columns alone),
+        else every token. Further inputs go to the base.
         """
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, **base_inputs}
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "labels": labels,
+            **base_inputs,
+        }
         given = {key: value for key, value in inputs.items() if value is not None}
         if prompt_mask is not None:
             given["prompt_mask"] = prompt_mask
@@ -254,16 +301,20 @@ class MixtureModel(nn.Module):
 
     @torch.no_grad()
     def generate(self, *, fold: bool | None = None, **inputs: object) -> "Tensor | ModelOutput":
-        """Return token ids or, with `return_dict_in_generate`, an output: what the base model's `generate` returns.
+        """Return token ids or, with `return_dict_in_generate`, an output: what the base model's
+        `generate` returns.
 
-        fold: whether to add the experts, at the weights of the prompt, to copies of the adapted layers' weights, so
-            that generated tokens cost what they cost the base. It takes one prompt (or fixed weights, the same for all
-            rows), and the memory of these layers once more, which is kept for the next time, until `train()`. None:
-            where it can be done and the answer may be long enough to pay for it.
+        fold: whether to add the experts, at the weights of the prompt, to copies of the adapted
+            layers' weights, so that generated tokens cost what they cost the base. It takes one
+            prompt (or fixed weights, the same for all rows), and the memory of these layers once
+            more, which is kept for the next time, until `train()`. None: where it can be done and
+            the answer may be long enough to pay for it.
         """
         if thread.here.fixed is None:
             refuse_generation(self.gate_config, inputs)
-        prompt = next((inputs[key] for key in ("input_ids", "inputs", "inputs_embeds") if key in inputs), None)
+        prompt = next(
+            (inputs[key] for key in ("input_ids", "inputs", "inputs_embeds") if key in inputs), None
+        )
         with during(
             prompt_length=prompt.shape[1] if isinstance(prompt, Tensor) else None,
             fixed=thread.here.fixed and replace(thread.here.fixed, updates={}),
@@ -273,46 +324,63 @@ class MixtureModel(nn.Module):
         return tokens
 
     def train(self, mode: bool = True) -> "MixtureModel":
-        """Set the mode of every module; to train also gives back the memory that folding has kept."""
+        """Set the mode of every module; to train also gives back the memory that folding has
+        kept.
+        """
         if mode:
             self._folding.clear()
         return super().train(mode)
 
     @torch.no_grad()
     def weights(self, **inputs: object) -> dict[str, Float[Tensor, "B *tokens E"]]:
-        """Return the weights that every adapted layer gives the experts for these inputs, in model order.
+        """Return the weights that every adapted layer gives the experts for these inputs, in model
+        order.
 
-        Their shape is (B, E), or (B, T, E) where the gates decide for every token; the keys and values of
-        cross-attention have the encoder's tokens. An encoder-decoder model runs its first decoder step if no
-        `decoder_input_ids` are given.
+        Their shape is (B, E), or (B, T, E) where the gates decide for every token; the keys and
+        values of cross-attention have the encoder's tokens. An encoder-decoder model runs its first
+        decoder step if no `decoder_input_ids` are given.
         """
         per_token = self.gate_config.per_token and thread.here.fixed is None
-        return {name: each.weights if per_token else each.weights[:, 0] for name, each in self._used(inputs).items()}
+        return {
+            name: each.weights if per_token else each.weights[:, 0]
+            for name, each in self._used(inputs).items()
+        }
 
     @torch.no_grad()
     def mean_weights(self, **inputs: object) -> dict[str, Float[Tensor, "B E"]]:
-        """Return `weights`, averaged over each row's real tokens where the gates decide for every token."""
+        """Return `weights`, averaged over each row's real tokens where the gates decide for every
+        token.
+        """
         return {name: each.row_mean for name, each in self._used(inputs).items()}
 
     def _used(self, inputs: dict[str, object]) -> dict[str, Used]:
-        if self.base.config.is_encoder_decoder and not {"decoder_input_ids", "labels"} & inputs.keys():
+        if (
+            self.base.config.is_encoder_decoder
+            and not {"decoder_input_ids", "labels"} & inputs.keys()
+        ):
             prompts = inputs["input_ids"] if "input_ids" in inputs else inputs.get("inputs_embeds")
             if not isinstance(prompts, Tensor):
                 raise MixtureError(
-                    "weights need input_ids or inputs_embeds; encoder_outputs need decoder_input_ids too"
+                    "weights need input_ids or inputs_embeds; encoder_outputs need "
+                    "decoder_input_ids too"
                 )
             start = self.base.config.decoder_start_token_id
-            inputs["decoder_input_ids"] = torch.full((len(prompts), 1), start, device=prompts.device)
+            inputs["decoder_input_ids"] = torch.full(
+                (len(prompts), 1), start, device=prompts.device
+            )
         with recording() as record:
             self(**inputs, use_cache=False)
-        return {name: record[name] for name in self.layers if name in record}  # no encoder runs with encoder_outputs
+        return {
+            name: record[name] for name in self.layers if name in record
+        }  # no encoder runs with encoder_outputs
 
     @contextmanager
     def fixed(self, weights: Mapping[str, float] | Sequence[Mapping[str, float]]) -> Iterator[None]:
-        """Replace all gates' decisions by these weights inside the block; unnamed experts get 0, `{}` is the base.
+        """Replace all gates' decisions by these weights inside the block; unnamed experts get 0,
+        `{}` is the base.
 
-        A list gives every row of the batch its own weights. Raises MixtureError for an unknown expert and, when the
-        model is called, for another number of rows.
+        A list gives every row of the batch its own weights. Raises MixtureError for an unknown
+        expert and, when the model is called, for another number of rows.
         """
         rows = [weights] if isinstance(weights, Mapping) else list(weights)
         with during(fixed=Fixed(torch.tensor([self._row(each) for each in rows]))):
@@ -320,13 +388,17 @@ class MixtureModel(nn.Module):
 
     @contextmanager
     def fixed_layers(self, weights: Mapping[str, Float[Tensor, "B E"]]) -> Iterator[None]:
-        """Replace all gates' decisions inside the block by one of its own for every layer and row of the batch.
+        """Replace all gates' decisions inside the block by one of its own for every layer and row
+        of the batch.
 
-        weights: of every layer, as `mean_weights` returns them: so the decisions on one input can be held for another.
+        weights: of every layer, as `mean_weights` returns them: so the decisions on one input can
+            be held for another.
         """
         missing = sorted(self.layers.keys() - weights.keys())
         if missing:
-            raise MixtureError(f"fixed weights for {len(missing)} layers are missing, such as '{missing[0]}'")
+            raise MixtureError(
+                f"fixed weights for {len(missing)} layers are missing, such as '{missing[0]}'"
+            )
         with during(fixed=Fixed(dict(weights))):
             yield
 
@@ -343,11 +415,17 @@ class MixtureModel(nn.Module):
             )
         return self.expert_names.index(name)
 
-    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict[str, object] | None = None) -> None:
-        """Recompute activations in the backward pass; the recomputed layers see the call they were first part of."""
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, object] | None = None
+    ) -> None:
+        """Recompute activations in the backward pass; the recomputed layers see the call they were
+        first part of.
+        """
         chosen = dict(activation_checkpointing_kwargs or {})
         if chosen.pop("use_reentrant", False):
             raise MixtureError("gradient checkpointing of a mixture needs use_reentrant=False")
-        self.base.activation_checkpointing_enable({**chosen, "use_reentrant": False, "context_fn": checkpoint_contexts})
+        self.base.activation_checkpointing_enable(
+            {**chosen, "use_reentrant": False, "context_fn": checkpoint_contexts}
+        )
 
     gradient_checkpointing_enable = activation_checkpointing_enable

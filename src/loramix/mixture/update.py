@@ -1,7 +1,9 @@
 """Low-rank updates: one expert's, and what a layer adds once its experts are weighed.
 
-    gathered: y = W x + up (weights · (down x))     the experts' matrices stacked, those without weight left out
-    folded:   y = (W + up (weights · down)) x       a copy of the base's weight, which costs nothing per token
+    gathered: y = W x + up (weights · (down x))     the experts' matrices stacked, those without
+        weight left out
+    folded:   y = (W + up (weights · down)) x       a copy of the base's weight, which costs nothing
+        per token
 
 The base's own weight is never written, so nothing has to be restored, whatever interrupts a call.
 """
@@ -25,10 +27,13 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Gathered:
-    """The stacked update of the experts that weigh anything, with the weight of every rank for each row or token.
+    """The stacked update of the experts that weigh anything, with the weight of every rank for each
+    row or token.
 
-    down_RD: None stands for all experts' down-projections, which the layer shares with others that read its input.
-    rank: of every expert, where their matrices are mixed separately (parameter mixing); None for output mixing.
+    down_RD: None stands for all experts' down-projections, which the layer shares with others that
+    read its input.
+    rank: of every expert, where their matrices are mixed separately (parameter mixing); None for
+        output mixing.
     """
 
     down_RD: Float[Tensor, "R D"] | None
@@ -36,13 +41,21 @@ class Gathered:
     weights_BTR: Float[Tensor, "B _ R"]
     rank: int | None = None
 
-    def add(self, y_BTO: Float[Tensor, "B T O"], low_BTR: Float[Tensor, "B T R"]) -> Float[Tensor, "B T O"]:
-        """Return the base's output plus the update of the down-projected input; `y_BTO` may be overwritten."""
+    def add(
+        self, y_BTO: Float[Tensor, "B T O"], low_BTR: Float[Tensor, "B T R"]
+    ) -> Float[Tensor, "B T O"]:
+        """Return the base's output plus the update of the down-projected input; `y_BTO` may be
+        overwritten.
+        """
         weights_BTR = self.weights_BTR.to(low_BTR.device, low_BTR.dtype)
         low_BTR = low_BTR * weights_BTR
-        if self.rank is not None:  # hand the sum of the experts' down-projections to every expert's up-projection
+        if (
+            self.rank is not None
+        ):  # hand the sum of the experts' down-projections to every expert's up-projection
             per_expert = low_BTR.view(*low_BTR.shape[:-1], -1, self.rank)
-            low_BTR = per_expert.sum(-2, keepdim=True).expand_as(per_expert).flatten(-2) * weights_BTR
+            low_BTR = (
+                per_expert.sum(-2, keepdim=True).expand_as(per_expert).flatten(-2) * weights_BTR
+            )
         if not y_BTO.dtype == low_BTR.dtype == self.up_OR.dtype:
             return y_BTO + nn.functional.linear(low_BTR, self.up_OR).to(y_BTO.dtype)
         rows_NO, low_NR = y_BTO.flatten(0, -2), low_BTR.flatten(0, -2)
@@ -58,7 +71,9 @@ class Gathered:
         if self.rank is None:
             return up_OR, self.down_RD
         down_RD = self.down_RD * weights_R[:, None]
-        return up_OR.view(len(up_OR), -1, self.rank).sum(1), down_RD.view(-1, self.rank, down_RD.shape[1]).sum(0)
+        return up_OR.view(len(up_OR), -1, self.rank).sum(1), down_RD.view(
+            -1, self.rank, down_RD.shape[1]
+        ).sum(0)
 
     def rearranged(self, rows: Tensor) -> "Gathered":
         """Return the update of these rows, as a cache is reordered or repeated."""

@@ -15,12 +15,26 @@ from loramix.storage.experts import Expert, linear_shape
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_READ_ONE_INPUT = ("q k v", "q_proj k_proj v_proj", "query key value", "gate_proj up_proj", "wi_0 wi_1")
-_CROSS_ATTENTION = ("EncDecAttention", "encoder_attn", "crossattention", "cross_attn", "cross_attention")
+_READ_ONE_INPUT = (
+    "q k v",
+    "q_proj k_proj v_proj",
+    "query key value",
+    "gate_proj up_proj",
+    "wi_0 wi_1",
+)
+_CROSS_ATTENTION = (
+    "EncDecAttention",
+    "encoder_attn",
+    "crossattention",
+    "cross_attn",
+    "cross_attention",
+)
 
 
 class Place(NamedTuple):
-    """An adapted layer: its name, what shares its gate, and the first layer of that group, whose input it reads."""
+    """An adapted layer: its name, what shares its gate, and the first layer of that group, whose
+    input it reads.
+    """
 
     layer: str
     group: str
@@ -38,15 +52,21 @@ def places(base: "PreTrainedModel", layers: Collection[str], scope: Scope) -> li
     return found
 
 
-def check_readers(base: "PreTrainedModel", old: Collection[str], new: Collection[str], scope: Scope) -> None:
-    """Raise MixtureError if a shared gate would read another layer, once `new` layers are adapted instead of `old`."""
+def check_readers(
+    base: "PreTrainedModel", old: Collection[str], new: Collection[str], scope: Scope
+) -> None:
+    """Raise MixtureError if a shared gate would read another layer, once `new` layers are adapted
+    instead of `old`.
+    """
     readers = {place.group: place.reader for place in places(base, old, scope)}
     for place in places(base, new, scope):
         before = readers.get(place.group, place.reader)
         if before != place.reader:
             raise MixtureError(
-                f"the gate of '{place.group}' was made to read at '{before}', the first adapted layer; with these "
-                f"experts that would be '{place.reader}'. Build a new mixture, or one with scope='layer'"
+                f"the gate of '{place.group}' was made to read at '{before}', the first adapted "
+                "layer; with these "
+                f"experts that would be '{place.reader}'. Build a new mixture, or one with "
+                "scope='layer'"
             )
 
 
@@ -58,35 +78,52 @@ def new_gates(
     for place in places(base, layers, config.scope):
         if place.layer == place.reader:
             device = base.get_submodule(place.layer).weight.device
-            gates[place.layer] = ContextGate(_gate_width(base, place.layer, config), experts, config).to(device)
+            gates[place.layer] = ContextGate(
+                _gate_width(base, place.layer, config), experts, config
+            ).to(device)
     return gates
 
 
 def wrap(
-    base: "PreTrainedModel", experts: Sequence[Expert], config: GateConfig, gates: Mapping[str, ContextGate]
+    base: "PreTrainedModel",
+    experts: Sequence[Expert],
+    config: GateConfig,
+    gates: Mapping[str, ContextGate],
 ) -> None:
-    """Put a MixtureLinear in the place of every layer that an expert adapts; `gates` as `new_gates` names them."""
+    """Put a MixtureLinear in the place of every layer that an expert adapts; `gates` as `new_gates`
+    names them.
+    """
     found = {place.layer: place for place in places(base, adapted_layers(experts), config.scope)}
     updates = {layer: [expert.updates.get(layer) for expert in experts] for layer in found}
     for together in reading_together(base, list(found)):
         weight = base.get_submodule(together[0]).weight
         assert isinstance(weight, torch.Tensor)
-        present = [[update for update in updates[layer] if update is not None] for layer in together]
+        present = [
+            [update for update in updates[layer] if update is not None] for layer in together
+        ]
         dtype = weight.dtype if weight.is_floating_point() else torch.get_default_dtype()
         downs = Downs(present, dtype=dtype, device=weight.device)
         for place, layer in enumerate(together):
             where = found[layer]
             mixed = MixtureLinear(
-                base.get_submodule(layer), layer, updates[layer], gates[where.reader],
-                downs=downs, place=place, group=where.group, reads=layer == where.reader,
-            )  # fmt: skip
+                base.get_submodule(layer),
+                layer,
+                updates[layer],
+                gates[where.reader],
+                downs=downs,
+                place=place,
+                group=where.group,
+                reads=layer == where.reader,
+            )
             _replace(base, layer, mixed)
 
 
 def reading_together(base: "PreTrainedModel", layers: Sequence[str]) -> list[list[str]]:
-    """Return the layers in groups that can share a down-projection: those of one module that read one input, by name.
+    """Return the layers in groups that can share a down-projection: those of one module that read
+    one input, by name.
 
-    They share its result only where they are really given the same tensor. In cross-attention, queries are not.
+    They share its result only where they are really given the same tensor. In cross-attention,
+    queries are not.
     """
     groups: dict[tuple[object, ...], list[str]] = {}
     for layer in layers:
@@ -121,21 +158,35 @@ def in_decoder(base: "PreTrainedModel", layer: str) -> bool:
 
 
 def _group(base: "PreTrainedModel", layer: str, scope: Scope) -> str:
-    """Return the name of what shares a gate with `layer`: itself, its block (`…layers.0`), or its side of the model."""
+    """Return the name of what shares a gate with `layer`: itself, its block (`…layers.0`), or its
+    side of the model.
+    """
     if scope == "layer":
         return layer
     if scope == "model":
-        return "model" if not base.config.is_encoder_decoder else "decoder" if in_decoder(base, layer) else "encoder"
+        return (
+            "model"
+            if not base.config.is_encoder_decoder
+            else "decoder"
+            if in_decoder(base, layer)
+            else "encoder"
+        )
     parts = layer.split(".")
     numbered = [index for index, part in enumerate(parts) if part.isdigit()]
     return ".".join(parts[: numbered[0] + 1]) if numbered else layer
 
 
 def _gate_width(base: "PreTrainedModel", layer: str, config: GateConfig) -> int:
-    """Return the width of what a layer's gate reads: its input, or the encoder's output in a decoder."""
+    """Return the width of what a layer's gate reads: its input, or the encoder's output in a
+    decoder.
+    """
     shape = linear_shape(base.get_submodule(layer))
     assert shape is not None, "check_fits lets linear layers pass only"
-    return int(base.config.hidden_size) if config.context == "prompt" and in_decoder(base, layer) else shape[0]
+    return (
+        int(base.config.hidden_size)
+        if config.context == "prompt" and in_decoder(base, layer)
+        else shape[0]
+    )
 
 
 def _encoder_prefix(base: "PreTrainedModel") -> str:

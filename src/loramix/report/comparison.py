@@ -1,4 +1,6 @@
-"""The comparison of many models: one HTML page that needs nothing beside itself and can be searched."""
+"""The comparison of many models: one HTML page that needs nothing beside itself and can be
+searched.
+"""
 
 import base64
 import hashlib
@@ -41,7 +43,9 @@ _OPEN_TABLES = 3  # shown at once below the headline; the others unfold
 
 
 def render_comparison(report: ComparisonReport) -> str:
-    """Return the page; every text from data or models is escaped, and no script but the page's own may run."""
+    """Return the page; every text from data or models is escaped, and no script but the page's own
+    may run.
+    """
     script = source("search.js")
     return page(
         "comparison.html",
@@ -52,7 +56,10 @@ def render_comparison(report: ComparisonReport) -> str:
         open_tables=_OPEN_TABLES,
         width=WIDTH,
         drawings=[drawing(forest) for forest in report.forests],
-        routing=[(routing, arrange(routing.rows), mean_weights(routing.rows)) for routing in report.routing],
+        routing=[
+            (routing, arrange(routing.rows), mean_weights(routing.rows))
+            for routing in report.routing
+        ],
         steps={label: picture(routing_svg(label, rows)) for label, rows in report.steps.items()},
         losses={label: picture(losses_svg(label, rows)) for label, rows in report.losses.items()},
         models=_unique(model for sample in report.samples for model in sample.outputs),
@@ -71,7 +78,10 @@ def script_hash(script: str) -> str:
 
 def verdict(claims: Sequence[Claim]) -> str:
     """Return in one sentence how many claims hold."""
-    hold, fail = sum(claim.holds is True for claim in claims), sum(claim.holds is False for claim in claims)
+    hold, fail = (
+        sum(claim.holds is True for claim in claims),
+        sum(claim.holds is False for claim in claims),
+    )
     undecided = len(claims) - hold - fail
     parts = [f"{hold} of {len(claims)} {'claim holds' if len(claims) == 1 else 'claims hold'}"]
     parts += [f"{fail} {'does' if fail == 1 else 'do'} not"] if fail else []
@@ -91,7 +101,9 @@ def interval(score: Score) -> str:
 
 
 def shades(cells: Sequence[Sequence[float | None]]) -> list[list[int]]:
-    """Return how deep each cell's shade is, in percent: 0 for the smallest number of a column, 100 for the largest."""
+    """Return how deep each cell's shade is, in percent: 0 for the smallest number of a column, 100
+    for the largest.
+    """
     columns = [_column_shades(column) for column in zip(*cells, strict=True)]
     return [list(row) for row in zip(*columns, strict=True)]
 
@@ -100,7 +112,9 @@ def _column_shades(column: Sequence[float | None]) -> list[int]:
     finite = [value for value in column if value is not None and math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     return [
-        round(100 * (value - low) / (high - low)) if value is not None and math.isfinite(value) and high > low else 0
+        round(100 * (value - low) / (high - low))
+        if value is not None and math.isfinite(value) and high > low
+        else 0
         for value in column
     ]
 

@@ -1,4 +1,6 @@
-"""What the page of a comparison shows, as plain data. A number that is None or no finite number is shown as a dash."""
+"""What the page of a comparison shows, as plain data. A number that is None or no finite number is
+shown as a dash.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +10,9 @@ from loramix.report.content import LossRow, WeightRow
 
 @dataclass(frozen=True)
 class Claim:
-    """What the comparison was to find out; `holds` is None where the evidence does not decide it."""
+    """What the comparison was to find out; `holds` is None where the evidence does not decide
+    it.
+    """
 
     text: str
     holds: bool | None
@@ -27,7 +31,9 @@ class Score:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Scores, one row per model; `columns` names the scores, so a row has a model and as many scores."""
+    """Scores, one row per model; `columns` names the scores, so a row has a model and as many
+    scores.
+    """
 
     title: str
     note: str
@@ -89,7 +95,9 @@ class ComparisonSample:
 
 @dataclass(frozen=True)
 class ComparisonReport:
-    """Everything on the page, in its order; the first table is the headline, `steps` and `losses` go by model."""
+    """Everything on the page, in its order; the first table is the headline, `steps` and `losses`
+    go by model.
+    """
 
     title: str
     claims: list[Claim]

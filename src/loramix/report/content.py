@@ -26,7 +26,9 @@ class WeightRow:
 
 @dataclass(frozen=True)
 class Table:
-    """Scores, one row per model, its name first; `best` says which value of a column is to be marked."""
+    """Scores, one row per model, its name first; `best` says which value of a column is to be
+    marked.
+    """
 
     title: str
     note: str

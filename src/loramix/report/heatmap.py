@@ -1,4 +1,6 @@
-"""Gate weights arranged for reading: blocks down, projections across, one panel per task and expert."""
+"""Gate weights arranged for reading: blocks down, projections across, one panel per task and
+expert.
+"""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -9,7 +11,9 @@ from loramix.report.content import WeightRow
 
 @dataclass(frozen=True)
 class Panel:
-    """One task's weights of one expert; `rows` holds a block's label and a weight, or None, per projection."""
+    """One task's weights of one expert; `rows` holds a block's label and a weight, or None, per
+    projection.
+    """
 
     task: str
     expert: str
@@ -18,7 +22,9 @@ class Panel:
 
 @dataclass(frozen=True)
 class Heatmap:
-    """Panels that share their columns; `even` is the weight that each expert has when none is preferred."""
+    """Panels that share their columns; `even` is the weight that each expert has when none is
+    preferred.
+    """
 
     columns: list[str]
     panels: list[Panel]
@@ -33,16 +39,24 @@ class Heatmap:
 def arrange(rows: Sequence[WeightRow]) -> Heatmap:
     """Return the heat map of `rows`, in their order.
 
-    Where the weights of two experts sum to 1, the second's follows from the first's, and only the first is shown.
+    Where the weights of two experts sum to 1, the second's follows from the first's, and only the
+    first is shown.
     """
     tasks, experts = _unique(row.task for row in rows), _unique(row.expert for row in rows)
     places = _places(_unique(row.layer for row in rows))
-    blocks, projections = _unique(b for b, _ in places.values()), _unique(p for _, p in places.values())
+    blocks, projections = (
+        _unique(b for b, _ in places.values()),
+        _unique(p for _, p in places.values()),
+    )
     weights = {(row.task, row.expert, *places[row.layer]): row.weight for row in rows}
     labels = _block_labels(blocks)
     follows = len(experts) == 2 and _sum_to_one(rows)
     panels = [
-        Panel(task, expert, [(labels[b], [weights.get((task, expert, b, p)) for p in projections]) for b in blocks])
+        Panel(
+            task,
+            expert,
+            [(labels[b], [weights.get((task, expert, b, p)) for p in projections]) for b in blocks],
+        )
         for task in tasks
         for expert in (experts[:1] if follows else experts)
     ]
@@ -54,7 +68,9 @@ def mean_weights(rows: Sequence[WeightRow]) -> dict[str, dict[str, float]]:
     groups: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         groups.setdefault(row.task, {}).setdefault(row.expert, []).append(row.weight)
-    return {task: {expert: sum(w) / len(w) for expert, w in of.items()} for task, of in groups.items()}
+    return {
+        task: {expert: sum(w) / len(w) for expert, w in of.items()} for task, of in groups.items()
+    }
 
 
 def _sum_to_one(rows: Sequence[WeightRow]) -> bool:
@@ -67,18 +83,21 @@ def _sum_to_one(rows: Sequence[WeightRow]) -> bool:
 def _places(layers: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Return every layer's block and projection.
 
-    Further numbers are left out of the projection (T5 numbers the parts of a block differently in encoder and decoder),
-    unless two layers would then share a place.
+    Further numbers are left out of the projection (T5 numbers the parts of a block differently in
+    encoder and decoder), unless two layers would then share a place.
     """
     full = {layer: _split(layer) for layer in layers}
     brief = {
-        layer: (block, re.sub(r"(^|\.)(layer\.)?\d+(?=\.)", "", p).lstrip(".")) for layer, (block, p) in full.items()
+        layer: (block, re.sub(r"(^|\.)(layer\.)?\d+(?=\.)", "", p).lstrip("."))
+        for layer, (block, p) in full.items()
     }
     return brief if len(set(brief.values())) == len(layers) else full
 
 
 def _split(layer: str) -> tuple[str, str]:
-    """Split a layer's name after the first number in it, or before its last word if there is none."""
+    """Split a layer's name after the first number in it, or before its last word if there is
+    none.
+    """
     match = re.fullmatch(r"((?:[^.]+\.)*?\d+)\.(.+)", layer)
     if match:
         return match[1], match[2]
@@ -87,7 +106,9 @@ def _split(layer: str) -> tuple[str, str]:
 
 
 def _block_labels(blocks: Sequence[str]) -> dict[str, str]:
-    """Return the blocks' names without the leading words that all of them share, but with the word at the number."""
+    """Return the blocks' names without the leading words that all of them share, but with the word
+    at the number.
+    """
     words = {block: block.split(".") for block in blocks}
     shared = 0
     most = min((len(parts) for parts in words.values()), default=0) - 2

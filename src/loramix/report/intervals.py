@@ -29,7 +29,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A forest plot: everything but `ticks`' labels and the rows' texts is a place in a drawing of `WIDTH`."""
+    """A forest plot: everything but `ticks`' labels and the rows' texts is a place in a drawing of
+    `WIDTH`.
+    """
 
     forest: Forest
     left: float
@@ -42,10 +44,14 @@ class Drawing:
 
 
 def drawing(forest: Forest) -> Drawing:
-    """Return the places of a forest plot; the first model called "oracle" gives the line to compare with."""
+    """Return the places of a forest plot; the first model called "oracle" gives the line to compare
+    with.
+    """
     left = 10 + _LETTER * max((len(shortened(name)) for name, _ in forest.rows), default=0)
     right = WIDTH - _VALUE
-    low, high = _domain(number for _, score in forest.rows for number in (score.value, score.low, score.high))
+    low, high = _domain(
+        number for _, score in forest.rows for number in (score.value, score.low, score.high)
+    )
 
     def place(value: float) -> float:
         return round(left + (value - low) / (high - low) * (right - left), 1)
@@ -57,7 +63,9 @@ def drawing(forest: Forest) -> Drawing:
             score,
             y=_ABOVE + _ROW * (index + 0.5),
             x=place(score.value) if math.isfinite(score.value) else None,
-            span=(place(score.low), place(score.high)) if _finite(score.low) and _finite(score.high) else None,
+            span=(place(score.low), place(score.high))
+            if _finite(score.low) and _finite(score.high)
+            else None,
         )
         for index, (name, score) in enumerate(forest.rows)
     ]
@@ -75,7 +83,9 @@ def drawing(forest: Forest) -> Drawing:
 
 
 def shortened(name: str) -> str:
-    """Return a name without its middle where it is long: names of like models often differ at their ends."""
+    """Return a name without its middle where it is long: names of like models often differ at their
+    ends.
+    """
     half = _LONGEST // 2
     return name if len(name) <= _LONGEST else f"{name[:half].rstrip()}…{name[1 - half :].lstrip()}"
 

@@ -13,7 +13,11 @@ def page(template: str, **values: object) -> str:
     except ImportError as error:
         raise MissingExtraError("jinja2", "report") from error
     environment = Environment(
-        loader=FunctionLoader(source), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+        loader=FunctionLoader(source),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
     )
     return str(environment.get_template(template).render(**values))
 

@@ -28,7 +28,9 @@ def render(report: Report) -> str:
 
 
 def best_cells(table: Table) -> set[tuple[int, int]]:
-    """Return (row, column) of the best value in every numeric column; none in a column where all are equal."""
+    """Return (row, column) of the best value in every numeric column; none in a column where all
+    are equal.
+    """
     cells: set[tuple[int, int]] = set()
     for column in range(1, len(table.columns)):
         values = _values(table, column)
@@ -41,18 +43,25 @@ def best_cells(table: Table) -> set[tuple[int, int]]:
 def _values(table: Table, column: int) -> dict[int, float]:
     """Return the numbers of a column by row."""
     cells = {row: cells[column] for row, cells in enumerate(table.rows)}
-    return {row: cell for row, cell in cells.items() if isinstance(cell, int | float) and math.isfinite(cell)}
+    return {
+        row: cell
+        for row, cell in cells.items()
+        if isinstance(cell, int | float) and math.isfinite(cell)
+    }
 
 
 def _share(table: Table, row: int, column: int) -> int:
-    """Return how much of its cell the shade behind a number fills, in percent of the column's largest number.
+    """Return how much of its cell the shade behind a number fills, in percent of the column's
+    largest number.
 
     A column of equal numbers has no shade: there is nothing to compare.
     """
     values = _values(table, column)
     most = max(values.values(), default=0.0)
     return (
-        round(100 * max(values.get(row, 0.0), 0.0) / most) if most > max(0.0, min(values.values(), default=0.0)) else 0
+        round(100 * max(values.get(row, 0.0), 0.0) / most)
+        if most > max(0.0, min(values.values(), default=0.0))
+        else 0
     )
 
 

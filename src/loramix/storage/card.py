@@ -15,16 +15,27 @@ Rows = Sequence[Mapping[str, object]]
 
 
 def add_measurements(folder: Path, recipe: str, tables: Mapping[str, Rows], weights: Rows) -> None:
-    """Add to a mixture's folder the run's recipe, its tables of scores and the mean weights, and tell in its card."""
+    """Add to a mixture's folder the run's recipe, its tables of scores and the mean weights, and
+    tell in its card.
+    """
     write_text(folder / RECIPE, recipe)
-    write_text(folder / METRICS, json.dumps({"scores": tables, "mean_weights": weights}, indent=2, ensure_ascii=False))
+    write_text(
+        folder / METRICS,
+        json.dumps({"scores": tables, "mean_weights": weights}, indent=2, ensure_ascii=False),
+    )
     write_card(folder)
 
 
 def write_card(folder: Path) -> None:
-    """Write README.md for the mixture in `folder`, from its configuration and from a run's files if there are any."""
+    """Write README.md for the mixture in `folder`, from its configuration and from a run's files if
+    there are any.
+    """
     config = read_config(folder)
-    measured = json.loads((folder / METRICS).read_text(encoding="utf-8")) if (folder / METRICS).is_file() else {}
+    measured = (
+        json.loads((folder / METRICS).read_text(encoding="utf-8"))
+        if (folder / METRICS).is_file()
+        else {}
+    )
     recipe = (folder / RECIPE).read_text(encoding="utf-8") if (folder / RECIPE).is_file() else ""
     template = Template((files("loramix.storage") / "card.md").read_text(encoding="utf-8"))
     card = template.substitute(
@@ -33,7 +44,10 @@ def write_card(folder: Path) -> None:
         revision=f" at revision `{config.revision}`" if config.revision else "",
         count=len(config.experts),
         prompts=_prompts(config),
-        experts=_lines((each.name, f"`{each.source}`", ", ".join(each.lossy) or "nothing") for each in config.experts),
+        experts=_lines(
+            (each.name, f"`{each.source}`", ", ".join(each.lossy) or "nothing")
+            for each in config.experts
+        ),
         gate=_lines(_gate_settings(config)),
         weights=_section("Mean weights", [_table(measured.get("mean_weights", []))]),
         metrics=_section(
@@ -47,8 +61,12 @@ def write_card(folder: Path) -> None:
 
 
 def _prompts(config: MixtureConfig) -> str:
-    form = "one user turn in the tokenizer's chat template" if config.prompting.chat else "plain text"
-    templates = "; ".join(f"{task}: `{template}`" for task, template in config.prompting.templates.items())
+    form = (
+        "one user turn in the tokenizer's chat template" if config.prompting.chat else "plain text"
+    )
+    templates = "; ".join(
+        f"{task}: `{template}`" for task, template in config.prompting.templates.items()
+    )
     return f"{form}; {templates}" if templates else form
 
 
@@ -58,7 +76,9 @@ def _gate_settings(config: MixtureConfig) -> list[tuple[str, object]]:
 
 
 def _is_hub_id(name: str) -> bool:
-    """Return whether a base is one of the Hub, whose cards may name no other: not a path, not an embedded model."""
+    """Return whether a base is one of the Hub, whose cards may name no other: not a path, not an
+    embedded model.
+    """
     return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not Path(name).exists()
 
 
@@ -71,9 +91,15 @@ def _table(rows: Rows) -> str:
     if not rows:
         return ""
     return "\n".join(
-        [f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|", _lines(tuple(row.values()) for row in rows)]
+        [
+            f"| {' | '.join(rows[0])} |",
+            "|---" * len(rows[0]) + "|",
+            _lines(tuple(row.values()) for row in rows),
+        ]
     )
 
 
 def _lines(rows: Iterable[Sequence[object]]) -> str:
-    return "\n".join(f"| {' | '.join(str(cell).replace('|', '&#124;') for cell in row)} |" for row in rows)
+    return "\n".join(
+        f"| {' | '.join(str(cell).replace('|', '&#124;') for cell in row)} |" for row in rows
+    )

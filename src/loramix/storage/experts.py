@@ -1,4 +1,6 @@
-"""Experts: LoRA adapters read from PEFT's files, refused by name where they cannot be mixed exactly."""
+"""Experts: LoRA adapters read from PEFT's files, refused by name where they cannot be mixed
+exactly.
+"""
 
 import math
 import re
@@ -26,7 +28,10 @@ _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 _OUTPUT = ("lm_head.", "embed_out.")
 _MARKS = {  # in the names of tensors that are no low-rank update of a linear layer
     "dora": ("lora_magnitude_vector",),
-    "embeddings": ("lora_embedding_", ".base_layer.weight"),  # PEFT saves a copy of adapted embeddings
+    "embeddings": (
+        "lora_embedding_",
+        ".base_layer.weight",
+    ),  # PEFT saves a copy of adapted embeddings
     "token_rows": ("token_adapter", "trainable_tokens"),
     "bias": (".bias",),
 }
@@ -38,13 +43,15 @@ LOSSY = {
     "modules_to_save": "fully trained modules (modules_to_save)",
     "token_rows": "trained token rows (trainable_token_indices)",
     "embeddings": "low-rank updates of embeddings",
-    "lm_head": "a low-rank update of the output layer",  # it computes some tokens' logits alone: no gate can read there
+    # it computes some tokens' logits alone: no gate can read there
+    "lm_head": "a low-rank update of the output layer",
 }
 
 
 @dataclass(frozen=True)
 class Expert:
-    """One adapter: its update of every layer that it adapts, by layer name, and the folder that it came from.
+    """One adapter: its update of every layer that it adapts, by layer name, and the folder that it
+    came from.
 
     lossy: the parts of the adapter that were left out, as named in `LOSSY`.
     revision: the commit of an adapter from the Hub.
@@ -58,19 +65,27 @@ class Expert:
     revision: str | None = None
 
 
-def load_expert(name: str, source: str | Path, *, revision: str | None = None, lossy: Sequence[str] = ()) -> Expert:
+def load_expert(
+    name: str, source: str | Path, *, revision: str | None = None, lossy: Sequence[str] = ()
+) -> Expert:
     """Read a PEFT LoRA adapter from a folder, or from a Hub id at `revision`.
 
-    Raises ExpertError if it is no LoRA adapter, or holds more than low-rank updates of linear layers. Parts named in
-    `lossy` are left out instead: the expert is then not the adapter that was trained.
+    Raises ExpertError if it is no LoRA adapter, or holds more than low-rank updates of linear
+    layers. Parts named in `lossy` are left out instead: the expert is then not the adapter that was
+    trained.
     """
     for part in lossy:
         if part not in LOSSY:
-            raise ExpertError(f"lossy: there is no part '{part}'{did_you_mean(part, LOSSY)}; it can name {list(LOSSY)}")
+            raise ExpertError(
+                f"lossy: there is no part '{part}'{did_you_mean(part, LOSSY)}; it can name "
+                f"{list(LOSSY)}"
+            )
     folder, revision = _folder(name, str(source), revision)
     config = PeftConfig.from_pretrained(str(folder))
     if not isinstance(config, LoraConfig):
-        raise ExpertError(f"expert '{name}' is a {config.peft_type} adapter; only LoRA adapters can be mixed")
+        raise ExpertError(
+            f"expert '{name}' is a {config.peft_type} adapter; only LoRA adapters can be mixed"
+        )
     tensors = load_file(folder / _WEIGHTS)
     parts = {key: _part(key, config) for key in tensors}
     _refuse(name, config, parts, lossy)
@@ -79,7 +94,9 @@ def load_expert(name: str, source: str | Path, *, revision: str | None = None, l
         raise ExpertError(f"expert '{name}' holds no low-rank update of a linear layer")
     layers = [key.removeprefix(_PREFIX).removesuffix(_DOWN) for key in kept if key.endswith(_DOWN)]
     updates = {layer: _update(layer, kept, config) for layer in layers}
-    return Expert(name, str(source), folder, updates, tuple(part for part in LOSSY if part in lossy), revision)
+    return Expert(
+        name, str(source), folder, updates, tuple(part for part in LOSSY if part in lossy), revision
+    )
 
 
 def check_fits(expert: Expert, base: "PreTrainedModel") -> None:
@@ -93,19 +110,23 @@ def check_fits(expert: Expert, base: "PreTrainedModel") -> None:
             )
         if layers[layer] is base.get_output_embeddings():
             raise ExpertError(
-                f"expert '{expert.name}' adapts the output layer '{layer}', which cannot be mixed exactly"
+                f"expert '{expert.name}' adapts the output layer '{layer}', which cannot be mixed "
+                "exactly"
             )
         found = linear_shape(layers[layer])
         wanted = (update.down_RD.shape[1], update.up_OR.shape[0])
         if found != wanted:
             raise ExpertError(
                 f"expert '{expert.name}' adapts '{layer}' as {wanted[0]} → {wanted[1]}, "
-                f"but the base model's layer is {found and f'{found[0]} → {found[1]}'}; it was trained on another base"
+                f"but the base model's layer is {found and f'{found[0]} → {found[1]}'}; it was "
+                "trained on another base"
             )
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """Return (input width, output width) of a linear layer, GPT-2's Conv1D included; None for any other module."""
+    """Return (input width, output width) of a linear layer, GPT-2's Conv1D included; None for any
+    other module.
+    """
     for wide, out in (("in_features", "out_features"), ("nx", "nf")):
         shape = getattr(module, wide, None), getattr(module, out, None)
         if isinstance(shape[0], int) and isinstance(shape[1], int):
@@ -118,7 +139,9 @@ def _folder(name: str, source: str, revision: str | None) -> tuple[Path, str | N
     folder, commit = Path(source), None
     if not folder.is_dir():
         try:
-            folder = Path(snapshot_download(source, revision=revision, allow_patterns=["adapter_*"]))
+            folder = Path(
+                snapshot_download(source, revision=revision, allow_patterns=["adapter_*"])
+            )
         except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             raise ExpertError(
                 f"expert '{name}': '{source}' is neither a folder nor a reachable Hub id ({error})"
@@ -127,15 +150,20 @@ def _folder(name: str, source: str, revision: str | None) -> tuple[Path, str | N
     for file in ADAPTER_FILES:
         if not (folder / file).is_file():
             raise ExpertError(
-                f"expert '{name}': {folder} holds no {file}; an expert is a PEFT adapter folder with both"
+                f"expert '{name}': {folder} holds no {file}; an expert is a PEFT adapter folder "
+                "with both"
             )
     return folder, commit
 
 
 def _part(key: str, config: LoraConfig) -> str:
-    """Return which part of an adapter a tensor belongs to: an `update`, one of `LOSSY`, or `unknown`."""
+    """Return which part of an adapter a tensor belongs to: an `update`, one of `LOSSY`, or
+    `unknown`.
+    """
     layer = key.removeprefix(_PREFIX)
-    if any(re.search(rf"(^|\.){re.escape(module)}\.", layer) for module in config.modules_to_save or ()):
+    if any(
+        re.search(rf"(^|\.){re.escape(module)}\.", layer) for module in config.modules_to_save or ()
+    ):
         return "modules_to_save"
     if layer.startswith(_OUTPUT):
         return "lm_head"
@@ -148,20 +176,26 @@ def _part(key: str, config: LoraConfig) -> str:
 
 
 def _refuse(name: str, config: LoraConfig, parts: Mapping[str, str], lossy: Sequence[str]) -> None:
-    """Refuse what a sum of low-rank updates of linear layers cannot express, unless it may be left out."""
+    """Refuse what a sum of low-rank updates of linear layers cannot express, unless it may be left
+    out.
+    """
     if config.layer_replication:
-        raise ExpertError(f"expert '{name}' repeats layers (layer_replication), which this base does not have")
+        raise ExpertError(
+            f"expert '{name}' repeats layers (layer_replication), which this base does not have"
+        )
     unknown = [key for key, part in parts.items() if part == "unknown"]
     if unknown:
         raise ExpertError(
-            f"expert '{name}' holds '{unknown[0]}' ({len(unknown)} such tensors), which is no low-rank update of a "
+            f"expert '{name}' holds '{unknown[0]}' ({len(unknown)} such tensors), which is no "
+            "low-rank update of a "
             "linear layer"
         )
     for part, what in LOSSY.items():
         keys = [key for key, found in parts.items() if found == part]
         if keys and part not in lossy:
             raise ExpertError(
-                f"expert '{name}' holds {what}, which cannot be mixed exactly: '{keys[0]}' and {len(keys) - 1} more; "
+                f"expert '{name}' holds {what}, which cannot be mixed exactly: '{keys[0]}' and "
+                f"{len(keys) - 1} more; "
                 f"to leave them out and lose what they add: lossy=['{part}']"
             )
 
@@ -169,5 +203,7 @@ def _refuse(name: str, config: LoraConfig, parts: Mapping[str, str], lossy: Sequ
 def _update(layer: str, tensors: Mapping[str, Tensor], config: LoraConfig) -> LowRank:
     down_RD, up_OR = tensors[f"{_PREFIX}{layer}{_DOWN}"], tensors[f"{_PREFIX}{layer}{_UP}"]
     rank = down_RD.shape[0]
-    alpha = config.alpha_pattern.get(get_pattern_key(list(config.alpha_pattern), layer), config.lora_alpha)
+    alpha = config.alpha_pattern.get(
+        get_pattern_key(list(config.alpha_pattern), layer), config.lora_alpha
+    )
     return LowRank(down_RD, up_OR, alpha / (math.sqrt(rank) if config.use_rslora else rank))

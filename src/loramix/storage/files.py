@@ -12,7 +12,9 @@ from loramix.errors import OutputError
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write to; on success it replaces `path`, on any error nothing changes."""
+    """Yield a temporary path to write to; on success it replaces `path`, on any error nothing
+    changes.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
@@ -28,7 +30,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder to fill; on success it replaces `path`, on any error nothing changes."""
+    """Yield a temporary folder to fill; on success it replaces `path`, on any error nothing
+    changes.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
@@ -42,9 +46,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def check_replaceable(path: Path, marker: str) -> None:
-    """Raise OutputError if `path` is a file, or holds anything without the file that marks what replaces it."""
+    """Raise OutputError if `path` is a file, or holds anything without the file that marks what
+    replaces it.
+    """
     if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / marker).is_file()):
-        raise OutputError(f"{path} exists and holds no {marker}, so it is not replaced; choose another folder")
+        raise OutputError(
+            f"{path} exists and holds no {marker}, so it is not replaced; choose another folder"
+        )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,11 +1,12 @@
-"""A mixture on disk: gates, untouched experts and one configuration file; written whole or not at all, without pickle.
+"""A mixture on disk: gates, untouched experts and one configuration file; written whole or not at
+all, without pickle.
 
 my-mixture/
   README.md               model card, see `loramix.storage.card`
-  mixture_config.json     schema version, base and revision, ordered experts, gate, prompts, package versions
-  gate.safetensors        gate parameters only
-  experts/<name>/         PEFT adapters, each loads alone with PeftModel.from_pretrained; absent where only referred to
-  recipe.yaml metrics.json  of the run that made it, if one did
+  mixture_config.json     schema version, base and revision, ordered experts, gate, prompts, package
+  versions gate.safetensors        gate parameters only
+  experts/<name>/         PEFT adapters, each loads alone with PeftModel.from_pretrained; absent
+  where only referred to recipe.yaml metrics.json  of the run that made it, if one did
 """
 
 import hashlib
@@ -40,7 +41,8 @@ _EXPERTS = "experts"
 class ExpertRecord(BaseModel):
     """One expert: where it came from, the SHA-256 of its two files, and what of it was left out.
 
-    folder: where its copy lies, relative to the mixture; None where it is read from `source` at `revision`.
+    folder: where its copy lies, relative to the mixture; None where it is read from `source` at
+        `revision`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -68,8 +70,11 @@ class MixtureConfig(BaseModel):
     versions: dict[str, str]
 
 
-def save(mixture: MixtureModel, path: Path, *, experts: Literal["copy", "reference"] = "copy") -> None:
-    """Write the mixture to folder `path`, replacing an older one; an interrupted save leaves `path` as it was.
+def save(
+    mixture: MixtureModel, path: Path, *, experts: Literal["copy", "reference"] = "copy"
+) -> None:
+    """Write the mixture to folder `path`, replacing an older one; an interrupted save leaves `path`
+    as it was.
 
     experts: whether their files are copied, or read again from where they came from.
     """
@@ -77,7 +82,10 @@ def save(mixture: MixtureModel, path: Path, *, experts: Literal["copy", "referen
 
     check_replaceable(path, CONFIG)
     with atomic_folder(path) as folder:
-        save_file({key: tensor.contiguous() for key, tensor in mixture.gate_state().items()}, folder / GATES)
+        save_file(
+            {key: tensor.contiguous() for key, tensor in mixture.gate_state().items()},
+            folder / GATES,
+        )
         config = MixtureConfig(
             base=mixture.base_name,
             revision=mixture.revision,
@@ -85,7 +93,10 @@ def save(mixture: MixtureModel, path: Path, *, experts: Literal["copy", "referen
             gate=mixture.gate_config,
             gate_sha256=_sha256(folder / GATES),
             prompting=mixture.prompting,
-            versions={package: version(package) for package in ("loramix", "torch", "transformers", "peft")},
+            versions={
+                package: version(package)
+                for package in ("loramix", "torch", "transformers", "peft")
+            },
         )
         (folder / CONFIG).write_text(config.model_dump_json(indent=2), encoding="utf-8")
         for expert, record in zip(mixture.experts, config.experts, strict=True):
@@ -104,7 +115,8 @@ def load(
     revision: str | None = None,
     dtype: str = "float32",
 ) -> MixtureModel:
-    """Read a mixture from a folder or Hub id; a base that is not loaded yet is, as `loramix.bases.loading.load_base` does it.
+    """Read a mixture from a folder or Hub id; a base that is not loaded yet is, as
+    `loramix.bases.loading.load_base` does it.
 
     Raises CheckpointError if a file is missing or changed, or if a newer loramix wrote it.
     """
@@ -114,7 +126,12 @@ def load(
     experts = [_expert(folder, record) for record in config.experts]
     model, base_revision = _base(config, base, dtype)
     mixture = MixtureModel(
-        model, experts, config.gate, base_name=config.base, revision=base_revision, prompting=config.prompting
+        model,
+        experts,
+        config.gate,
+        base_name=config.base,
+        revision=base_revision,
+        prompting=config.prompting,
     )
     mixture.load_gate_state(load_file(folder / GATES))
     return mixture.eval()
@@ -130,7 +147,8 @@ def read_config(folder: Path) -> MixtureConfig:
         found = content.get("schema_version") if isinstance(content, dict) else None
         if isinstance(found, int) and found > SCHEMA:
             raise CheckpointError(
-                f"{file} has schema version {found}, but loramix {version('loramix')} reads up to {SCHEMA}; {upgrade}"
+                f"{file} has schema version {found}, but loramix {version('loramix')} reads up to "
+                f"{SCHEMA}; {upgrade}"
             )
         return MixtureConfig.model_validate(content)
     except (ValidationError, json.JSONDecodeError) as error:
@@ -146,11 +164,15 @@ def local_folder(path: str | Path, *, revision: str | None = None) -> Path:
     try:
         return Path(snapshot_download(str(path), revision=revision))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(f"'{path}' is neither a folder nor a reachable Hub id ({error})") from error
+        raise CheckpointError(
+            f"'{path}' is neither a folder nor a reachable Hub id ({error})"
+        ) from error
 
 
 def _record(expert: Expert, *, copied: bool) -> ExpertRecord:
-    folder = quote(expert.name, safe=" ").replace("..", "%2E%2E")  # a name may hold what a path must not
+    folder = quote(expert.name, safe=" ").replace(
+        "..", "%2E%2E"
+    )  # a name may hold what a path must not
     return ExpertRecord(
         name=expert.name,
         source=expert.source,
@@ -164,7 +186,10 @@ def _record(expert: Expert, *, copied: bool) -> ExpertRecord:
 def _expert(folder: Path, record: ExpertRecord) -> Expert:
     source = record.source if record.folder is None else folder / record.folder
     expert = load_expert(
-        record.name, source, revision=record.revision if record.folder is None else None, lossy=record.lossy
+        record.name,
+        source,
+        revision=record.revision if record.folder is None else None,
+        lossy=record.lossy,
     )
     for file, digest in record.sha256.items():
         _check_file(expert.folder / file, digest)
@@ -175,7 +200,9 @@ def _check_file(file: Path, digest: str) -> None:
     if not file.is_file():
         raise CheckpointError(f"{file} is missing")
     if _sha256(file) != digest:
-        raise CheckpointError(f"{file} is not the file that was saved with this mixture: its SHA-256 differs")
+        raise CheckpointError(
+            f"{file} is not the file that was saved with this mixture: its SHA-256 differs"
+        )
 
 
 def _base(

@@ -11,14 +11,27 @@ from loramix.storage.files import atomic_folder, check_replaceable
 from loramix.storage.format import CONFIG, local_folder, read_config
 
 
-def push(folder: Path, repository: str, *, private: bool | None = None, token: str | None = None) -> str:
-    """Upload the mixture in `folder` to a repository, made if needed, and return the commit's address."""
+def push(
+    folder: Path, repository: str, *, private: bool | None = None, token: str | None = None
+) -> str:
+    """Upload the mixture in `folder` to a repository, made if needed, and return the commit's
+    address.
+    """
     read_config(folder)
     api = HfApi(token=token)
     try:
         name = api.create_repo(repository, private=private, exist_ok=True).repo_id
-        return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload mixture").commit_url)
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:  # ValueError: a name, a card
+        return str(
+            api.upload_folder(
+                repo_id=name, folder_path=folder, commit_message="Upload mixture"
+            ).commit_url
+        )
+    except (
+        HfHubHTTPError,
+        OfflineModeIsEnabled,
+        OSError,
+        ValueError,
+    ) as error:  # ValueError: a name, a card
         raise CheckpointError(f"the mixture was not uploaded to '{repository}': {error}") from error
 
 

@@ -1,8 +1,11 @@
-"""Import of the reference's checkpoints: LoRA matrices as loralib saves them, and the parameters of its gates.
+"""Import of the reference's checkpoints: LoRA matrices as loralib saves them, and the parameters of
+its gates.
 
-    LoRA    encoder.block.0.layer.0.SelfAttention.q.lora_A                                  (rank, input), and lora_B
-    gates   encoder.block.0.layer.0.SelfAttention.q.context_gated_mixing.lin1.weight        (hidden, input)
-            encoder.block.0.layer.0.SelfAttention.q.context_gated_mixing.output.weight      (experts, hidden)
+    LoRA    encoder.block.0.layer.0.SelfAttention.q.lora_A                                  (rank,
+    input), and lora_B gates
+    encoder.block.0.layer.0.SelfAttention.q.context_gated_mixing.lin1.weight        (hidden, input)
+            encoder.block.0.layer.0.SelfAttention.q.context_gated_mixing.output.weight
+            (experts, hidden)
 
 They are pickled files, read with `weights_only=True`, which refuses everything but tensors.
 """
@@ -42,7 +45,8 @@ def import_mixture(
     """Write a mixture with the reference gate to folder `path`.
 
     experts: a file with loralib's matrices for every expert, in the order of the gates' outputs.
-    gates: a file with the parameters of the gates; may be one of a whole model, of which the rest is not read.
+    gates: a file with the parameters of the gates; may be one of a whole model, of which the rest
+        is not read.
     alpha: loralib's `lora_alpha`, which its files do not hold: updates are scaled by alpha / rank.
 
     Raises ExpertError or CheckpointError if a file is no such checkpoint.
@@ -57,7 +61,8 @@ def import_mixture(
         config = GateConfig.reference().model_copy(update={"hidden": hidden})
         mixture = MixtureModel.from_experts(base, folders, gate=config)
         mixture.experts = tuple(
-            replace(expert, source=str(file)) for expert, file in zip(mixture.experts, experts.values(), strict=True)
+            replace(expert, source=str(file))
+            for expert, file in zip(mixture.experts, experts.values(), strict=True)
         )
         own = mixture.gate_state()
         priors = {key: value for key, value in own.items() if key.endswith(".prior")}
@@ -70,13 +75,21 @@ def _write_adapter(name: str, file: Path, folder: Path, *, alpha: float) -> None
     state = _read(file)
     layers = [key.removesuffix(_LORA[0]) for key in state if key.endswith(_LORA[0])]
     if not layers:
-        raise ExpertError(f"expert '{name}': {file} holds no loralib matrices, such as '….SelfAttention.q{_LORA[0]}'")
+        raise ExpertError(
+            f"expert '{name}': {file} holds no loralib matrices, such as "
+            f"'….SelfAttention.q{_LORA[0]}'"
+        )
     unpaired = [layer for layer in layers if layer + _LORA[1] not in state]
     if unpaired:
-        raise ExpertError(f"expert '{name}': {file} holds '{unpaired[0]}{_LORA[0]}' without its '{_LORA[1]}'")
+        raise ExpertError(
+            f"expert '{name}': {file} holds '{unpaired[0]}{_LORA[0]}' without its '{_LORA[1]}'"
+        )
     ranks = {state[layer + _LORA[0]].shape[0] for layer in layers}
     if len(ranks) > 1:
-        raise ExpertError(f"expert '{name}': {file} holds matrices of ranks {sorted(ranks)}; loralib has one for all")
+        raise ExpertError(
+            f"expert '{name}': {file} holds matrices of ranks {sorted(ranks)}; loralib has one "
+            "for all"
+        )
     rank = ranks.pop()
     tensors = {
         f"base_model.model.{layer}{matrix}.weight": state[layer + matrix].contiguous()
@@ -84,7 +97,9 @@ def _write_adapter(name: str, file: Path, folder: Path, *, alpha: float) -> None
         for matrix in _LORA
     }
     folder.mkdir()
-    LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers, inference_mode=True).save_pretrained(str(folder))
+    LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=layers, inference_mode=True
+    ).save_pretrained(str(folder))
     save_file(tensors, folder / "adapter_model.safetensors")
 
 
@@ -101,10 +116,14 @@ def _gate_state(file: Path, experts: int) -> dict[str, Tensor]:
     if odd:
         raise CheckpointError(f"{file} holds '{odd[0]}', which the reference gate does not have")
     if not found:
-        raise CheckpointError(f"{file} holds no gates, such as '….SelfAttention.q{next(iter(_GATE))}'")
+        raise CheckpointError(
+            f"{file} holds no gates, such as '….SelfAttention.q{next(iter(_GATE))}'"
+        )
     counts = {value.shape[0] for key, value in found.items() if key.endswith("score.weight")}
     if counts != {experts}:
-        raise CheckpointError(f"the gates of {file} weigh {sorted(counts)} experts, but {experts} are given")
+        raise CheckpointError(
+            f"the gates of {file} weigh {sorted(counts)} experts, but {experts} are given"
+        )
     return found
 
 
@@ -118,13 +137,17 @@ def _read(file: Path) -> Mapping[str, Tensor]:
             f"{file} holds more than tensors, or is no torch file: it is not read ({error})"
         ) from error
     state = _unwrapped(state, ("state_dict", "model_state_dict", "model"))
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(value, Tensor) for value in state.values()
+    ):
         raise CheckpointError(f"{file} holds no state dict: a mapping from names to tensors")
     return state
 
 
 def _unwrapped(content: object, keys: Sequence[str]) -> object:
-    """Return the state dict that training scripts put beside an optimizer's under one of these keys."""
+    """Return the state dict that training scripts put beside an optimizer's under one of these
+    keys.
+    """
     for key in keys:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             return content[key]

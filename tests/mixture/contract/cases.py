@@ -28,7 +28,14 @@ class Case:
     base_slot: bool = False
 
     def __str__(self) -> str:
-        parts = [self.shape, self.context, self.activation, self.mixing, self.scope, "base" if self.base_slot else ""]
+        parts = [
+            self.shape,
+            self.context,
+            self.activation,
+            self.mixing,
+            self.scope,
+            "base" if self.base_slot else "",
+        ]
         return "-".join(filter(None, parts))
 
     @property
@@ -43,19 +50,32 @@ class Case:
         )
 
     def build(
-        self, experts: Experts, names: Iterable[str] = ("a", "b", "c"), *, dtype: torch.dtype = torch.float32
+        self,
+        experts: Experts,
+        names: Iterable[str] = ("a", "b", "c"),
+        *,
+        dtype: torch.dtype = torch.float32,
     ) -> MixtureModel:
         base = tiny_model(self.shape).to(dtype)
-        return strengthen(MixtureModel.from_experts(base, experts(self.shape, tuple(names)), gate=self.config))
+        return strengthen(
+            MixtureModel.from_experts(base, experts(self.shape, tuple(names)), gate=self.config)
+        )
 
 
 CASES = [Case(*choice) for choice in product(SHAPES, CONTEXTS, ACTIVATIONS, MIXING)]
-SHARED = [Case(shape, context, scope=scope) for shape, context, scope in product(SHAPES, CONTEXTS, ["block", "model"])]
+SHARED = [
+    Case(shape, context, scope=scope)
+    for shape, context, scope in product(SHAPES, CONTEXTS, ["block", "model"])
+]
 WITH_BASE = [
-    Case(shape, "token", activation, base_slot=True) for shape in SHAPES for activation in ("softmax", "top-1")
+    Case(shape, "token", activation, base_slot=True)
+    for shape in SHAPES
+    for activation in ("softmax", "top-1")
 ]
 ALL = [*CASES, *SHARED, *WITH_BASE]
-GENERATING = [case for case in ALL if case.context != "reference"]  # the reference gate needs the whole target
+GENERATING = [
+    case for case in ALL if case.context != "reference"
+]  # the reference gate needs the whole target
 
 
 def over(cases: Iterable[Case]) -> pytest.MarkDecorator:

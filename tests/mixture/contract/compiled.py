@@ -1,13 +1,14 @@
-"""Compiles mixtures of one shape without graph breaks and compares them with themselves as they are.
+"""Compiles mixtures of one shape without graph breaks and compares them with themselves as they
+are.
 
-python tests/contract/compiled.py llama inductor prompt token
+python tests/mixture/contract/compiled.py llama inductor prompt token
 """
 
 import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from cases import Case, Experts
@@ -24,10 +25,14 @@ def compiled(mixture: MixtureModel, backend: str) -> MixtureModel:
 
 
 def check(case: Case, experts: Experts, backend: str) -> None:
-    """Compare scoring, fixed weights, gradients, cached steps and generation with those of the mixture as it is."""
+    """Compare scoring, fixed weights, gradients, cached steps and generation with those of the
+    mixture as it is.
+    """
     mixture, ids = case.build(experts), tokens(2, 6)
     fast, seq2seq = compiled(mixture, backend), case.shape == "t5"
-    given = {"input_ids": ids, "use_cache": False} | ({"decoder_input_ids": tokens(2, 3)} if seq2seq else {})
+    given = {"input_ids": ids, "use_cache": False} | (
+        {"decoder_input_ids": tokens(2, 3)} if seq2seq else {}
+    )
     with torch.no_grad():
         close(fast(**given).logits, mixture(**given).logits)
         with mixture.fixed({"a": 0.5}):
@@ -37,17 +42,26 @@ def check(case: Case, experts: Experts, backend: str) -> None:
         for model in (mixture, fast):
             mixture.zero_grad()
             model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-            gradients.append([each.grad.clone() for each in mixture.parameters() if each.requires_grad])
+            gradients.append(
+                [each.grad.clone() for each in mixture.parameters() if each.requires_grad]
+            )
         for plain, other in zip(*gradients, strict=True):
             torch.testing.assert_close(plain, other, atol=1e-5, rtol=1e-3)
     if case.context != "reference":
         close(*(cached_steps(mixture, model, ids) for model in (mixture, fast)))
         for rows in (1, 2):
-            close(*(generated(mixture, ids[:rows], backend if compiles else None) for compiles in (True, False)))
+            close(
+                *(
+                    generated(mixture, ids[:rows], backend if compiles else None)
+                    for compiles in (True, False)
+                )
+            )
 
 
 @torch.no_grad()
-def cached_steps(mixture: MixtureModel, stepping: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+def cached_steps(
+    mixture: MixtureModel, stepping: torch.nn.Module, ids: torch.Tensor
+) -> torch.Tensor:
     """Return the logits of three cached steps of `stepping` after a first pass of the mixture."""
     config = mixture.config.get_text_config(decoder=True)
     cache = StaticCache(config=config, max_cache_len=16)
@@ -57,17 +71,22 @@ def cached_steps(mixture: MixtureModel, stepping: torch.nn.Module, ids: torch.Te
         key = "decoder_input_ids"
     else:
         first, key = {}, "input_ids"
-    cache = mixture(**first, **{key: ids[:, :3]}, past_key_values=cache, use_cache=True).past_key_values
+    cache = mixture(
+        **first, **{key: ids[:, :3]}, past_key_values=cache, use_cache=True
+    ).past_key_values
     steps = []
     for place in range(3, 6):
-        output = stepping(**first, **{key: ids[:, place : place + 1]}, past_key_values=cache, use_cache=True)
+        output = stepping(
+            **first, **{key: ids[:, place : place + 1]}, past_key_values=cache, use_cache=True
+        )
         cache = output.past_key_values
         steps.append(output.logits)
     return torch.cat(steps, 1)
 
 
 def generated(mixture: MixtureModel, ids: torch.Tensor, backend: str | None) -> torch.Tensor:
-    """Return the scores of 16 tokens; with a backend, as transformers compiles its steps on an accelerator.
+    """Return the scores of 16 tokens; with a backend, as transformers compiles its steps on an
+    accelerator.
 
     Steps that were each compiled anew would be too many for torch, which then raises an error.
     """
@@ -79,7 +98,9 @@ def generated(mixture: MixtureModel, ids: torch.Tensor, backend: str | None) -> 
         settings = {"cache_implementation": "static", "compile_config": config}
         vars(mixture.base).pop("_compiled_call", None)
     tokens = {"max_new_tokens": 16, "min_new_tokens": 16, "do_sample": False}
-    found = mixture.generate(input_ids=ids, **tokens, **settings, output_scores=True, return_dict_in_generate=True)
+    found = mixture.generate(
+        input_ids=ids, **tokens, **settings, output_scores=True, return_dict_in_generate=True
+    )
     assert backend is None or "_compiled_call" in vars(mixture.base), "nothing was compiled"
     scores = torch.stack(found.scores)
     return scores[scores > -torch.inf]

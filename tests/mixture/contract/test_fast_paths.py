@@ -1,4 +1,6 @@
-"""The fast paths keep the contract: folded, gathered, shared and compiled are the same function as the plain one."""
+"""The fast paths keep the contract: folded, gathered, shared and compiled are the same function as
+the plain one.
+"""
 
 import copy
 import pickle
@@ -22,14 +24,23 @@ from loramix.mixture.folding import Folding
 from loramix.mixture.generation import WORTH
 from loramix.mixture.wrapping import reading_together
 
-FOLDING = [Case(shape, "prompt", act, mixing) for shape in SHAPES for act in ACTIVATIONS for mixing in MIXING]
+FOLDING = [
+    Case(shape, "prompt", act, mixing)
+    for shape in SHAPES
+    for act in ACTIVATIONS
+    for mixing in MIXING
+]
 SCORES = {"return_dict_in_generate": True, "output_scores": True, "do_sample": False}
 EIGHT = tuple("abcdefgh")
 
 
-def generated(mixture: MixtureModel, ids: torch.Tensor, *, fold: bool, **settings: object) -> torch.Tensor:
+def generated(
+    mixture: MixtureModel, ids: torch.Tensor, *, fold: bool, **settings: object
+) -> torch.Tensor:
     """Return the scores of ten tokens."""
-    found = mixture.generate(input_ids=ids, fold=fold, max_new_tokens=10, min_new_tokens=10, **SCORES, **settings)
+    found = mixture.generate(
+        input_ids=ids, fold=fold, max_new_tokens=10, min_new_tokens=10, **SCORES, **settings
+    )
     scores = torch.stack(found.scores)
     return scores[scores > -torch.inf]
 
@@ -43,7 +54,10 @@ def test_folding_changes_no_score_and_no_weight(case: Case, experts: Experts) ->
     mixture, ids = case.build(experts), tokens(1, 6)
     before = frozen(mixture)
     for settings in ({}, {"num_beams": 3}, {"num_return_sequences": 2, "num_beams": 2}):
-        close(generated(mixture, ids, fold=True, **settings), generated(mixture, ids, fold=False, **settings))
+        close(
+            generated(mixture, ids, fold=True, **settings),
+            generated(mixture, ids, fold=False, **settings),
+        )
     assert all(torch.equal(value, before[name]) for name, value in mixture.state_dict().items())
 
 
@@ -62,13 +76,19 @@ def test_folding_is_done_where_it_can_be_and_pays(experts: Experts) -> None:
     fold = mixture._folding.fold
     mixture._folding.fold = lambda *args: made.append(args) or fold(*args)
     for rows, new, folds in ((1, WORTH, True), (1, WORTH - 1, False), (2, WORTH, False)):
-        mixture.generate(input_ids=tokens(rows, 4), max_new_tokens=new, min_new_tokens=3, do_sample=False)
+        mixture.generate(
+            input_ids=tokens(rows, 4), max_new_tokens=new, min_new_tokens=3, do_sample=False
+        )
         assert bool(made) == folds
         made.clear()
-    mixture.generate(input_ids=tokens(1, 4), max_length=4 + WORTH, min_new_tokens=3, do_sample=False)
+    mixture.generate(
+        input_ids=tokens(1, 4), max_length=4 + WORTH, min_new_tokens=3, do_sample=False
+    )
     assert len(made) == len(mixture.layers)
     made.clear()
-    mixture.generate(input_ids=tokens(1, 4), max_new_tokens=WORTH, min_new_tokens=3, do_sample=False, fold=False)
+    mixture.generate(
+        input_ids=tokens(1, 4), max_new_tokens=WORTH, min_new_tokens=3, do_sample=False, fold=False
+    )
     assert not made
 
 
@@ -78,7 +98,10 @@ def test_what_cannot_be_folded_is_refused(experts: Experts) -> None:
     mixture = Case("llama", "prompt").build(experts)
     with pytest.raises(MixtureError, match="every prompt has weights of its own"):
         mixture.generate(input_ids=tokens(2, 4), fold=True)
-    with mixture.fixed([{"a": 1.0}, {"b": 1.0}]), pytest.raises(MixtureError, match="fixed weights for 2 rows"):
+    with (
+        mixture.fixed([{"a": 1.0}, {"b": 1.0}]),
+        pytest.raises(MixtureError, match="fixed weights for 2 rows"),
+    ):
         mixture.generate(input_ids=tokens(2, 4), fold=True)
 
 
@@ -101,22 +124,34 @@ def test_an_interrupt_leaves_nothing_folded(shape: str, experts: Experts) -> Non
     before, plain = frozen(mixture), generated(mixture, ids, fold=False)
     with pytest.raises(KeyboardInterrupt):
         mixture.generate(
-            input_ids=ids, fold=True, max_new_tokens=10, logits_processor=LogitsProcessorList([Interrupt()])
+            input_ids=ids,
+            fold=True,
+            max_new_tokens=10,
+            logits_processor=LogitsProcessorList([Interrupt()]),
         )
     assert all(torch.equal(value, before[name]) for name, value in mixture.state_dict().items())
     close(generated(mixture, ids, fold=False), plain)
-    close(generated(mixture, tokens(1, 4, seed=5), fold=True), generated(mixture, tokens(1, 4, seed=5), fold=False))
+    close(
+        generated(mixture, tokens(1, 4, seed=5), fold=True),
+        generated(mixture, tokens(1, 4, seed=5), fold=False),
+    )
 
 
 def test_folded_memory_is_used_again_but_never_while_it_is_needed(experts: Experts) -> None:
     mixture = Case("llama", "prompt").build(experts)
     prompts = [tokens(1, 6, seed=seed) for seed in range(3)]
     plain = [generated(mixture, ids, fold=False) for ids in prompts]
-    held = mixture.generate(input_ids=prompts[0], fold=True, max_new_tokens=3, min_new_tokens=3, **SCORES)
+    held = mixture.generate(
+        input_ids=prompts[0], fold=True, max_new_tokens=3, min_new_tokens=3, **SCORES
+    )
     for ids, expected in zip(prompts[1:], plain[1:], strict=True):
-        close(generated(mixture, ids, fold=True), expected)  # while the first one's cache still holds its weights
+        close(
+            generated(mixture, ids, fold=True), expected
+        )  # while the first one's cache still holds its weights
     with torch.no_grad():
-        last = mixture(input_ids=held.sequences[:, -1:], past_key_values=held.past_key_values, use_cache=True)
+        last = mixture(
+            input_ids=held.sequences[:, -1:], past_key_values=held.past_key_values, use_cache=True
+        )
     close(last.logits[:, -1][:, 3:], plain[0].view(10, -1)[3:4, -last.logits.shape[-1] + 3 :])
     with torch.inference_mode():
         generated(mixture, prompts[0], fold=True)
@@ -150,7 +185,9 @@ def test_threads_fold_apart(experts: Experts) -> None:
         wrong.extend(
             index
             for _ in range(5)
-            if not torch.allclose(generated(mixture, prompts[index], fold=True), expected[index], atol=1e-4)
+            if not torch.allclose(
+                generated(mixture, prompts[index], fold=True), expected[index], atol=1e-4
+            )
         )
 
     threads = [threading.Thread(target=repeat, args=(index,)) for index in range(3)]
@@ -182,7 +219,9 @@ def test_layers_with_hooks_are_not_folded(experts: Experts) -> None:
 def test_gathering_the_chosen_experts_changes_nothing(
     shape: str, mixing: str, context: str, activation: str, experts: Experts
 ) -> None:
-    """Where gradients are wanted, all eight experts are multiplied; elsewhere those that some row has chosen."""
+    """Where gradients are wanted, all eight experts are multiplied; elsewhere those that some row
+    has chosen.
+    """
     mixture = Case(shape, context, activation, mixing).build(experts, EIGHT)
     for rows in (1, 3):
         ids, target = tokens(rows, 6), tokens(rows, 4, seed=1)
@@ -192,7 +231,9 @@ def test_gathering_the_chosen_experts_changes_nothing(
             dense = (
                 mixture(input_ids=ids, decoder_input_ids=target)
                 if shape == "t5"
-                else mixture(input_ids=whole, prompt_mask=torch.arange(10)[None].expand(rows, -1) < 6)
+                else mixture(
+                    input_ids=whole, prompt_mask=torch.arange(10)[None].expand(rows, -1) < 6
+                )
             ).logits[:, -4:]
         assert dense.requires_grad
         close(gathered, dense.detach())
@@ -206,19 +247,33 @@ def test_layers_that_read_one_input_share_a_down_projection(experts: Experts) ->
         mixture = Case(shape, "prompt").build(experts)
         groups = reading_together(tiny_model(shape), list(mixture.layers))
         shared[shape] = [sorted(name.rpartition(".")[2] for name in group) for group in groups]
-        kept = [layer.downs.down_RD.shape[0] for layer in mixture.layers.values() if layer.downs is not None]
+        kept = [
+            layer.downs.down_RD.shape[0]
+            for layer in mixture.layers.values()
+            if layer.downs is not None
+        ]
         assert kept == [12 * len(group) for group in groups]  # three experts of rank 4
     assert shared["llama"] == [["k_proj", "q_proj", "v_proj"], ["o_proj"]] * 2
     assert shared["gpt2"] == [["c_attn"], ["c_proj"], ["c_proj"]] * 2
-    assert shared["t5"] == [["k", "q", "v"], ["o"]] * 2 + [["k", "q", "v"], ["o"], ["q"], ["k", "v"], ["o"]] * 2
+    assert (
+        shared["t5"]
+        == [["k", "q", "v"], ["o"]] * 2 + [["k", "q", "v"], ["o"], ["q"], ["k", "v"], ["o"]] * 2
+    )
 
 
 def test_backward_keeps_the_low_rank_activations_alone(experts: Experts) -> None:
-    """Beside what the base keeps, there is nothing of all tokens that is as wide as a layer: three experts have 12."""
+    """Beside what the base keeps, there is nothing of all tokens that is as wide as a layer: three
+    experts have 12.
+    """
     wide = []
-    for model in (tiny_model("llama").requires_grad_(False), Case("llama", "prompt").build(experts)):
+    for model in (
+        tiny_model("llama").requires_grad_(False),
+        Case("llama", "prompt").build(experts),
+    ):
         inner = model.base if isinstance(model, MixtureModel) else model
-        inputs = inner.get_input_embeddings()(tokens(2, 7)).detach().requires_grad_()  # so that the base has a graph
+        inputs = (
+            inner.get_input_embeddings()(tokens(2, 7)).detach().requires_grad_()
+        )  # so that the base has a graph
         kept: list[int] = []
 
         def keep(value: torch.Tensor, kept: list[int] = kept) -> torch.Tensor:
@@ -238,7 +293,9 @@ def test_gradient_checkpointing_keeps_no_input_of_a_layer(context: str, experts:
     mixture.train()
     inputs = []
     for layer in mixture.base.model.layers:
-        layer.self_attn.o_proj.register_forward_pre_hook(lambda module, args: inputs.append(weakref.ref(args[0])))
+        layer.self_attn.o_proj.register_forward_pre_hook(
+            lambda module, args: inputs.append(weakref.ref(args[0]))
+        )
     output = mixture(input_ids=tokens(2, 5), labels=tokens(2, 5))
     assert len(inputs) == 2
     assert [kept() for kept in inputs] == [None, None]
@@ -249,8 +306,12 @@ def test_gradient_checkpointing_keeps_no_input_of_a_layer(context: str, experts:
 def test_a_shared_down_projection_is_dropped_once_all_have_read_it(experts: Experts) -> None:
     mixture = Case("llama", "prompt").build(experts)
     attention, made = mixture.base.model.layers[1].self_attn, []
-    attention.q_proj.downs.register_forward_hook(lambda module, args, parts: made.append(list(map(weakref.ref, parts))))
-    attention.o_proj.register_forward_pre_hook(lambda module, args: made.append([kept() for kept in made[0]]))
+    attention.q_proj.downs.register_forward_hook(
+        lambda module, args, parts: made.append(list(map(weakref.ref, parts)))
+    )
+    attention.o_proj.register_forward_pre_hook(
+        lambda module, args: made.append([kept() for kept in made[0]])
+    )
     with torch.no_grad():
         mixture(input_ids=tokens(2, 5))
     assert made[1:] == [[None] * 3], "one product for q, k and v, gone before o"
@@ -258,7 +319,9 @@ def test_a_shared_down_projection_is_dropped_once_all_have_read_it(experts: Expe
 
 def test_nothing_below_the_lowest_gate_has_a_graph(make_expert: Callable[..., Path]) -> None:
     folder = make_expert("llama", "upper", seed=1, layers_to_transform=[1])
-    mixture = strengthen(MixtureModel.from_experts(tiny_model("llama"), {"upper": folder, "again": folder}))
+    mixture = strengthen(
+        MixtureModel.from_experts(tiny_model("llama"), {"upper": folder, "again": folder})
+    )
     found = []
     for layer in mixture.base.model.layers:
         layer.register_forward_hook(lambda module, args, output: found.append(output.requires_grad))
@@ -267,7 +330,9 @@ def test_nothing_below_the_lowest_gate_has_a_graph(make_expert: Callable[..., Pa
 
 
 def check_compiled(*arguments: str) -> None:
-    script = Path(__file__).with_name("compiled.py")  # types are checked in this process, which cannot be compiled
+    script = Path(__file__).with_name(
+        "compiled.py"
+    )  # types are checked in this process, which cannot be compiled
     done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -291,18 +356,32 @@ def test_compiled_code_computes_the_same(shape: str) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_folding_in_bf16_is_about_as_exact(shape: str, experts: Experts) -> None:
-    """Folding rounds W + Δ; otherwise W x and Δ x are rounded. Against the layer computed in float64."""
-    mixture, weights_B1E = Case(shape, "prompt").build(experts, dtype=torch.bfloat16), torch.tensor([[[0.5, 0.3, 0.2]]])
+    """Folding rounds W + Δ; otherwise W x and Δ x are rounded. Against the layer computed in
+    float64.
+    """
+    mixture, weights_B1E = (
+        Case(shape, "prompt").build(experts, dtype=torch.bfloat16),
+        torch.tensor([[[0.5, 0.3, 0.2]]]),
+    )
     errors = []
     for layer in mixture.layers.values():
         update = replace(layer.gathered(weights_B1E, sparse=False), down_RD=layer.down)
         folded = Folding().fold(layer.base, update)
-        x_BTD = torch.randn(1, 64, layer.down.shape[1], generator=torch.Generator().manual_seed(0)).bfloat16()
-        up_OR, down_RD = (update.up_OR.double() * update.weights_BTR[0].double()), update.down_RD.double()
+        x_BTD = torch.randn(
+            1, 64, layer.down.shape[1], generator=torch.Generator().manual_seed(0)
+        ).bfloat16()
+        up_OR, down_RD = (
+            (update.up_OR.double() * update.weights_BTR[0].double()),
+            update.down_RD.double(),
+        )
         weight_OD = layer.weight.T if shape == "gpt2" else layer.weight
-        exact = x_BTD.double() @ (weight_OD.double() + up_OR @ down_RD).T + (0 if layer.bias is None else layer.bias)
+        exact = x_BTD.double() @ (weight_OD.double() + up_OR @ down_RD).T + (
+            0 if layer.bias is None else layer.bias
+        )
         plain = update.add(layer.base(x_BTD), torch.nn.functional.linear(x_BTD, update.down_RD))
         at_once = torch.nn.functional.linear(x_BTD, folded.weight_OD, folded.bias_O)
-        errors.append([(found.double() - exact).square().mean().sqrt() for found in (plain, at_once)])
+        errors.append(
+            [(found.double() - exact).square().mean().sqrt() for found in (plain, at_once)]
+        )
     plain_error, folded_error = torch.tensor(errors).mean(0)
     assert folded_error < 1.5 * plain_error

@@ -36,7 +36,9 @@ def test_prompt_gates_refuse_a_chunked_prefill(experts: Experts) -> None:
 
 
 @pytest.mark.parametrize("context", ["prompt", "running", "token"])
-def test_foreign_caches_are_refused_and_leave_nothing_behind(context: str, experts: Experts) -> None:
+def test_foreign_caches_are_refused_and_leave_nothing_behind(
+    context: str, experts: Experts
+) -> None:
     mixture, ids = Case("llama", context).build(experts), tokens(1, 4)
     before = mixture(input_ids=ids).logits
     foreign = tiny_model("llama")(input_ids=ids, use_cache=True).past_key_values
@@ -97,7 +99,9 @@ def test_settings_that_contradict_each_other_are_refused(experts: Experts) -> No
     with pytest.raises(ValidationError, match="sigmoid gate can turn every expert off"):
         GateConfig(activation="sigmoid", base_slot=True)
     with pytest.raises(MixtureError, match="use k=3 or less"):
-        MixtureModel.from_experts(tiny_model("llama"), experts("llama"), gate=GateConfig(activation="top-k", k=4))
+        MixtureModel.from_experts(
+            tiny_model("llama"), experts("llama"), gate=GateConfig(activation="top-k", k=4)
+        )
     with pytest.raises(ExpertError, match="at least one"):
         MixtureModel.from_experts(tiny_model("llama"), {})
 

@@ -1,4 +1,6 @@
-"""C9: training moves gates alone, checkpointing and threads change nothing, and bf16 keeps the contract."""
+"""C9: training moves gates alone, checkpointing and threads change nothing, and bf16 keeps the
+contract.
+"""
 
 import threading
 
@@ -24,7 +26,9 @@ def without_dropout(mixture: MixtureModel) -> MixtureModel:
 def loss(mixture: MixtureModel) -> torch.Tensor:
     ids = tokens(2, 8)
     seq2seq = mixture.config.is_encoder_decoder
-    labels = tokens(2, 4, seed=1) if seq2seq else torch.cat([torch.full((2, 4), -100), ids[:, 4:]], 1)
+    labels = (
+        tokens(2, 4, seed=1) if seq2seq else torch.cat([torch.full((2, 4), -100), ids[:, 4:]], 1)
+    )
     return mixture(input_ids=ids, labels=labels, use_cache=False).loss
 
 
@@ -35,7 +39,9 @@ def test_c9_training_moves_the_gates_alone(case: Case, experts: Experts) -> None
     trained = [parameter for parameter in mixture.parameters() if parameter.requires_grad]
     loss(mixture).backward()
     torch.optim.SGD(trained, lr=10.0).step()
-    moved = {key for key, value in mixture.state_dict().items() if not torch.equal(value, before[key])}
+    moved = {
+        key for key, value in mixture.state_dict().items() if not torch.equal(value, before[key])
+    }
     assert moved
     assert all(".gate." in key for key in moved)
     # Only ReLUs that no input opens get no gradient; the scores' biases always do.
@@ -50,7 +56,9 @@ def test_c9_gradient_checkpointing_changes_no_gradient(case: Case, experts: Expe
         if checkpointing:
             mixture.activation_checkpointing_enable()
         loss(mixture).backward()
-        gradients.append({key: value.grad for key, value in mixture.named_parameters() if value.grad is not None})
+        gradients.append(
+            {key: value.grad for key, value in mixture.named_parameters() if value.grad is not None}
+        )
     assert gradients[0].keys() == gradients[1].keys()
     for key, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][key], atol=1e-6, rtol=1e-3)
@@ -80,7 +88,11 @@ def test_c9_reentrant_checkpointing_is_refused(experts: Experts) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_c9_two_threads_do_not_see_each_other(shape: str, context: str, experts: Experts) -> None:
     mixture = Case(shape, context).build(experts)
-    requests = [(tokens(1, 6, seed=1), {}), (tokens(2, 4, seed=2), {}), (tokens(1, 5, seed=3), {"c": 1.0})]
+    requests = [
+        (tokens(1, 6, seed=1), {}),
+        (tokens(2, 4, seed=2), {}),
+        (tokens(1, 5, seed=3), {"c": 1.0}),
+    ]
     target = tokens(1, 3, seed=4)
 
     def ask(index: int) -> torch.Tensor:
@@ -93,7 +105,9 @@ def test_c9_two_threads_do_not_see_each_other(shape: str, context: str, experts:
     expected, wrong = [ask(index) for index in range(3)], []
 
     def repeat(index: int) -> None:
-        wrong.extend(index for _ in range(15) if not torch.allclose(ask(index), expected[index], atol=1e-5))
+        wrong.extend(
+            index for _ in range(15) if not torch.allclose(ask(index), expected[index], atol=1e-5)
+        )
 
     threads = [threading.Thread(target=repeat, args=(index,)) for index in range(3)]
     for thread in threads:
@@ -103,18 +117,28 @@ def test_c9_two_threads_do_not_see_each_other(shape: str, context: str, experts:
     assert not wrong
 
 
-@over([case for case in GENERATING if case.activation in ("softmax", "sigmoid") and case.scope == "layer"])
+@over(
+    [
+        case
+        for case in GENERATING
+        if case.activation in ("softmax", "sigmoid") and case.scope == "layer"
+    ]
+)
 def test_bf16_keeps_the_contract_to_its_own_rounding(case: Case, experts: Experts) -> None:
     mixture = case.build(experts, dtype=torch.bfloat16)
     ids, target = tokens(3, 6), tokens(3, 4, seed=1)
     together = target_logits(mixture, ids, target)
     assert together.dtype == torch.bfloat16
     scale = float(together.float().std())
-    alone = torch.cat([target_logits(mixture, ids[row : row + 1], target[row : row + 1]) for row in range(3)])
+    alone = torch.cat(
+        [target_logits(mixture, ids[row : row + 1], target[row : row + 1]) for row in range(3)]
+    )
     assert float((together - alone).float().abs().mean()) < 0.05 * scale
     exact = target_logits(case.build(experts), ids, target)
     assert float((together.float() - exact).abs().mean()) < 0.25 * scale
-    assert all(weights.dtype == torch.float32 for weights in mixture.weights(input_ids=ids).values())
+    assert all(
+        weights.dtype == torch.float32 for weights in mixture.weights(input_ids=ids).values()
+    )
 
 
 def test_autocast_leaves_the_gates_in_float32(experts: Experts) -> None:

@@ -1,4 +1,6 @@
-"""C5, C6 and C8: what weights mean. One expert alone is its adapter, fixed weights are the exact merge."""
+"""C5, C6 and C8: what weights mean. One expert alone is its adapter, fixed weights are the exact
+merge.
+"""
 
 import pytest
 import torch
@@ -18,7 +20,9 @@ CONTEXTS = ["prompt", "token"]
 @pytest.mark.parametrize("mixing", MIXING)
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_c5_one_expert_alone_is_its_peft_adapter(shape: str, context: str, mixing: str, experts: Experts) -> None:
+def test_c5_one_expert_alone_is_its_peft_adapter(
+    shape: str, context: str, mixing: str, experts: Experts
+) -> None:
     mixture = Case(shape, context, mixing=mixing).build(experts)
     for name, folder in experts(shape).items():
         with mixture.fixed({name: 1.0}):
@@ -26,14 +30,19 @@ def test_c5_one_expert_alone_is_its_peft_adapter(shape: str, context: str, mixin
 
 
 @over([Case(shape, "prompt", mixing=mixing) for shape in SHAPES for mixing in MIXING])
-def test_c5_a_gate_that_chooses_one_expert_is_its_peft_adapter(case: Case, experts: Experts) -> None:
+def test_c5_a_gate_that_chooses_one_expert_is_its_peft_adapter(
+    case: Case, experts: Experts
+) -> None:
     """The same through the gates' own decision."""
     mixture = case.build(experts)
     with torch.no_grad():
         for gate in mixture.gates.values():
             gate.score.weight.zero_()
             gate.score.bias.copy_(torch.tensor([-100.0, 100.0, -100.0]))
-    close(target_logits(mixture, IDS, TARGET), peft_logits(case.shape, experts(case.shape)["b"], IDS, TARGET))
+    close(
+        target_logits(mixture, IDS, TARGET),
+        peft_logits(case.shape, experts(case.shape)["b"], IDS, TARGET),
+    )
 
 
 @pytest.mark.parametrize("mixing", MIXING)
@@ -41,16 +50,22 @@ def test_c5_a_gate_that_chooses_one_expert_is_its_peft_adapter(case: Case, exper
 def test_c5_no_expert_is_the_base(shape: str, mixing: str, experts: Experts) -> None:
     mixture = Case(shape, "prompt", mixing=mixing).build(experts)
     with mixture.fixed({}):
-        assert torch.equal(target_logits(mixture, IDS, TARGET), target_logits(tiny_model(shape), IDS, TARGET))
+        assert torch.equal(
+            target_logits(mixture, IDS, TARGET), target_logits(tiny_model(shape), IDS, TARGET)
+        )
 
 
 def merge(shape: str, mixture: MixtureModel, weights: list[float]) -> torch.nn.Module:
-    """Return the tiny base with the mixture's formula at these weights written into its matrices."""
+    """Return the tiny base with the mixture's formula at these weights written into its
+    matrices.
+    """
     merged = tiny_model(shape)
     for name, layer in mixture.layers.items():
         updates = [expert.updates[name] for expert in mixture.experts]
         if layer.config.mixing == "output":
-            delta = sum(w * u.scale * u.up_OR @ u.down_RD for w, u in zip(weights, updates, strict=True))
+            delta = sum(
+                w * u.scale * u.up_OR @ u.down_RD for w, u in zip(weights, updates, strict=True)
+            )
         else:
             up = sum(w * u.scale * u.up_OR for w, u in zip(weights, updates, strict=True))
             delta = up @ sum(w * u.down_RD for w, u in zip(weights, updates, strict=True))
@@ -63,17 +78,24 @@ def merge(shape: str, mixture: MixtureModel, weights: list[float]) -> torch.nn.M
 def test_c6_fixed_weights_equal_the_merged_model(shape: str, mixing: str, experts: Experts) -> None:
     mixture = Case(shape, "prompt", mixing=mixing).build(experts)
     with mixture.fixed({"a": 0.7, "b": -0.4, "c": 0.2}):
-        close(target_logits(mixture, IDS, TARGET), target_logits(merge(shape, mixture, [0.7, -0.4, 0.2]), IDS, TARGET))
+        close(
+            target_logits(mixture, IDS, TARGET),
+            target_logits(merge(shape, mixture, [0.7, -0.4, 0.2]), IDS, TARGET),
+        )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_c6_gated_weights_equal_the_model_merged_for_that_prompt(shape: str, experts: Experts) -> None:
+def test_c6_gated_weights_equal_the_model_merged_for_that_prompt(
+    shape: str, experts: Experts
+) -> None:
     """What the gates report is what they apply: each layer's weights, merged by hand."""
     mixture, merged = Case(shape, "prompt").build(experts), tiny_model(shape)
     ids, target = IDS[:1], TARGET[:1]
     for name, weights_BE in mixture.weights(input_ids=ids).items():
         updates = [expert.updates[name] for expert in mixture.experts]
-        delta = sum(w * u.scale * u.up_OR @ u.down_RD for w, u in zip(weights_BE[0], updates, strict=True))
+        delta = sum(
+            w * u.scale * u.up_OR @ u.down_RD for w, u in zip(weights_BE[0], updates, strict=True)
+        )
         merged.get_submodule(name).weight.data += delta.T if shape == "gpt2" else delta
     close(target_logits(mixture, ids, target), target_logits(merged, ids, target))
 
@@ -83,14 +105,21 @@ def test_every_row_may_have_its_own_fixed_weights(shape: str, experts: Experts) 
     mixture, rows = Case(shape, "prompt").build(experts), [{"a": 1.0}, {"b": 0.5, "c": -1.0}]
     with mixture.fixed(rows):
         together = target_logits(mixture, IDS, TARGET)
-        beams = mixture.generate(input_ids=IDS, num_beams=3, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+        beams = mixture.generate(
+            input_ids=IDS, num_beams=3, max_new_tokens=4, min_new_tokens=4, do_sample=False
+        )
     for index, row in enumerate(rows):
         with mixture.fixed(row):
             close(
-                together[index : index + 1], target_logits(mixture, IDS[index : index + 1], TARGET[index : index + 1])
+                together[index : index + 1],
+                target_logits(mixture, IDS[index : index + 1], TARGET[index : index + 1]),
             )
             alone = mixture.generate(
-                input_ids=IDS[index : index + 1], num_beams=3, max_new_tokens=4, min_new_tokens=4, do_sample=False
+                input_ids=IDS[index : index + 1],
+                num_beams=3,
+                max_new_tokens=4,
+                min_new_tokens=4,
+                do_sample=False,
             )
         assert torch.equal(alone[0], beams[index])
     with (
@@ -113,7 +142,11 @@ def test_c8_the_order_of_experts_changes_nothing(case: Case, experts: Experts) -
         other = case.build(experts, ["abc"[index] for index in order])
         gates = {name: gate.rearranged(order) for name, gate in mixture.gates.items()}
         other.load_gate_state(
-            {f"{name}.{key}": value for name, gate in gates.items() for key, value in gate.state_dict().items()}
+            {
+                f"{name}.{key}": value
+                for name, gate in gates.items()
+                for key, value in gate.state_dict().items()
+            }
         )
         close(target_logits(other, IDS, TARGET), plain)
 
@@ -122,7 +155,10 @@ def test_c8_the_order_of_experts_changes_nothing(case: Case, experts: Experts) -
 
 def test_unknown_experts_get_the_nearest_name(experts: Experts) -> None:
     mixture = Case("llama", "prompt").build(experts)
-    with pytest.raises(MixtureError, match=r"no expert 'bb' \(did you mean 'b'\?\)"), mixture.fixed({"bb": 1.0}):
+    with (
+        pytest.raises(MixtureError, match=r"no expert 'bb' \(did you mean 'b'\?\)"),
+        mixture.fixed({"bb": 1.0}),
+    ):
         pass
 
 

@@ -1,8 +1,8 @@
-"""All experts merged into one adapter, by PEFT: TIES (Yadav et al. 2023, arXiv:2306.01708) and DARE (Yu et al. 2023,
-arXiv:2311.03099).
+"""All experts merged into one adapter, by PEFT: TIES (Yadav et al. 2023, arXiv:2306.01708) and DARE
+(Yu et al. 2023, arXiv:2311.03099).
 
-Both act on the experts' whole updates B A, not on the matrices one by one, and the result is cut back to an adapter of
-the experts' ranks together. Every expert has weight 1.
+Both act on the experts' whole updates B A, not on the matrices one by one, and the result is cut
+back to an adapter of the experts' ranks together. Every expert has weight 1.
 """
 
 from collections.abc import Iterator
@@ -42,14 +42,18 @@ def merge(recipe: Recipe, layout: Layout, folder: Path, *, way: Merge) -> None:
         )
     with atomic_folder(folder / "models") as models:
         model.save_pretrained(models, selected_adapters=["merged"], save_embedding_layers=False)
-        for file in (models / "merged").iterdir():  # PEFT puts an adapter of this name into a folder of this name
+        for file in (
+            models / "merged"
+        ).iterdir():  # PEFT puts an adapter of this name into a folder of this name
             file.rename(models / file.name)
         (models / "merged").rmdir()
 
 
 @contextmanager
 def with_adapter(base: Base, folder: Path) -> Iterator[PeftModel]:
-    """Yield the base with one adapter, in the base's number format, as a mixture computes with its experts."""
+    """Yield the base with one adapter, in the base's number format, as a mixture computes with its
+    experts.
+    """
     yield PeftModel.from_pretrained(base.model, folder, autocast_adapter_dtype=False)
 
 

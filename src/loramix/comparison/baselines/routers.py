@@ -1,4 +1,5 @@
-"""Other routers over the same experts, from PEFT: Arrow, which trains nothing, and X-LoRA, which trains a classifier.
+"""Other routers over the same experts, from PEFT: Arrow, which trains nothing, and X-LoRA, which
+trains a classifier.
 
 Arrow: Ostapenko et al. 2024, arXiv:2405.11157. X-LoRA: Buehler & Buehler 2024, arXiv:2402.07148.
 """
@@ -23,10 +24,14 @@ CLASSIFIER = "classifier.safetensors"
 
 @contextmanager
 def arrow(base: Base, recipe: Recipe, layout: Layout) -> Iterator[PeftModel]:
-    """Yield Arrow over the run's experts: every token takes the adapters whose first direction it has most of."""
+    """Yield Arrow over the run's experts: every token takes the adapters whose first direction it
+    has most of.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        config = ArrowConfig(top_k=min(2, len(recipe.tasks)), router_temperature=1.0, rng_seed=recipe.seed)
+        config = ArrowConfig(
+            top_k=min(2, len(recipe.tasks)), router_temperature=1.0, rng_seed=recipe.seed
+        )
         yield create_arrow_model(base.model, _adapters(recipe, layout), config)
 
 
@@ -35,31 +40,43 @@ def xlora_problem(recipe: Recipe) -> str | None:
     from loramix.bases.loading import load_config
 
     config = load_config(recipe.base.name, revision=recipe.base.revision)
-    if config.is_encoder_decoder or config.model_type == "gpt2":  # it looks for adapted layers below `model.`
+    if (
+        config.is_encoder_decoder or config.model_type == "gpt2"
+    ):  # it looks for adapted layers below `model.`
         return f"PEFT's X-LoRA does not load adapters of {config.model_type} models"
     return None
 
 
 def learn_xlora(recipe: Recipe, layout: Layout, folder: Path) -> None:
-    """Train X-LoRA's classifier on the samples of the gates and write it, with its losses, to `folder`.
+    """Train X-LoRA's classifier on the samples of the gates and write it, with its losses, to
+    `folder`.
 
-    PEFT's own saving leaves out parts of the classifier whose names hold an adapter's name, so it is saved here.
+    PEFT's own saving leaves out parts of the classifier whose names hold an adapter's name, so it
+    is saved here.
     """
     base = recipe_base(recipe)
     spec = recipe.gate.model_copy(update={"learning_rate": recipe.comparison.xlora_learning_rate})
     training = TrainSpec.model_validate(spec.model_dump(include=set(TrainSpec.model_fields)))
     with xlora(base, recipe, layout, None) as model:
         train(
-            model, base.tokenizer, recipe, training, recipe.tasks, layout=layout, folder=folder,
+            model,
+            base.tokenizer,
+            recipe,
+            training,
+            recipe.tasks,
+            layout=layout,
+            folder=folder,
             label="classifier of X-LoRA",
-        )  # fmt: skip
+        )
         with atomic_file(folder / CLASSIFIER) as file:
             save_file(trainable_state(model), file)
 
 
 @contextmanager
 def xlora(base: Base, recipe: Recipe, layout: Layout, folder: Path | None) -> Iterator[PeftModel]:
-    """Yield X-LoRA over the run's experts, with the classifier of `folder` or an untrained one; it uses no cache."""
+    """Yield X-LoRA over the run's experts, with the classifier of `folder` or an untrained one; it
+    uses no cache.
+    """
     base.model.config.use_cache = False
     adapters = {str(index): path for index, path in enumerate(_adapters(recipe, layout))}
     with torch.random.fork_rng():

@@ -1,1 +1,3 @@
-"""Stages: functions from inputs on disk to outputs on disk, run in order and only where something changed."""
+"""Stages: functions from inputs on disk to outputs on disk, run in order and only where something
+changed.
+"""

@@ -10,4 +10,6 @@ def answer(recipe: Recipe, layout: Layout) -> None:
     """Write benchmark/<task>.csv for every task, and test_loss.csv."""
     base = recipe_base(recipe)
     folder = layout.folder("benchmark")
-    write_answers(base.model, base.tokenizer, recipe, layout, folder=folder, tasks=recipe.tasks, label="base")
+    write_answers(
+        base.model, base.tokenizer, recipe, layout, folder=folder, tasks=recipe.tasks, label="base"
+    )

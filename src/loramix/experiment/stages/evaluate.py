@@ -1,4 +1,6 @@
-"""Evaluate: the scores of every model on every task that its tasks ask for, and the form of the haikus."""
+"""Evaluate: the scores of every model on every task that its tasks ask for, and the form of the
+haikus.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -30,7 +32,8 @@ def tables(recipe: Recipe) -> dict[str, Callable[[Recipe, Layout, Answers], None
 
 
 def run(recipe: Recipe, layout: Layout) -> None:
-    """Write rouge.csv, bertscore.csv, accuracy.csv, syllables.csv and test_loss.csv, one row per model.
+    """Write rouge.csv, bertscore.csv, accuracy.csv, syllables.csv and test_loss.csv, one row per
+    model.
 
     Empty and malformed answers count.
     """
@@ -43,14 +46,16 @@ def read_answers(recipe: Recipe, layout: Layout) -> Answers:
     """Return all answers; checks that every model answered the same samples."""
     folders = layout.models(recipe)
     answers = {
-        model: {task: read_csv(folder / f"{task}.csv") for task, folder in of.items()} for model, of in folders.items()
+        model: {task: read_csv(folder / f"{task}.csv") for task, folder in of.items()}
+        for model, of in folders.items()
     }
     for model, of in answers.items():
         for task, rows in of.items():
             expected = [row["reference"] for row in answers["base"][task]]
             if [row["reference"] for row in rows] != expected:
                 raise StageError(
-                    f"{model} answered other samples of {task} than the base model; delete its folder and run again"
+                    f"{model} answered other samples of {task} than the base model; delete its "
+                    "folder and run again"
                 )
     return answers
 
@@ -59,7 +64,11 @@ def _test_loss(recipe: Recipe, layout: Layout, answers: Answers) -> None:
     tasks = [task.name for task in recipe.tasks]
     rows = []
     for model, folders in layout.models(recipe).items():
-        losses = {row["task"]: row["loss"] for folder in set(folders.values()) for row in read_csv(folder / TEST_LOSS)}
+        losses = {
+            row["task"]: row["loss"]
+            for folder in set(folders.values())
+            for row in read_csv(folder / TEST_LOSS)
+        }
         rows.append([model, *(round(float(losses[task]), 4) for task in tasks)])
     write_csv(layout.root / "test_loss.csv", ["model", *tasks], rows)
 
@@ -71,7 +80,11 @@ def _rouge(recipe: Recipe, layout: Layout, answers: Answers) -> None:
     for model in track(list(answers), "ROUGE"):
         scores = {task: rouge(*_texts(answers[model][task])) for task in tasks}
         rows.append([model, *(_mean(scores[task][name]) for task in tasks for name in names)])
-    write_csv(layout.root / "rouge.csv", ["model", *(f"{task} {name}" for task in tasks for name in names)], rows)
+    write_csv(
+        layout.root / "rouge.csv",
+        ["model", *(f"{task} {name}" for task in tasks for name in names)],
+        rows,
+    )
 
 
 def _bertscore(recipe: Recipe, layout: Layout, answers: Answers) -> None:
@@ -81,7 +94,9 @@ def _bertscore(recipe: Recipe, layout: Layout, answers: Answers) -> None:
     for model in track(list(answers), "BERTScore"):
         means = [_mean(scorer.score(*_texts(answers[model][task]))) for task in tasks]
         rows.append([model, *means, scorer.identity])
-    write_csv(layout.root / "bertscore.csv", ["model", *(f"{task} F1" for task in tasks), "encoder"], rows)
+    write_csv(
+        layout.root / "bertscore.csv", ["model", *(f"{task} F1" for task in tasks), "encoder"], rows
+    )
 
 
 def _accuracy(recipe: Recipe, layout: Layout, answers: Answers) -> None:
@@ -89,12 +104,21 @@ def _accuracy(recipe: Recipe, layout: Layout, answers: Answers) -> None:
         ("exact match", "exact-match", exact_match),
         ("BLEU", "bleu", bleu),
     ]
-    columns = [(t.name, name, score) for t in recipe.tasks for name, metric, score in scored if metric in t.metrics]
+    columns = [
+        (t.name, name, score)
+        for t in recipe.tasks
+        for name, metric, score in scored
+        if metric in t.metrics
+    ]
     rows = [
         [model, *(_mean(score(*_texts(answers[model][task]))) for task, _, score in columns)]
         for model in track(list(answers), "accuracy")
     ]
-    write_csv(layout.root / "accuracy.csv", ["model", *(f"{task} {name}" for task, name, _ in columns)], rows)
+    write_csv(
+        layout.root / "accuracy.csv",
+        ["model", *(f"{task} {name}" for task, name, _ in columns)],
+        rows,
+    )
 
 
 def _syllables(recipe: Recipe, layout: Layout, answers: Answers) -> None:
@@ -104,7 +128,9 @@ def _syllables(recipe: Recipe, layout: Layout, answers: Answers) -> None:
         row: list[object] = [model]
         for task in tasks:
             texts = [each["reference"] for each in answers["base"][task]]
-            table = syllable_table(texts if model == "reference" else _texts(answers[model][task])[0])
+            table = syllable_table(
+                texts if model == "reference" else _texts(answers[model][task])[0]
+            )
             row += [round(value, 4) for value in table.values()]
             if model == "reference":
                 columns += [column if len(tasks) == 1 else f"{task} {column}" for column in table]

@@ -13,7 +13,16 @@ def learn(recipe: Recipe, layout: Layout, task: Task) -> None:
     """Write the task's model and losses under finetune/<task>."""
     base, folder = recipe_base(recipe, dtype="float32"), layout.folder("finetune", task.name)
     label = f"full finetune, {task.name}"
-    train(base.model, base.tokenizer, recipe, recipe.finetune, [task], layout=layout, folder=folder, label=label)
+    train(
+        base.model,
+        base.tokenizer,
+        recipe,
+        recipe.finetune,
+        [task],
+        layout=layout,
+        folder=folder,
+        label=label,
+    )
     with atomic_folder(folder / "models") as models:
         base.model.save_pretrained(models)
         base.tokenizer.save_pretrained(models)

@@ -23,16 +23,40 @@ ATTENTION = {"q", "k", "v", "o", "q_proj", "k_proj", "v_proj", "o_proj", "out_pr
 
 def learn(recipe: Recipe, layout: Layout, task: Task) -> None:
     """Write the task's adapter and losses under lora/<task>."""
-    learn_adapter(recipe, layout, recipe.lora, [task], folder=layout.folder("lora", task.name), label=task.name)
+    learn_adapter(
+        recipe,
+        layout,
+        recipe.lora,
+        [task],
+        folder=layout.folder("lora", task.name),
+        label=task.name,
+    )
 
 
 def learn_adapter(
-    recipe: Recipe, layout: Layout, spec: LoraSpec, tasks: Sequence[Task], *, folder: Path, label: str
+    recipe: Recipe,
+    layout: Layout,
+    spec: LoraSpec,
+    tasks: Sequence[Task],
+    *,
+    folder: Path,
+    label: str,
 ) -> None:
-    """Write one adapter of `tasks`, which take turns in its training, and its losses to `folder`."""
+    """Write one adapter of `tasks`, which take turns in its training, and its losses to
+    `folder`.
+    """
     base = recipe_base(recipe)
     model = adapted(base, spec, seed=recipe.seed)
-    train(model, base.tokenizer, recipe, spec, tasks, layout=layout, folder=folder, label=f"LoRA {label}")
+    train(
+        model,
+        base.tokenizer,
+        recipe,
+        spec,
+        tasks,
+        layout=layout,
+        folder=folder,
+        label=f"LoRA {label}",
+    )
     with atomic_folder(folder / "models") as models:
         model.save_pretrained(models)
         _name_base(models / "adapter_config.json", recipe.base.name)
@@ -43,11 +67,15 @@ def answer(recipe: Recipe, layout: Layout, task: Task) -> None:
     base, folder = recipe_base(recipe), layout.folder("lora", task.name)
     model = PeftModel.from_pretrained(base.model, folder / "models")
     label = f"LoRA {task.name}"
-    write_answers(model, base.tokenizer, recipe, layout, folder=folder, tasks=recipe.tasks, label=label)
+    write_answers(
+        model, base.tokenizer, recipe, layout, folder=folder, tasks=recipe.tasks, label=label
+    )
 
 
 def adapted(base: Base, spec: LoraSpec, *, seed: int) -> PeftModel:
-    """Return the base model with a fresh adapter in every target layer; the same one for the same seed."""
+    """Return the base model with a fresh adapter in every target layer; the same one for the same
+    seed.
+    """
     targets = list(spec.targets) if spec.targets else attention_layers(base.model)
     config = LoraConfig(
         r=spec.rank,
@@ -67,7 +95,9 @@ def attention_layers(model: nn.Module) -> list[str]:
     """Return the names that the query, key, value and output projections have in this model."""
     found = sorted({name.rpartition(".")[2] for name, _ in model.named_modules()} & ATTENTION)
     if not found:
-        raise StageError(f"no attention projections of known names in {type(model).__name__}; set lora.targets")
+        raise StageError(
+            f"no attention projections of known names in {type(model).__name__}; set lora.targets"
+        )
     return found
 
 

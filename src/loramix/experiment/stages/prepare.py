@@ -20,4 +20,8 @@ def run(recipe: Recipe, layout: Layout) -> None:
         [[task, *(each.counts[column] for column in columns)] for task, each in prepared.items()],
     )
     for task, each in prepared.items():
-        log.info("%s: %s", task, ", ".join(f"{count:,} {reason}" for reason, count in each.counts.items()))
+        log.info(
+            "%s: %s",
+            task,
+            ", ".join(f"{count:,} {reason}" for reason, count in each.counts.items()),
+        )

@@ -15,10 +15,13 @@ _SHOWN = 20
 _NOTES = {
     "rouge": "F1, 0 to 1, mean over the same withheld test samples for every model.",
     "bertscore": "F1, mean over the same withheld test samples; an empty answer scores 0.",
-    "accuracy": "Mean over the same withheld test samples. Exact match: share of answers that are the reference, case, "
+    "accuracy": "Mean over the same withheld test samples. Exact match: share of answers that are "
+    "the reference, case, "
     "articles and surrounding punctuation aside. BLEU: of single answers, 0 to 1.",
-    "syllables": "Shares of all answers, empty and malformed ones included; 5-7-5 by a pronouncing dictionary.",
-    "test_loss": "Mean loss per target token when a model reads the references of the test samples; lower is better.",
+    "syllables": "Shares of all answers, empty and malformed ones included; 5-7-5 by a "
+    "pronouncing dictionary.",
+    "test_loss": "Mean loss per target token when a model reads the references of the test "
+    "samples; lower is better.",
 }
 _TITLES = {
     "rouge": "ROUGE",
@@ -27,7 +30,12 @@ _TITLES = {
     "syllables": "Haiku form",
     "test_loss": "Test loss",
 }
-_BEST: dict[str, Literal["max", "min"]] = {"rouge": "max", "bertscore": "max", "accuracy": "max", "test_loss": "min"}
+_BEST: dict[str, Literal["max", "min"]] = {
+    "rouge": "max",
+    "bertscore": "max",
+    "accuracy": "max",
+    "test_loss": "min",
+}
 
 
 def run(recipe: Recipe, layout: Layout) -> None:
@@ -37,7 +45,11 @@ def run(recipe: Recipe, layout: Layout) -> None:
     report = Report(
         title=f"loramix: {recipe.name}",
         summary=_summary(recipe, layout),
-        tables=[_table(layout, name, note) for name, note in _NOTES.items() if (layout.root / f"{name}.csv").is_file()],
+        tables=[
+            _table(layout, name, note)
+            for name, note in _NOTES.items()
+            if (layout.root / f"{name}.csv").is_file()
+        ],
         losses={label: read_losses(file) for label, file in layout.losses(recipe).items()},
         weights=_weights(layout),
         samples={task.name: _samples(answers, task.name) for task in recipe.tasks},
@@ -64,11 +76,18 @@ def _summary(recipe: Recipe, layout: Layout) -> list[tuple[str, str]]:
     counts = read_csv(layout.folder("prepare") / "counts.csv")
     facts = [("Base model", recipe.base.name), ("Seed", str(recipe.seed))]
     facts += [
-        (row["task"], f"{row['train']} train, {row['validation']} validation, {row['test']} test") for row in counts
+        (row["task"], f"{row['train']} train, {row['validation']} validation, {row['test']} test")
+        for row in counts
     ]
     if recipe.generation.test_samples:
         facts.append(("Test samples scored", f"{recipe.generation.test_samples} per task"))
-    return [*facts, ("Versions", ", ".join(f"{name} {version}" for name, version in environment["versions"].items()))]
+    return [
+        *facts,
+        (
+            "Versions",
+            ", ".join(f"{name} {version}" for name, version in environment["versions"].items()),
+        ),
+    ]
 
 
 def _table(layout: Layout, name: str, note: str) -> Table:
@@ -83,12 +102,18 @@ def _table(layout: Layout, name: str, note: str) -> Table:
 
 def _weights(layout: Layout) -> list[WeightRow]:
     rows = read_csv(layout.folder("gate") / "weights.csv")
-    return [WeightRow(row["layer"], row["task"], row["expert"], float(row["weight"])) for row in rows]
+    return [
+        WeightRow(row["layer"], row["task"], row["expert"], float(row["weight"])) for row in rows
+    ]
 
 
 def _samples(answers: Answers, task: str) -> list[SampleRow]:
     models = [model for model in answers if task in answers[model]]
     return [
-        SampleRow(row["input"], row["reference"], {model: answers[model][task][index]["generated"] for model in models})
+        SampleRow(
+            row["input"],
+            row["reference"],
+            {model: answers[model][task][index]["generated"] for model in models},
+        )
         for index, row in enumerate(answers[models[0]][task][:_SHOWN])
     ]

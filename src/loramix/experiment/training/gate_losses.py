@@ -1,7 +1,7 @@
 """Losses on what gates decide, to be added to the language model's loss in training.
 
-Axes: `L` layers, `B` rows, `E` experts, `K` tasks. Weights are read as shares: each row is divided by its sum, so
-that sigmoid gates and gates with a base slot count as well.
+Axes: `L` layers, `B` rows, `E` experts, `K` tasks. Weights are read as shares: each row is divided
+by its sum, so that sigmoid gates and gates with a base slot count as well.
 """
 
 import torch
@@ -22,12 +22,13 @@ def entropy(weights_LBE: Float[Tensor, "L B E"]) -> Float[Tensor, ""]:
 
 
 def imbalance(task_means_LKE: Float[Tensor, "L K E"]) -> Float[Tensor, ""]:
-    """Return the layers' mean of E Σ_e u_e² - 1: 0 (all experts used alike) to E - 1 (one for all tasks).
+    """Return the layers' mean of E Σ_e u_e² - 1: 0 (all experts used alike) to E - 1 (one for all
+    tasks).
 
     An expert's use u_e is the mean over tasks of its mean share.
 
-    The form of the load-balancing loss of Switch Transformers (Fedus et al. 2022, arXiv:2101.03961), with the gates'
-    mean shares in the place of the fraction of routed tokens.
+    The form of the load-balancing loss of Switch Transformers (Fedus et al. 2022,
+    arXiv:2101.03961), with the gates' mean shares in the place of the fraction of routed tokens.
     """
     use_LE = shares(task_means_LKE).mean(1)
     return use_LE.shape[-1] * use_LE.square().sum(-1).mean() - 1

@@ -1,4 +1,6 @@
-"""Training of gates: the language model's loss and, where a recipe asks for them, losses on the gates' decisions."""
+"""Training of gates: the language model's loss and, where a recipe asks for them, losses on the
+gates' decisions.
+"""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -19,13 +21,16 @@ _WEIGHT = "weight/"  # begins the names under which the log keeps mean weights
 
 
 class GateTrainer(MixingTrainer):
-    """Trainer that measures the auxiliary losses of the gates, and adds those that have a coefficient.
+    """Trainer that measures the auxiliary losses of the gates, and adds those that have a
+    coefficient.
 
-    A batch holds one task, whose expert has the task's place in the mixture. The balance over tasks takes the other
-    tasks' means from their last batches.
+    A batch holds one task, whose expert has the task's place in the mixture. The balance over tasks
+    takes the other tasks' means from their last batches.
     """
 
-    def __init__(self, *args: object, spec: GateSpec, tasks: Sequence[Task], **kwargs: object) -> None:
+    def __init__(
+        self, *args: object, spec: GateSpec, tasks: Sequence[Task], **kwargs: object
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._tasks = [task.name for task in tasks]
         self._coefficients = {name: float(getattr(spec, name)) for name in AUXILIARY}
@@ -39,14 +44,19 @@ class GateTrainer(MixingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, object]:
-        """Return the loss; in training with the auxiliary losses, a mean over the accumulated batches."""
+        """Return the loss; in training with the auxiliary losses, a mean over the accumulated
+        batches.
+        """
         with recording() as used:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
             for name, value in self._auxiliary(used, int(inputs["task"])).items():
                 self._measured[name].append(float(value.detach()))
                 if self._coefficients[name]:
-                    loss = loss + self._coefficients[name] * value / self.args.gradient_accumulation_steps
+                    loss = (
+                        loss
+                        + self._coefficients[name] * value / self.args.gradient_accumulation_steps
+                    )
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: object, **kwargs: object) -> None:
@@ -57,22 +67,34 @@ class GateTrainer(MixingTrainer):
                 for task, means_LE in sorted(self._last_means.items())
                 for expert, weight in enumerate(means_LE.mean(0))
             }
-            logs |= {name: sum(values) / len(values) for name, values in self._measured.items() if values}
+            logs |= {
+                name: sum(values) / len(values) for name, values in self._measured.items() if values
+            }
             self._measured.clear()
         super().log(logs, *args, **kwargs)
 
     def write_history(self, folder: Path, label: str) -> None:
-        """Write losses.csv, losses.png, auxiliary.csv (the auxiliary losses, with or without coefficient), and
-        routing_steps.csv: the mean weights over all layers of each task's last batch."""
+        """Write losses.csv, losses.png, auxiliary.csv (the auxiliary losses, with or without
+        coefficient), and routing_steps.csv: the mean weights over all layers of each task's last
+        batch.
+        """
         super().write_history(folder, label)
         rows = [
-            (int(entry["step"]), float(entry["epoch"]), *(round(entry[name], 6) for name in AUXILIARY))
+            (
+                int(entry["step"]),
+                float(entry["epoch"]),
+                *(round(entry[name], 6) for name in AUXILIARY),
+            )
             for entry in self.state.log_history
             if AUXILIARY[0] in entry
         ]
         write_csv(folder / "auxiliary.csv", ("step", "epoch", *AUXILIARY), rows)
         weights = [
-            (int(entry["step"]), *(self._tasks[int(place)] for place in key.removeprefix(_WEIGHT).split("/")), weight)
+            (
+                int(entry["step"]),
+                *(self._tasks[int(place)] for place in key.removeprefix(_WEIGHT).split("/")),
+                weight,
+            )
             for entry in self.state.log_history
             for key, weight in entry.items()
             if key.startswith(_WEIGHT)

@@ -1,4 +1,6 @@
-"""Samples as token ids: encoded once for a run, kept as Arrow files, and read from there as they are needed."""
+"""Samples as token ids: encoded once for a run, kept as Arrow files, and read from there as they
+are needed.
+"""
 
 import hashlib
 import json
@@ -19,7 +21,12 @@ from loramix.storage.files import atomic_folder
 
 _IDS = datasets.List(datasets.Value("int32"))
 _COLUMNS = datasets.Features(
-    {"prompt": _IDS, "target": _IDS, "task": datasets.Value("int32"), "length": datasets.Value("int32")}
+    {
+        "prompt": _IDS,
+        "target": _IDS,
+        "task": datasets.Value("int32"),
+        "length": datasets.Value("int32"),
+    }
 )
 
 
@@ -40,8 +47,12 @@ class Samples(torch.utils.data.Dataset[Encoded]):
 
 
 def as_trained(task: Task, sample: Sample, *, bare: float) -> Task:
-    """Return the task as a sample is asked in training: of the share `bare` of all samples, without a prompt."""
-    return task.model_copy(update={"prompt": PLACEHOLDER}) if part_of(sample, "bare") < bare else task
+    """Return the task as a sample is asked in training: of the share `bare` of all samples, without
+    a prompt.
+    """
+    return (
+        task.model_copy(update={"prompt": PLACEHOLDER}) if part_of(sample, "bare") < bare else task
+    )
 
 
 def encode_samples(
@@ -54,21 +65,28 @@ def encode_samples(
     bare: float,
     cache: Path,
 ) -> Samples:
-    """Return the samples of every task as token ids; the share `bare` of them, always the same ones, has no prompt.
+    """Return the samples of every task as token ids; the share `bare` of them, always the same
+    ones, has no prompt.
 
     cache: the folder of the Arrow files, which are named after all that the ids depend on.
     """
     found = []
     for place, (task, samples) in enumerate(zip(tasks, parts, strict=True)):
-        folder = cache / _fingerprint(place, task, samples, tokenizer, recipe, causal=causal, bare=bare)
+        folder = cache / _fingerprint(
+            place, task, samples, tokenizer, recipe, causal=causal, bare=bare
+        )
         if not folder.exists():
             rows = [
                 encode(
-                    tokenizer, as_trained(task, sample, bare=bare), sample.input, sample.target,
-                    causal=causal, chat=recipe.base.chat,
+                    tokenizer,
+                    as_trained(task, sample, bare=bare),
+                    sample.input,
+                    sample.target,
+                    causal=causal,
+                    chat=recipe.base.chat,
                 )
                 for sample in track(samples, f"{task.name} as tokens")
-            ]  # fmt: skip
+            ]
             columns = {
                 "prompt": [row.prompt for row in rows],
                 "target": [row.target for row in rows],
@@ -91,7 +109,14 @@ def _fingerprint(
     causal: bool,
     bare: float,
 ) -> str:
-    settings = [place, task.model_dump(mode="json"), recipe.base.chat, causal, bare, tokenizer.chat_template]
+    settings = [
+        place,
+        task.model_dump(mode="json"),
+        recipe.base.chat,
+        causal,
+        bare,
+        tokenizer.chat_template,
+    ]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for text in _texts(tokenizer, samples):
         digest.update(text.encode())
@@ -100,6 +125,10 @@ def _fingerprint(
 
 
 def _texts(tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample]) -> Iterator[str]:
-    yield tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab())
+    yield (
+        tokenizer.backend_tokenizer.to_str()
+        if tokenizer.is_fast
+        else json.dumps(tokenizer.get_vocab())
+    )
     for sample in samples:
         yield from (sample.input, sample.target)

@@ -1,4 +1,6 @@
-"""Training through `transformers.Trainer`, for finetuning, adapters and gates alike: resumable, best weights kept."""
+"""Training through `transformers.Trainer`, for finetuning, adapters and gates alike: resumable,
+best weights kept.
+"""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -38,17 +40,26 @@ _TRAINABLE = "trainable.safetensors"
 class TurnSampler(Sampler[int]):
     """Shuffled indices such that every batch holds one task alone and the tasks take turns.
 
-    A task that runs out sits out the rest of the epoch; a last batch that would be short is filled up from the start of
-    that task's order, so that batch borders stay where they are. Every epoch has its own order, fixed by the seed.
+    A task that runs out sits out the rest of the epoch; a last batch that would be short is filled
+    up from the start of that task's order, so that batch borders stay where they are. Every epoch
+    has its own order, fixed by the seed.
 
-    lengths: of every sample; if given, batches are cut from pools of `POOL` shuffled batches sorted by length, and
-        shuffled again.
+    lengths: of every sample; if given, batches are cut from pools of `POOL` shuffled batches sorted
+        by length, and shuffled again.
     """
 
     POOL = 32
 
-    def __init__(self, sizes: Sequence[int], batch: int, seed: int, lengths: Sequence[int] | None = None) -> None:
-        self.sizes, self.batch, self.seed, self.lengths, self.epoch = list(sizes), batch, seed, lengths, 0
+    def __init__(
+        self, sizes: Sequence[int], batch: int, seed: int, lengths: Sequence[int] | None = None
+    ) -> None:
+        self.sizes, self.batch, self.seed, self.lengths, self.epoch = (
+            list(sizes),
+            batch,
+            seed,
+            lengths,
+            0,
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order is drawn next."""
@@ -67,22 +78,32 @@ class TurnSampler(Sampler[int]):
 
     def _batches(self, task: int, generator: torch.Generator) -> Iterator[list[int]]:
         start = sum(self.sizes[:task])
-        order = [start + int(index) for index in torch.randperm(self.sizes[task], generator=generator)]
+        order = [
+            start + int(index) for index in torch.randperm(self.sizes[task], generator=generator)
+        ]
         if self.lengths is not None:
             size = self.POOL * self.batch
             pools = [order[first : first + size] for first in range(0, len(order), size)]
-            order = [index for pool in pools for index in sorted(pool, key=self.lengths.__getitem__, reverse=True)]
+            order = [
+                index
+                for pool in pools
+                for index in sorted(pool, key=self.lengths.__getitem__, reverse=True)
+            ]
         short = -len(order) % self.batch
         filled = [*order, *(order * self.batch)[:short]]
-        batches = [filled[first : first + self.batch] for first in range(0, len(filled), self.batch)]
+        batches = [
+            filled[first : first + self.batch] for first in range(0, len(filled), self.batch)
+        ]
         if self.lengths is not None:
-            batches = [batches[int(place)] for place in torch.randperm(len(batches), generator=generator)]
+            batches = [
+                batches[int(place)] for place in torch.randperm(len(batches), generator=generator)
+            ]
         yield from batches
 
 
 class MixingTrainer(Trainer):  # type: ignore[misc]
-    """Trainer whose loss is the mean over target tokens, whatever the accumulation, and whose checkpoints of adapters
-    and mixtures hold the trained parameters alone."""
+    """Trainer whose loss is the mean over target tokens, whatever the accumulation, and whose
+    checkpoints of adapters and mixtures hold the trained parameters alone."""
 
     def compute_loss(
         self,
@@ -101,17 +122,27 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
     def write_history(self, folder: Path, label: str) -> None:
         """Write losses.csv and losses.png."""
         rows = [
-            LossRow(int(entry["step"]), float(entry["epoch"]), entry.get("loss"), entry.get("eval_loss"))
+            LossRow(
+                int(entry["step"]), float(entry["epoch"]), entry.get("loss"), entry.get("eval_loss")
+            )
             for entry in self.state.log_history
             if "loss" in entry or "eval_loss" in entry
         ]
-        write_csv(folder / "losses.csv", LOSS_COLUMNS, [(r.step, r.epoch, r.training, r.validation) for r in rows])
+        write_csv(
+            folder / "losses.csv",
+            LOSS_COLUMNS,
+            [(r.step, r.epoch, r.training, r.validation) for r in rows],
+        )
         plot_losses(label, rows, folder / "losses.png")
 
-    def evaluation_loop(self, *args: object, metric_key_prefix: str = "eval", **kwargs: object) -> EvalLoopOutput:
+    def evaluation_loop(
+        self, *args: object, metric_key_prefix: str = "eval", **kwargs: object
+    ) -> EvalLoopOutput:
         """Put the mean per target token in the place of the library's mean of batch means."""
         self._loss_and_tokens = torch.zeros(2, device=self.args.device)
-        output: EvalLoopOutput = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output: EvalLoopOutput = super().evaluation_loop(
+            *args, metric_key_prefix=metric_key_prefix, **kwargs
+        )
         total, tokens = self.accelerator.reduce(self._loss_and_tokens).tolist()
         output.metrics[f"{metric_key_prefix}_loss"] = total / tokens
         return output
@@ -120,7 +151,9 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
         self, model: nn.Module, inputs: dict[str, Tensor], *args: object, **kwargs: object
     ) -> tuple[Tensor | None, object, object]:
         """Return the library's result, and count the batch's target tokens."""
-        result: tuple[Tensor, object, object] = super().prediction_step(model, inputs, *args, **kwargs)
+        result: tuple[Tensor, object, object] = super().prediction_step(
+            model, inputs, *args, **kwargs
+        )
         counted = (inputs["labels"] != IGNORED).sum().to(self.args.device)
         self._loss_and_tokens += torch.stack([result[0].float() * counted, counted])
         return result
@@ -128,17 +161,23 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
     def _get_train_sampler(self, train_dataset: Dataset[Encoded] | None = None) -> Sampler[int]:
         data: Samples = self.train_dataset
         lengths = data.lengths if self.args.train_sampling_strategy == "group_by_length" else None
-        return TurnSampler(data.sizes, self.args.per_device_train_batch_size, self.args.seed, lengths)
+        return TurnSampler(
+            data.sizes, self.args.per_device_train_batch_size, self.args.seed, lengths
+        )
 
     def _get_eval_sampler(self, eval_dataset: Samples) -> list[int]:
         return length_order(eval_dataset.lengths)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None
+    ) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(trainable_state(self.model), folder / _TRAINABLE)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
         load_trainable(model or self.model, Path(resume_from_checkpoint) / _TRAINABLE)
 
     def _load_best_model(self) -> None:
@@ -147,7 +186,11 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
     """Return the parameters that are trained, by name."""
-    return {name: value.detach().contiguous() for name, value in model.named_parameters() if value.requires_grad}
+    return {
+        name: value.detach().contiguous()
+        for name, value in model.named_parameters()
+        if value.requires_grad
+    }
 
 
 @torch.no_grad()
@@ -160,8 +203,12 @@ def load_trainable(model: nn.Module, file: Path) -> None:
 
 
 def recipe_base(recipe: Recipe, *, dtype: str | None = None) -> Base:
-    """Return the recipe's base model, in its number format or in `dtype`, on the accelerator if there is one."""
-    base = load_base(recipe.base.name, revision=recipe.base.revision, dtype=dtype or recipe.base.dtype)
+    """Return the recipe's base model, in its number format or in `dtype`, on the accelerator if
+    there is one.
+    """
+    base = load_base(
+        recipe.base.name, revision=recipe.base.revision, dtype=dtype or recipe.base.dtype
+    )
     base.model.to(accelerator())
     return base
 
@@ -179,7 +226,8 @@ def train(
     trainer_class: Callable[..., MixingTrainer] = MixingTrainer,
     bare: float = 0.0,
 ) -> None:
-    """Train `model` on `tasks`, taking turns, and leave the best weights in it; write losses.csv and losses.png.
+    """Train `model` on `tasks`, taking turns, and leave the best weights in it; write losses.csv
+    and losses.png.
 
     bare: the share of the training prompts that are the input alone; always the same ones.
 
@@ -188,7 +236,9 @@ def train(
     causal = not model.config.is_encoder_decoder
     chosen = chosen_samples(read_manifest(layout.manifest), spec, tasks)
     data = {
-        split: encode_samples(parts, tokenizer, recipe, tasks, causal=causal, bare=bare, cache=layout.tokens)
+        split: encode_samples(
+            parts, tokenizer, recipe, tasks, causal=causal, bare=bare, cache=layout.tokens
+        )
         for split, parts in chosen.items()
     }
     trainer = trainer_class(
@@ -199,27 +249,42 @@ def train(
         data_collator=Collator(tokenizer, causal, accepted_inputs(model)),
         callbacks=[EarlyStoppingCallback(spec.patience), TrainingProgress(label)],
     )
-    trainer.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole accumulated batch
+    trainer.model_accepts_loss_kwargs = (
+        True  # compute_loss divides by the tokens of the whole accumulated batch
+    )
     trainer.remove_callback(PrinterCallback)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     log.info(
         "%s: %s of %s parameters in %s, %d training and %d validation samples, %s at %g",
-        label, f"{trained:,}", f"{sum(p.numel() for p in model.parameters()):,}", number_format(recipe.base.dtype),
-        len(data["train"]), len(data["validation"]), spec.optimizer, spec.learning_rate,
-    )  # fmt: skip
+        label,
+        f"{trained:,}",
+        f"{sum(p.numel() for p in model.parameters()):,}",
+        number_format(recipe.base.dtype),
+        len(data["train"]),
+        len(data["validation"]),
+        spec.optimizer,
+        spec.learning_rate,
+    )
     trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS))
     trainer.write_history(folder, label)
-    record(folder / RECORD, (sample for parts in chosen.values() for part in parts for sample in part))
+    record(
+        folder / RECORD, (sample for parts in chosen.values() for part in parts for sample in part)
+    )
 
 
 def chosen_samples(
     samples: Sequence[Sample], spec: TrainSpec, tasks: Sequence[Task]
 ) -> dict[Split, list[list[Sample]]]:
     """Return the samples of every task that `spec` trains and validates on, by split."""
-    limits: dict[Split, int | None] = {"train": spec.train_samples, "validation": spec.validation_samples}
+    limits: dict[Split, int | None] = {
+        "train": spec.train_samples,
+        "validation": spec.validation_samples,
+    }
     return {
         split: [
-            [sample for sample in samples if sample.task == task.name and sample.split == split][:limit]
+            [sample for sample in samples if sample.task == task.name and sample.split == split][
+                :limit
+            ]
             for task in tasks
         ]
         for split, limit in limits.items()
@@ -269,6 +334,8 @@ def _arguments(recipe: Recipe, spec: TrainSpec, folder: Path, *, steps: int) -> 
 
 
 def _last_checkpoint(folder: Path) -> str | None:
-    """Return the newest whole checkpoint; the trainer's state is the last file that a checkpoint gets."""
+    """Return the newest whole checkpoint; the trainer's state is the last file that a checkpoint
+    gets.
+    """
     whole = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
