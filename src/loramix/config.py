@@ -1,13 +1,18 @@
-"""The settings of a gate."""
+"""What a mixture is made with: the settings of its gates, and how its prompts look."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from loramix.errors import MixtureError, did_you_mean
 
 Context = Literal["prompt", "running", "token", "reference"]
 Scope = Literal["layer", "block", "model"]
 Activation = Literal["softmax", "sigmoid", "top-k", "top-1"]
 Mixing = Literal["output", "parameter"]
+
+PLACEHOLDER = "{input}"  # in a prompt template, where the input goes
 
 
 class GateConfig(BaseModel):
@@ -69,3 +74,34 @@ class GateConfig(BaseModel):
     def sparse(self) -> bool:
         """Whether the gates give most experts a weight of exactly zero."""
         return self.activation in ("top-k", "top-1")
+
+
+class Prompting(BaseModel):
+    """Whether prompts go through the tokenizer's chat template, and the prompt template of every
+    task.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    chat: bool = False
+    templates: Mapping[str, str] = {}
+
+    def render(self, text: str, task: str | None) -> str:
+        """Return the prompt of `task` for an input; without a task, `text` is the prompt."""
+        if task is None:
+            return text
+        if task not in self.templates:
+            raise MixtureError(
+                f"this mixture has no prompt for a task "
+                f"'{task}'{did_you_mean(task, self.templates)}; "
+                f"it has: {', '.join(self.templates) or 'none'}"
+            )
+        return fill(self.templates[task], text)
+
+
+def fill(template: str, text: str) -> str:
+    """Return the prompt for one input; braces in `text` and other braces in the template mean
+    nothing.
+    """
+    before, after = template.split(PLACEHOLDER)
+    return before + text + after

@@ -84,7 +84,7 @@ def saved_mixture(folder: Path, base: str, **gate: object) -> Path:
 
     from loramix import GateConfig, MixtureModel
     from loramix.bases.loading import load_base
-    from loramix.prompts import Prompting
+    from loramix.config import Prompting
 
     target = "q_proj" if base == "tiny-llama" else "q"
     for name in ("a", "b"):

@@ -10,11 +10,11 @@ from importlib.resources import files
 import pytest
 from pydantic import ValidationError
 
+from loramix.config import PLACEHOLDER, fill
 from loramix.data.sources import HUB_ID, load_rows, locate
 from loramix.data.tasks import BUILT_IN, Cleaning, Task, built_in
 from loramix.errors import DataError
 from loramix.experiment.reading import load_recipe
-from loramix.prompts import PLACEHOLDER, fill
 
 GENERATIVE = {"haiku", "arxiv-title", "demo-haiku", "demo-title", "demo-command"}
 QUESTIONS = {"commonsense-qa", "medqa", "science-qa"}

@@ -13,8 +13,8 @@ from peft import PeftModel
 
 from loramix import GateConfig, MixtureModel
 from loramix.bases.tiny import tiny_tokenizer
+from loramix.config import Prompting
 from loramix.errors import CheckpointError
-from loramix.prompts import Prompting
 from loramix.storage.card import add_measurements
 
 Experts = Callable[..., dict[str, Path]]

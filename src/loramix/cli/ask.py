@@ -8,7 +8,6 @@ from rich.text import Text
 
 from loramix.bases.loading import accelerator
 from loramix.mixture.model import MixtureModel
-from loramix.prompts import mixture_tokenizer, text_inputs
 from loramix.report.explanation import Explanation, explain, explanation_page
 from loramix.storage.files import write_text
 
@@ -20,14 +19,13 @@ def generate_text(
 ) -> str:
     """Return the mixture's greedy answer to a prompt, or to the input of a task."""
     mixture = MixtureModel.from_pretrained(path, dtype=dtype).to(accelerator())
-    tokenizer = mixture_tokenizer(mixture)
-    inputs = text_inputs(mixture, text, task=task, tokenizer=tokenizer)
+    inputs = mixture.text_inputs(text, task=task)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     tokens = mixture.generate(
         input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False
     )
     new = tokens[0] if mixture.config.is_encoder_decoder else tokens[0, ids.shape[1] :]
-    return str(tokenizer.decode(new, skip_special_tokens=True)).strip()
+    return str(mixture.tokenizer.decode(new, skip_special_tokens=True)).strip()
 
 
 def explain_prompt(

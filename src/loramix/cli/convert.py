@@ -7,7 +7,6 @@ from pathlib import Path
 
 from loramix.errors import MixtureError
 from loramix.mixture.model import MixtureModel
-from loramix.prompts import mixture_tokenizer, text_inputs
 
 
 def export_mixture(
@@ -28,10 +27,10 @@ def export_mixture(
         raise MixtureError(
             "export needs either --weight EXPERT=VALUE, once or more, or --prompt TEXT"
         )
-    inputs = None if prompt is None else text_inputs(mixture, prompt, task=task)
+    inputs = None if prompt is None else mixture.text_inputs(prompt, task=task)
     mixture.export(out, weights=pairs(weights) if weights else None, prompt=inputs, merged=merged)
     if merged:
-        mixture_tokenizer(mixture).save_pretrained(out)
+        mixture.tokenizer.save_pretrained(out)
 
 
 def pairs(texts: Sequence[str]) -> dict[str, float]:

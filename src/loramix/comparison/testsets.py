@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
+from loramix.config import PLACEHOLDER
 from loramix.data.samples import Sample, part_of
 from loramix.data.tasks import Task
 from loramix.experiment.reading import Recipe
 from loramix.experiment.recipe import TestSet
 from loramix.experiment.run import read_csv, write_csv
-from loramix.prompts import PLACEHOLDER
 
 UNKNOWN = "-inverse"  # ends the name of a task that asks for another's inputs
 

@@ -8,8 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from loramix.config import PLACEHOLDER, fill
 from loramix.errors import DataError, did_you_mean
-from loramix.prompts import PLACEHOLDER, fill
 
 # prefix of sources that ship with loramix, the same in every recipe on every machine
 PACKAGE = "package:"

@@ -5,6 +5,7 @@ layer.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
@@ -13,13 +14,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from loramix.config import GateConfig
+from loramix.config import GateConfig, Prompting
 from loramix.errors import ExpertError, LoramixError, MixtureError, did_you_mean
 from loramix.mixture.call import Fixed, Used, checkpoint_contexts, during, recording, thread
 from loramix.mixture.folding import Folding
 from loramix.mixture.gate import ContextGate
 from loramix.mixture.generation import folds, refuse_generation
 from loramix.mixture.hooks import attach
+from loramix.mixture.inputs import text_inputs
 from loramix.mixture.layer import MixtureLinear
 from loramix.mixture.wrapping import (
     adapted_layers,
@@ -29,11 +31,10 @@ from loramix.mixture.wrapping import (
     unwrap,
     wrap,
 )
-from loramix.prompts import Prompting, text_inputs
 from loramix.storage.experts import Expert, check_fits, load_expert
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
     from transformers.modeling_outputs import ModelOutput
 
 
@@ -208,7 +209,7 @@ class MixtureModel(nn.Module):
         if (weights is None) == (prompt is None):
             raise MixtureError("export needs either weights={expert: weight} or prompt='…'")
         if isinstance(prompt, str):
-            prompt = text_inputs(self, prompt)
+            prompt = self.text_inputs(prompt)
         if prompt is not None:
             chosen = prompt_weights(self, prompt)
         else:
@@ -242,6 +243,23 @@ class MixtureModel(nn.Module):
         """Where the base model lies."""
         device: torch.device = self.base.device
         return device
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer of the base."""
+        from loramix.bases.loading import load_tokenizer
+
+        return load_tokenizer(self.base_name, revision=self.revision)
+
+    def text_inputs(self, text: str, *, task: str | None = None) -> dict[str, Tensor]:
+        """Return the model's inputs for a prompt, or for the input of a task: tensors (1, T)."""
+        return text_inputs(
+            self.tokenizer,
+            self.prompting.render(text, task),
+            causal=not self.config.is_encoder_decoder,
+            chat=self.prompting.chat,
+            device=self.device,
+        )
 
     def gate_state(self) -> dict[str, Tensor]:
         """Return the gates' parameters, by layer and parameter name."""

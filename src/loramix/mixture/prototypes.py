@@ -26,7 +26,6 @@ from loramix.mixture.gate import ContextGate, masked_mean
 from loramix.mixture.model import MixtureModel
 from loramix.mixture.update import LowRank
 from loramix.mixture.wrapping import in_decoder
-from loramix.prompts import mixture_tokenizer, text_inputs
 
 Examples = Sequence[str | Mapping[str, Tensor]]
 
@@ -105,19 +104,10 @@ def _mean_contexts(
     """Return what each gate reads of an expert's prompts, the mean over their real tokens and then
     over prompts.
     """
-    tokenizer = (
-        mixture_tokenizer(mixture)
-        if any(isinstance(example, str) for example in examples)
-        else None
-    )
     sums: dict[str, Tensor] = {}
     rows = 0
     for example in examples:
-        inputs = (
-            text_inputs(mixture, example, tokenizer=tokenizer)
-            if isinstance(example, str)
-            else dict(example)
-        )
+        inputs = mixture.text_inputs(example) if isinstance(example, str) else dict(example)
         with _contexts(mixture, expert) as contexts:
             mixture.weights(**inputs)
         rows += len(inputs["input_ids"])

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loramix.prompts import mixture_tokenizer, text_inputs
 from loramix.report.page import page
 from loramix.report.plots import EXPERT_COLOURS
 
@@ -31,8 +30,7 @@ class Explanation:
 
 def explain(mixture: "MixtureModel", text: str, *, task: str | None = None) -> Explanation:
     """Return the weights for a prompt, or for the input of a task."""
-    tokenizer = mixture_tokenizer(mixture)
-    inputs = text_inputs(mixture, text, task=task, tokenizer=tokenizer)
+    inputs = mixture.text_inputs(text, task=task)
     layers = {
         name: weights_BE[0].tolist() for name, weights_BE in mixture.mean_weights(**inputs).items()
     }
@@ -50,7 +48,7 @@ def explain(mixture: "MixtureModel", text: str, *, task: str | None = None) -> E
             for column in zip(*(weights_TE.tolist() for weights_TE in read), strict=True)
         ]
         tokens = [
-            (tokenizer.decode([index]), mean)
+            (mixture.tokenizer.decode([index]), mean)
             for index, mean in zip(ids.tolist(), means_TE, strict=True)
         ]
     prompt = mixture.prompting.render(text, task)

@@ -23,10 +23,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file, save_file
 
-from loramix.config import GateConfig
+from loramix.config import GateConfig, Prompting
 from loramix.errors import CheckpointError
 from loramix.mixture.model import MixtureModel
-from loramix.prompts import Prompting
 from loramix.storage.experts import ADAPTER_FILES, Expert, load_expert
 from loramix.storage.files import atomic_folder, check_replaceable
 

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from loramix.bases.loading import Base
+from loramix.config import Prompting
 from loramix.data.batches import encode, generation_batch
 from loramix.data.samples import Sample, read_manifest
 from loramix.data.tasks import Task
@@ -19,7 +20,6 @@ from loramix.experiment.training.tokens import as_trained
 from loramix.experiment.training.trainer import chosen_samples, recipe_base, train
 from loramix.mixture.model import MixtureModel
 from loramix.mixture.prototypes import from_adapters, from_examples
-from loramix.prompts import Prompting
 from loramix.storage.experts import load_expert
 
 EXAMPLES = 16  # prompts per task for prototypes

@@ -11,12 +11,12 @@ import datasets
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from loramix.config import PLACEHOLDER
 from loramix.data.batches import Encoded, encode
 from loramix.data.samples import Sample, part_of
 from loramix.data.tasks import Task
 from loramix.experiment.progress import track
 from loramix.experiment.reading import Recipe
-from loramix.prompts import PLACEHOLDER
 from loramix.storage.files import atomic_folder
 
 _IDS = datasets.List(datasets.Value("int32"))
