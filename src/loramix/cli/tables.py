@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from loramix.experiment.run import read_csv
+from loramix.storage.files import read_csv
 
 _TITLES = {
     "rouge": "ROUGE F1",

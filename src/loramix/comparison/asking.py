@@ -16,11 +16,12 @@ from loramix.data.samples import read_manifest
 from loramix.data.tasks import Task
 from loramix.experiment.answers import Answer, Loss, Model, answer, encode_all, target_losses
 from loramix.experiment.reading import Recipe
-from loramix.experiment.run import Layout, write_csv
+from loramix.experiment.run import Layout
 from loramix.experiment.training.trainer import recipe_base
 from loramix.metrics.bertscore import BertScorer
 from loramix.metrics.measures import answer_scores
 from loramix.mixture.model import MixtureModel
+from loramix.storage.files import write_csv
 
 ANSWERS, SCORES, ROUTING = "answers.csv", "scores.csv", "routing.csv"
 COMBINED = ("rougeL", "bertscore", "exact_match", "bleu", "probability")

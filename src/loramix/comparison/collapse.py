@@ -5,10 +5,10 @@ from statistics import fmean
 
 from loramix.comparison.asking import ROUTING
 from loramix.comparison.contenders import Contender, Place
-from loramix.experiment.run import read_csv
 from loramix.report.comparison_content import Routing
 from loramix.report.content import WeightRow
 from loramix.report.heatmap import mean_weights
+from loramix.storage.files import read_csv
 
 ALONE, EVEN = (
     0.9,

@@ -7,7 +7,7 @@ from loramix.comparison.collapse import routings
 from loramix.comparison.contenders import Contender, Place
 from loramix.comparison.scores import ORACLE, Run, Scores, read_scores
 from loramix.comparison.verdict import verdict
-from loramix.experiment.run import ROUTING_STEPS, read_csv, read_losses
+from loramix.experiment.run import ROUTING_STEPS, read_losses
 from loramix.metrics.measures import MEASURES
 from loramix.report.comparison import render_comparison
 from loramix.report.comparison_content import (
@@ -20,7 +20,7 @@ from loramix.report.comparison_content import (
     ScoreTable,
 )
 from loramix.report.content import LossRow
-from loramix.storage.files import write_text
+from loramix.storage.files import read_csv, write_text
 
 _SHOWN = 10  # samples of every task and test set
 _TEST_SETS = {

@@ -23,10 +23,9 @@ from loramix.comparison.scores import Run, Scores
 from loramix.comparison.statistics import Estimate
 from loramix.comparison.verdict import verdict
 from loramix.experiment.reading import Recipe
-from loramix.experiment.run import read_csv, write_csv
 from loramix.metrics.diversity import distinct
 from loramix.metrics.measures import MEASURES
-from loramix.storage.files import write_text
+from loramix.storage.files import read_csv, write_csv, write_text
 
 COLUMNS = ("recipe", "seed", "model", "task", "test_set", "measure", "value", "low", "high", "n")
 DIFFERENCE_COLUMNS = (

@@ -13,7 +13,7 @@ from loramix.comparison.asking import ANSWERS, SCORES
 from loramix.comparison.contenders import Contender
 from loramix.comparison.statistics import Array, Estimate, Tally, mean, mean_of, tally
 from loramix.experiment.reading import Recipe
-from loramix.experiment.run import read_csv
+from loramix.storage.files import read_csv
 
 ORACLE = "oracle"
 _KEYS = ("task", "id", "tokens")

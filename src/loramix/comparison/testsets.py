@@ -20,7 +20,7 @@ from loramix.data.samples import Sample, part_of
 from loramix.data.tasks import Task
 from loramix.experiment.reading import Recipe
 from loramix.experiment.recipe import TestSet
-from loramix.experiment.run import read_csv, write_csv
+from loramix.storage.files import read_csv, write_csv
 
 UNKNOWN = "-inverse"  # ends the name of a task that asks for another's inputs
 

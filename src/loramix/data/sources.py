@@ -4,7 +4,6 @@ read.
 
 import csv
 import gzip
-import hashlib
 import json
 import math
 import re
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 from loramix.data.choices import Question, multiple_choice
 from loramix.data.tasks import PACKAGE, Task
 from loramix.errors import DataError, did_you_mean
+from loramix.storage.files import sha256
 
 if TYPE_CHECKING:
     from pyarrow import ChunkedArray
@@ -76,15 +76,15 @@ def source_fingerprint(task: Task) -> str:
     if path is None:
         return f"{task.source}@{pinned(task).revision}"
     if path.is_file():
-        return _file_digest(path)
+        return sha256(path)
     names = (file for file in sorted(path.rglob("*")) if file.is_file())
     visible = (
         file
         for file in names
         if not any(part.startswith(".") for part in file.relative_to(path).parts)
     )
-    lines = (f"{_file_digest(file)}  {file.relative_to(path).as_posix()}\n" for file in visible)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    lines = (f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in visible)
+    return sha256("".join(lines))
 
 
 def pinned(task: Task) -> Task:
@@ -301,8 +301,3 @@ def _unreachable(task: Task, error: Exception) -> DataError:
     if locate(task.source) is None:
         message += f"; nor is there a file or folder of this name{_nearest_file(Path(task.source))}"
     return DataError(message)
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,8 +17,9 @@ from loramix.data.samples import Sample, read_manifest
 from loramix.data.tasks import Task
 from loramix.experiment.progress import track
 from loramix.experiment.reading import Recipe
-from loramix.experiment.run import ANSWER_COLUMNS, TEST_LOSS, TEST_LOSS_COLUMNS, Layout, write_csv
+from loramix.experiment.run import ANSWER_COLUMNS, TEST_LOSS, TEST_LOSS_COLUMNS, Layout
 from loramix.mixture.model import MixtureModel
+from loramix.storage.files import write_csv
 
 Model: TypeAlias = PreTrainedModel | PeftModel | MixtureModel
 

@@ -1,13 +1,11 @@
 """Where a run keeps what: the folders of its stages, and which model wrote which answers."""
 
-import csv
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from loramix.experiment.reading import Recipe
 from loramix.report.content import LossRow
-from loramix.storage.files import atomic_file
+from loramix.storage.files import read_csv
 
 CHECKPOINTS = "checkpoints"  # in the folder of a model, while it is trained
 ANSWER_COLUMNS = ("input", "generated", "reference")
@@ -60,14 +58,6 @@ class Layout:
         return {**files, "gates of CGM LoRA": self.folder("gate") / "losses.csv"}
 
 
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file atomically; None is an empty cell."""
-    with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(rows)
-
-
 def read_losses(path: Path) -> list[LossRow]:
     """Return the rows of a losses.csv."""
 
@@ -83,9 +73,3 @@ def read_losses(path: Path) -> list[LossRow]:
         )
         for row in read_csv(path)
     ]
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file by column name."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))

@@ -6,7 +6,6 @@ keeps the one that a step was started with and whether it finished, so that a ki
 where it was.
 """
 
-import hashlib
 import json
 import logging
 import shutil
@@ -23,7 +22,7 @@ from loramix.errors import StageError, did_you_mean
 from loramix.experiment.graph import Node, graph
 from loramix.experiment.reading import STAGES, Recipe
 from loramix.experiment.run import Layout
-from loramix.storage.files import write_text
+from loramix.storage.files import sha256, write_text
 
 log = logging.getLogger("loramix")
 
@@ -132,7 +131,7 @@ def _fingerprint(node: Node, known: Mapping[str, str]) -> str:
         "settings": node.settings,
         "needs": [known[key] for key in node.needs],
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return sha256(json.dumps(content, sort_keys=True))
 
 
 def _do(node: Node, fingerprint: str, marker: Path) -> None:

@@ -24,11 +24,11 @@ from loramix.errors import MissingExtraError
 from loramix.experiment.answers import encode_all, mean_loss, target_losses
 from loramix.experiment.progress import track
 from loramix.experiment.reading import Recipe
-from loramix.experiment.run import Layout, write_csv
+from loramix.experiment.run import Layout
 from loramix.experiment.training.trainer import recipe_base
 from loramix.mixture.model import MixtureModel
 from loramix.storage.experts import load_expert
-from loramix.storage.files import write_text
+from loramix.storage.files import write_csv, write_text
 
 WEIGHTS, TRIED = "weights.json", "tried.csv"
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)

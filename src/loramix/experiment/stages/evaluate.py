@@ -9,11 +9,12 @@ from loramix.data.tasks import Metric
 from loramix.errors import StageError
 from loramix.experiment.progress import track
 from loramix.experiment.reading import Recipe
-from loramix.experiment.run import TEST_LOSS, Layout, read_csv, write_csv
+from loramix.experiment.run import TEST_LOSS, Layout
 from loramix.metrics.bertscore import BertScorer
 from loramix.metrics.haiku import syllable_table
 from loramix.metrics.matching import bleu, exact_match
 from loramix.metrics.rouge import rouge
+from loramix.storage.files import read_csv, write_csv
 
 Answers = dict[str, dict[str, list[dict[str, str]]]]  # by model, then task
 

@@ -14,13 +14,14 @@ from loramix.data.samples import Sample, read_manifest
 from loramix.data.tasks import Task
 from loramix.experiment.answers import test_samples, write_answers
 from loramix.experiment.reading import Recipe
-from loramix.experiment.run import WEIGHT_COLUMNS, Layout, write_csv
+from loramix.experiment.run import WEIGHT_COLUMNS, Layout
 from loramix.experiment.training.gate_trainer import GateTrainer
 from loramix.experiment.training.tokens import as_trained
 from loramix.experiment.training.trainer import chosen_samples, recipe_base, train
 from loramix.mixture.model import MixtureModel
 from loramix.mixture.prototypes import from_adapters, from_examples
 from loramix.storage.experts import load_expert
+from loramix.storage.files import write_csv
 
 EXAMPLES = 16  # prompts per task for prototypes
 

@@ -4,7 +4,8 @@ import logging
 
 from loramix.data.samples import prepare, write_manifest
 from loramix.experiment.reading import Recipe
-from loramix.experiment.run import Layout, write_csv
+from loramix.experiment.run import Layout
+from loramix.storage.files import write_csv
 
 log = logging.getLogger("loramix")
 

@@ -4,12 +4,12 @@ import json
 from typing import Literal
 
 from loramix.experiment.reading import Recipe
-from loramix.experiment.run import Layout, read_csv, read_losses
+from loramix.experiment.run import Layout, read_losses
 from loramix.experiment.stages.evaluate import Answers, read_answers
 from loramix.report.heatmap import mean_weights
 from loramix.report.run import Report, SampleRow, Table, WeightRow, render
 from loramix.storage.card import add_measurements
-from loramix.storage.files import write_text
+from loramix.storage.files import read_csv, write_text
 
 _SHOWN = 20
 _NOTES = {

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from loramix.data.tasks import Task
 from loramix.experiment.recipe import GateSpec
-from loramix.experiment.run import ROUTING_STEP_COLUMNS, ROUTING_STEPS, write_csv
+from loramix.experiment.run import ROUTING_STEP_COLUMNS, ROUTING_STEPS
 from loramix.experiment.training.gate_losses import entropy, imbalance, label_loss
 from loramix.experiment.training.trainer import MixingTrainer
 from loramix.mixture.call import Used, recording
+from loramix.storage.files import write_csv
 
 AUXILIARY = ("entropy", "balance", "supervised")
 _WEIGHT = "weight/"  # begins the names under which the log keeps mean weights

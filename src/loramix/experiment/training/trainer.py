@@ -28,10 +28,11 @@ from loramix.experiment.answers import Model, accepted_inputs
 from loramix.experiment.progress import TrainingProgress
 from loramix.experiment.reading import Recipe
 from loramix.experiment.recipe import TrainSpec
-from loramix.experiment.run import CHECKPOINTS, LOSS_COLUMNS, Layout, write_csv
+from loramix.experiment.run import CHECKPOINTS, LOSS_COLUMNS, Layout
 from loramix.experiment.training.tokens import Samples, encode_samples
 from loramix.report.plots import plot_losses
 from loramix.report.run import LossRow
+from loramix.storage.files import write_csv
 
 log = logging.getLogger("loramix")
 _TRAINABLE = "trainable.safetensors"
