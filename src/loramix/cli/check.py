@@ -43,8 +43,8 @@ def _sizes(recipe: Recipe) -> str:
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     from loramix.experiment.stages.lora import attention_layers
+    from loramix.mixture.linear import linear_shape
     from loramix.mixture.wrapping import new_gates
-    from loramix.storage.experts import linear_shape
 
     config = load_config(recipe.base.name, revision=recipe.base.revision)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from loramix.mixture.update import Folded, Gathered, is_transposed
+from loramix.mixture.linear import is_transposed
+from loramix.mixture.update import Folded, Gathered
 
 
 class Folding:

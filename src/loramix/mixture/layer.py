@@ -15,7 +15,8 @@ from loramix.errors import MixtureError
 from loramix.mixture.call import Call, Memory, Used, thread
 from loramix.mixture.folding import can_fold
 from loramix.mixture.gate import ContextGate
-from loramix.mixture.update import Folded, Gathered, LowRank, Update
+from loramix.mixture.update import Folded, Gathered, Update
+from loramix.storage.experts import LowRank
 
 
 class Downs(nn.Module):

@@ -25,13 +25,14 @@ from loramix.mixture.inputs import text_inputs
 from loramix.mixture.layer import MixtureLinear
 from loramix.mixture.wrapping import (
     adapted_layers,
+    check_fits,
     check_readers,
     mixture_layers,
     new_gates,
     unwrap,
     wrap,
 )
-from loramix.storage.experts import Expert, check_fits, load_expert
+from loramix.storage.experts import Expert, load_expert
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -24,8 +24,8 @@ from torch import Tensor
 from loramix.errors import MixtureError, did_you_mean
 from loramix.mixture.gate import ContextGate, masked_mean
 from loramix.mixture.model import MixtureModel
-from loramix.mixture.update import LowRank
 from loramix.mixture.wrapping import in_decoder
+from loramix.storage.experts import LowRank
 
 Examples = Sequence[str | Mapping[str, Tensor]]
 

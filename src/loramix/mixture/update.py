@@ -17,15 +17,6 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class LowRank:
-    """One expert's update of one layer: scale · up @ down."""
-
-    down_RD: Float[Tensor, "R D"]
-    up_OR: Float[Tensor, "O R"]
-    scale: float
-
-
-@dataclass(frozen=True)
 class Gathered:
     """The stacked update of the experts that weigh anything, with the weight of every rank for each
     row or token.
@@ -99,8 +90,3 @@ class Folded:
 
 
 Update: TypeAlias = Gathered | Folded
-
-
-def is_transposed(module: nn.Module) -> bool:
-    """Return whether a linear layer keeps its weight as (input, output): GPT-2's Conv1D."""
-    return isinstance(getattr(module, "nf", None), int)

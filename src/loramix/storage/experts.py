@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from jaxtyping import Float
 from peft import LoraConfig, PeftConfig
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from loramix.errors import ExpertError, did_you_mean
-from loramix.mixture.update import LowRank
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 ADAPTER_FILES = _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -46,6 +46,15 @@ LOSSY = {
     # it computes some tokens' logits alone: no gate can read there
     "lm_head": "a low-rank update of the output layer",
 }
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """One expert's update of one layer: scale · up @ down."""
+
+    down_RD: Float[Tensor, "R D"]
+    up_OR: Float[Tensor, "O R"]
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -97,41 +106,6 @@ def load_expert(
     return Expert(
         name, str(source), folder, updates, tuple(part for part in LOSSY if part in lossy), revision
     )
-
-
-def check_fits(expert: Expert, base: "PreTrainedModel") -> None:
-    """Raise ExpertError if the expert adapts a layer that `base` lacks, or one of another shape."""
-    layers = dict(base.named_modules())
-    for layer, update in expert.updates.items():
-        if layer not in layers:
-            raise ExpertError(
-                f"expert '{expert.name}' adapts '{layer}', which the base model does not have"
-                f"{did_you_mean(layer, layers)}; it was trained on another base"
-            )
-        if layers[layer] is base.get_output_embeddings():
-            raise ExpertError(
-                f"expert '{expert.name}' adapts the output layer '{layer}', which cannot be mixed "
-                "exactly"
-            )
-        found = linear_shape(layers[layer])
-        wanted = (update.down_RD.shape[1], update.up_OR.shape[0])
-        if found != wanted:
-            raise ExpertError(
-                f"expert '{expert.name}' adapts '{layer}' as {wanted[0]} → {wanted[1]}, "
-                f"but the base model's layer is {found and f'{found[0]} → {found[1]}'}; it was "
-                "trained on another base"
-            )
-
-
-def linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """Return (input width, output width) of a linear layer, GPT-2's Conv1D included; None for any
-    other module.
-    """
-    for wide, out in (("in_features", "out_features"), ("nx", "nf")):
-        shape = getattr(module, wide, None), getattr(module, out, None)
-        if isinstance(shape[0], int) and isinstance(shape[1], int):
-            return shape[0], shape[1]
-    return None
 
 
 def _folder(name: str, source: str, revision: str | None) -> tuple[Path, str | None]:

@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from loramix.errors import MixtureError
+from loramix.mixture.linear import is_transposed
 from loramix.mixture.model import MixtureModel
-from loramix.mixture.update import LowRank, is_transposed
+from loramix.storage.experts import LowRank
 from loramix.storage.files import atomic_folder, check_replaceable
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from loramix import MixtureModel
 from loramix.errors import MixtureError
-from loramix.mixture.update import is_transposed
+from loramix.mixture.linear import is_transposed
 
 IDS, TARGET = tokens(2, 6), tokens(2, 5, seed=1)
 CONTEXTS = ["prompt", "token"]
