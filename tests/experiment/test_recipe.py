@@ -69,7 +69,7 @@ def test_a_resolved_recipe_is_a_recipe(tmp_path: Path) -> None:
 
 
 def test_the_reference_recipe_holds_the_reference_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loramix.experiment.reading._contradictions", lambda recipe: [])
+    monkeypatch.setattr("loramix.experiment.reading.recipe_problems", lambda recipe: [])
     recipe = load_recipe("haiku-title-t5-large")
     assert (recipe.lora.rank, recipe.lora.alpha, recipe.lora.learning_rate) == (16, 1, 1e-3)
     assert (recipe.finetune.learning_rate, recipe.finetune.epochs, recipe.finetune.patience) == (
@@ -88,11 +88,6 @@ def test_the_reference_recipe_holds_the_reference_settings(monkeypatch: pytest.M
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_every_shipped_recipe_can_be_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hub models and data aside, which nothing reaches here."""
-    monkeypatch.setattr(
-        "loramix.experiment.reading.resolve_revision",
-        lambda name, revision: revision,
-        raising=False,
-    )
     monkeypatch.setattr("loramix.bases.loading.resolve_revision", lambda name, revision: revision)
     recipe = load_recipe(name)
     assert recipe.name == name
@@ -145,7 +140,7 @@ def test_the_reference_gate_of_a_comparison_is_the_references() -> None:
         ),
         (
             "{ours: {init: prototype, hidden: 1}}",
-            "comparison.mixtures.ours.hidden: init 'prototype' needs 2",
+            "comparison.mixtures.ours.hidden: init 'prototype' of 2 experts needs 2 hidden units",
         ),
         ("{oracle: {}}", "'oracle' is another model's name"),
     ],
@@ -160,13 +155,16 @@ def test_mixtures_of_a_comparison_are_checked_before_any_work(mixtures: str, pro
     [
         (
             ["gate.activation=top-k", "gate.k=3"],
-            "gate.k: keeps 3 experts, but there are 2 tasks; use 2 or less",
+            "gate.k: cannot keep 3 of 2 experts; use k=2 or less",
         ),
         (
             ["gate.init=arrow", "gate.hidden=3"],
-            "gate.hidden: init 'arrow' needs 4 hidden units for 2 tasks",
+            "gate.hidden: init 'arrow' of 2 experts needs 4 hidden units in every gate",
         ),
-        (["gate.init=arrow", "base.name=tiny-t5"], "use init 'prototype', or context 'token'"),
+        (
+            ["gate.init=arrow", "base.name=tiny-t5"],
+            "use init 'prototype' (from_examples)",
+        ),
         (["gate.context=reference"], "gate.context"),
         (["gate.activation=sigmoid", "gate.base_slot=true"], "base_slot"),
         (["gate.activaton=sigmoid"], "did you mean 'activation'?"),

@@ -126,11 +126,11 @@ def test_what_prototypes_need_is_said(experts: Experts) -> None:
         from_examples(build(experts, "llama"), {"a": examples["a"]})
     with pytest.raises(MixtureError, match="no expert 'd'"):
         from_examples(build(experts, "llama"), {**examples, "d": examples["a"]})
-    with pytest.raises(MixtureError, match=r"GateConfig\(hidden=3\)"):
+    with pytest.raises(MixtureError, match="use hidden=3 or more"):
         from_examples(build(experts, "llama", hidden=2), examples)
-    with pytest.raises(MixtureError, match=r"GateConfig\(hidden=6\)"):
+    with pytest.raises(MixtureError, match="use hidden=6 or more"):
         from_adapters(build(experts, "llama", hidden=5))
-    with pytest.raises(MixtureError, match="use from_adapters"):
+    with pytest.raises(MixtureError, match="from_adapters"):
         from_examples(build(experts, "llama", context="reference"), examples)
     with pytest.raises(MixtureError, match="on which no adapter acts"):
         from_adapters(build(experts, "t5"))

@@ -3,7 +3,7 @@
 from loramix.bases.loading import load_config, load_tokenizer, number_format
 from loramix.data.batches import encode
 from loramix.data.samples import prepare
-from loramix.experiment.reading import Recipe
+from loramix.experiment.recipe import Recipe
 
 
 def describe(recipe: Recipe) -> str:

@@ -15,12 +15,13 @@ from loramix.data.leaks import RECORD, refuse_leaks
 from loramix.data.samples import read_manifest
 from loramix.data.tasks import Task
 from loramix.experiment.answers import Answer, Loss, Model, answer, encode_all, target_losses
-from loramix.experiment.reading import Recipe
+from loramix.experiment.recipe import Recipe
 from loramix.experiment.run import Layout
 from loramix.experiment.training.trainer import recipe_base
 from loramix.metrics.bertscore import BertScorer
 from loramix.metrics.measures import answer_scores
 from loramix.mixture.model import MixtureModel
+from loramix.mixture.routing_measures import entropy
 from loramix.storage.files import write_csv
 
 ANSWERS, SCORES, ROUTING = "answers.csv", "scores.csv", "routing.csv"
@@ -174,9 +175,9 @@ def _routing(
         batch = generation_batch(base.tokenizer, encoded[first : first + size], causal)
         given = {key: value.to(mixture.device) for key, value in batch.items()}
         for layer, weights_BE in mixture.mean_weights(**given).items():
-            entropy_B = -torch.special.xlogy(weights_BE, weights_BE.clamp(min=1e-9)).sum(-1)
             square_B = weights_BE.square().sum(-1)
-            found = torch.cat([weights_BE, entropy_B[:, None], square_B[:, None]], 1).sum(0)
+            measured = [weights_BE, entropy(weights_BE)[:, None], square_B[:, None]]
+            found = torch.cat(measured, 1).sum(0)
             sums[layer] = sums.get(layer, 0) + found
     names = mixture.expert_names
     return [

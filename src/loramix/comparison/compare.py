@@ -10,7 +10,7 @@ from loramix.comparison.contenders import Contender, Place, contenders
 from loramix.comparison.scores import read_scores
 from loramix.data.samples import read_manifest
 from loramix.experiment.graph import METRIC_KEYS, PROMPT_KEYS, Node, Settings, graph, part
-from loramix.experiment.reading import Recipe
+from loramix.experiment.recipe import Recipe
 from loramix.experiment.run import Layout
 
 QUESTIONS = "questions.csv"

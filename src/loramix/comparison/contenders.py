@@ -13,8 +13,7 @@ from loramix.data.leaks import RECORD
 from loramix.data.tasks import Task
 from loramix.experiment.answers import Model
 from loramix.experiment.graph import PROMPT_KEYS, Node, Settings, part
-from loramix.experiment.reading import Recipe
-from loramix.experiment.recipe import GateSpec, ModelName, TestSet
+from loramix.experiment.recipe import GateSpec, ModelName, Recipe, TestSet
 from loramix.experiment.run import CHECKPOINTS, ROUTING_STEPS, Layout
 from loramix.experiment.stages import gate, lora
 from loramix.mixture.model import MixtureModel

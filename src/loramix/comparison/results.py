@@ -22,7 +22,7 @@ from loramix.comparison.contenders import Contender
 from loramix.comparison.scores import Run, Scores
 from loramix.comparison.statistics import Estimate
 from loramix.comparison.verdict import verdict
-from loramix.experiment.reading import Recipe
+from loramix.experiment.recipe import Recipe
 from loramix.metrics.diversity import distinct
 from loramix.metrics.measures import MEASURES
 from loramix.storage.files import read_csv, write_csv, write_text

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from loramix.comparison.asking import ANSWERS, SCORES
 from loramix.comparison.contenders import Contender
 from loramix.comparison.statistics import Array, Estimate, Tally, mean, mean_of, tally
-from loramix.experiment.reading import Recipe
+from loramix.experiment.recipe import Recipe
 from loramix.storage.files import read_csv
 
 ORACLE = "oracle"

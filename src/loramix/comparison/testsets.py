@@ -18,8 +18,7 @@ from pathlib import Path
 from loramix.config import PLACEHOLDER
 from loramix.data.samples import Sample, part_of
 from loramix.data.tasks import Task
-from loramix.experiment.reading import Recipe
-from loramix.experiment.recipe import TestSet
+from loramix.experiment.recipe import Recipe, TestSet
 from loramix.storage.files import read_csv, write_csv
 
 UNKNOWN = "-inverse"  # ends the name of a task that asks for another's inputs

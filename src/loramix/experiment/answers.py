@@ -16,7 +16,7 @@ from loramix.data.batches import IGNORED, Collator, Encoded, encode, generation_
 from loramix.data.samples import Sample, read_manifest
 from loramix.data.tasks import Task
 from loramix.experiment.progress import track
-from loramix.experiment.reading import Recipe
+from loramix.experiment.recipe import Recipe
 from loramix.experiment.run import ANSWER_COLUMNS, TEST_LOSS, TEST_LOSS_COLUMNS, Layout
 from loramix.mixture.model import MixtureModel
 from loramix.storage.files import write_csv

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loramix.data.leaks import RECORD
 from loramix.data.tasks import Task
-from loramix.experiment.reading import Recipe
+from loramix.experiment.recipe import Recipe
 from loramix.experiment.run import CHECKPOINTS, ROUTING_STEPS, TEST_LOSS, Layout
 from loramix.experiment.stages import benchmark, evaluate, finetune, gate, lora, prepare, report
 from loramix.storage.card import METRICS

@@ -1,12 +1,15 @@
-"""The settings of a recipe's parts: base, training, gates, generation, evaluation and
-comparison.
-"""
+"""A recipe: everything that a run depends on, as checked settings; see `reading` for its YAML."""
 
 from typing import Literal, get_args
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from loramix.config import Context, GateConfig
+from loramix.data.tasks import Task
+from loramix.mixture.problems import Init
+
+STAGES = ("prepare", "benchmark", "finetune", "lora", "gate", "evaluate", "report")
 
 ModelName = Literal[
     "base",
@@ -27,6 +30,8 @@ TestSet = Literal["named", "bare", "paraphrased", "mixed", "unknown"]
 
 
 class Strict(BaseModel):
+    """Settings that cannot be changed, among which no unknown key hides."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -101,7 +106,7 @@ class GateSpec(TrainSpec, GateConfig):
     learning_rate: float = Field(default=3e-3, gt=0)
     patience: int = Field(default=10, ge=1)
     context: Context = "prompt"
-    init: Literal["zero", "prototype", "arrow"] = "prototype"
+    init: Init = "prototype"
     entropy: float = Field(default=0.0, ge=0)
     balance: float = Field(default=0.0, ge=0)
     supervised: float = Field(default=0.0, ge=0)
@@ -166,3 +171,38 @@ class ComparisonSpec(Strict):
     density: float = Field(default=0.5, gt=0, le=1)
     xlora_learning_rate: float = Field(default=1e-3, gt=0)
     replicates: int = Field(default=2000, ge=100)
+
+
+class Recipe(Strict):
+    """Everything that a run depends on."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    seed: int = Field(default=0, ge=0)
+    base: BaseSpec = BaseSpec()
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    samples: int | None = Field(default=None, ge=1)
+    finetune: FinetuneSpec = FinetuneSpec()
+    lora: LoraSpec = LoraSpec()
+    gate: GateSpec = GateSpec()
+    generation: GenerationSpec = GenerationSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    comparison: ComparisonSpec = ComparisonSpec()
+
+    def mixtures(self) -> dict[str, GateSpec]:
+        """Return the gates of every mixture of the comparison, by its name.
+
+        A reference gate takes from the recipe's `gate` how it is trained, and nothing else.
+        Raises ValidationError for unknown keys.
+        """
+        own = self.gate.model_dump()
+        training = self.gate.model_dump(include=set(TrainSpec.model_fields))
+        reference = training | {"init": "zero", "bare": 0.0} | GateConfig.reference().model_dump()
+        mixtures = {}
+        for name, changes in self.comparison.mixtures.items():
+            start = reference if changes.get("context") == "reference" else own
+            mixtures[name] = GateSpec.model_validate(start | changes)
+        return mixtures
+
+    def to_yaml(self) -> str:
+        """Return the resolved recipe: every setting spelled out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

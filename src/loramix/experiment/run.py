@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from loramix.experiment.reading import Recipe
+from loramix.experiment.recipe import Recipe
 from loramix.report.content import LossRow
 from loramix.storage.files import read_csv
 

@@ -20,7 +20,7 @@ from loramix.bases.loading import resolve_revision
 from loramix.data.sources import pinned, source_fingerprint
 from loramix.errors import StageError, did_you_mean
 from loramix.experiment.graph import Node, graph
-from loramix.experiment.reading import STAGES, Recipe
+from loramix.experiment.recipe import STAGES, Recipe
 from loramix.experiment.run import Layout
 from loramix.storage.files import sha256, write_text
 

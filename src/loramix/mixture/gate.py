@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from loramix.config import GateConfig
 from loramix.errors import MixtureError
+from loramix.mixture.problems import gate_problems
 
 
 class ContextGate(nn.Module):
@@ -31,10 +32,8 @@ class ContextGate(nn.Module):
 
     def __init__(self, width: int, experts: int, config: GateConfig) -> None:
         super().__init__()
-        if config.activation == "top-k" and config.k > experts:
-            raise MixtureError(
-                f"a top-k gate cannot keep {config.k} of {experts} experts; use k={experts} or less"
-            )
+        for setting, problem in gate_problems(config, experts=experts):
+            raise MixtureError(f"{setting}: {problem}")
         self.config, self.experts = config, experts
         bias = config.context != "reference"
         slots = experts + config.base_slot

@@ -24,6 +24,7 @@ from torch import Tensor
 from loramix.errors import MixtureError, did_you_mean
 from loramix.mixture.gate import ContextGate, masked_mean
 from loramix.mixture.model import MixtureModel
+from loramix.mixture.problems import Init, gate_problems
 from loramix.mixture.wrapping import in_decoder
 from loramix.storage.experts import LowRank
 
@@ -52,11 +53,7 @@ def from_examples(
         raise MixtureError(
             f"examples: there are none for {', '.join(missing)}; every expert needs some"
         )
-    _check(mixture, units=len(names))
-    if mixture.gate_config.context == "reference":
-        raise MixtureError(
-            "a reference gate has no biases, which prototypes of examples need; use from_adapters"
-        )
+    _check(mixture, "prototype")
     means = [_mean_contexts(mixture, index, examples[name]) for index, name in enumerate(names)]
     for reader, gate in mixture.gates.items():
         _nearest_mean(gate, torch.stack([mean[reader] for mean in means]), sharpness)
@@ -74,14 +71,7 @@ def from_adapters(mixture: MixtureModel, *, sharpness: float = 4.0) -> None:
     than their layer's
     input: those of a decoder with prompt context read the encoder's output.
     """
-    _check(mixture, units=2 * len(mixture.experts))
-    for reader in mixture.gates:
-        if mixture.gate_config.context == "prompt" and in_decoder(mixture.base, reader):
-            raise MixtureError(
-                f"the gate of '{reader}' reads the encoder's output, on which no adapter acts, so "
-                "it has no direction "
-                "to prefer; use from_examples, or gates with context='token'"
-            )
+    _check(mixture, "arrow")
     for reader, gate in mixture.gates.items():
         directions = [
             _direction(expert.updates.get(reader), gate.width) for expert in mixture.experts
@@ -89,13 +79,16 @@ def from_adapters(mixture: MixtureModel, *, sharpness: float = 4.0) -> None:
         _amplified(gate, torch.stack(directions), sharpness)
 
 
-def _check(mixture: MixtureModel, *, units: int) -> None:
-    if mixture.gate_config.hidden < units:
-        raise MixtureError(
-            f"these prototypes of {len(mixture.experts)} experts need {units} hidden units in "
-            "every gate, which have "
-            f"{mixture.gate_config.hidden}; build the mixture with GateConfig(hidden={units})"
-        )
+def _check(mixture: MixtureModel, init: Init) -> None:
+    """Raise MixtureError if these gates cannot start like this."""
+    found = gate_problems(
+        mixture.gate_config,
+        experts=len(mixture.experts),
+        init=init,
+        encoder_decoder=any(in_decoder(mixture.base, reader) for reader in mixture.gates),
+    )
+    for setting, problem in found:
+        raise MixtureError(f"{setting}: {problem}")
 
 
 def _mean_contexts(

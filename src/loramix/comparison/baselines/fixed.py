@@ -23,7 +23,7 @@ from loramix.data.samples import Sample, read_manifest
 from loramix.errors import MissingExtraError
 from loramix.experiment.answers import encode_all, mean_loss, target_losses
 from loramix.experiment.progress import track
-from loramix.experiment.reading import Recipe
+from loramix.experiment.recipe import Recipe
 from loramix.experiment.run import Layout
 from loramix.experiment.training.trainer import recipe_base
 from loramix.mixture.model import MixtureModel

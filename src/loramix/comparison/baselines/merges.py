@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 
 from loramix.bases.loading import Base
-from loramix.experiment.reading import Recipe
+from loramix.experiment.recipe import Recipe
 from loramix.experiment.run import Layout
 from loramix.experiment.training.trainer import recipe_base
 from loramix.storage.files import atomic_folder

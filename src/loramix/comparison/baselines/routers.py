@@ -13,8 +13,7 @@ from peft import ArrowConfig, PeftModel, XLoraConfig, create_arrow_model, get_pe
 from safetensors.torch import save_file
 
 from loramix.bases.loading import Base
-from loramix.experiment.reading import Recipe
-from loramix.experiment.recipe import TrainSpec
+from loramix.experiment.recipe import Recipe, TrainSpec
 from loramix.experiment.run import Layout
 from loramix.experiment.training.trainer import load_trainable, recipe_base, train, trainable_state
 from loramix.storage.files import atomic_file

@@ -1,7 +1,7 @@
 """Benchmark: the untouched base model answers the test samples of every task."""
 
 from loramix.experiment.answers import write_answers
-from loramix.experiment.reading import Recipe
+from loramix.experiment.recipe import Recipe
 from loramix.experiment.run import Layout
 from loramix.experiment.training.trainer import recipe_base
 

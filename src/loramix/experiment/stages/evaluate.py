@@ -8,7 +8,7 @@ from loramix.bases.loading import encoder_path
 from loramix.data.tasks import Metric
 from loramix.errors import StageError
 from loramix.experiment.progress import track
-from loramix.experiment.reading import Recipe
+from loramix.experiment.recipe import Recipe
 from loramix.experiment.run import TEST_LOSS, Layout
 from loramix.metrics.bertscore import BertScorer
 from loramix.metrics.haiku import syllable_table

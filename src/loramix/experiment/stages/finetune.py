@@ -3,7 +3,7 @@
 from loramix.bases.loading import load_base, load_tokenizer
 from loramix.data.tasks import Task
 from loramix.experiment.answers import write_answers
-from loramix.experiment.reading import Recipe
+from loramix.experiment.recipe import Recipe
 from loramix.experiment.run import Layout
 from loramix.experiment.training.trainer import recipe_base, train
 from loramix.storage.files import atomic_folder

@@ -13,7 +13,7 @@ from loramix.data.batches import encode, generation_batch
 from loramix.data.samples import Sample, read_manifest
 from loramix.data.tasks import Task
 from loramix.experiment.answers import test_samples, write_answers
-from loramix.experiment.reading import Recipe
+from loramix.experiment.recipe import Recipe
 from loramix.experiment.run import WEIGHT_COLUMNS, Layout
 from loramix.experiment.training.gate_trainer import GateTrainer
 from loramix.experiment.training.tokens import as_trained

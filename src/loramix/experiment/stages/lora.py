@@ -12,8 +12,7 @@ from loramix.bases.loading import Base
 from loramix.data.tasks import Task
 from loramix.errors import StageError
 from loramix.experiment.answers import write_answers
-from loramix.experiment.reading import Recipe
-from loramix.experiment.recipe import LoraSpec
+from loramix.experiment.recipe import LoraSpec, Recipe
 from loramix.experiment.run import Layout
 from loramix.experiment.training.trainer import recipe_base, train
 from loramix.storage.files import atomic_folder

@@ -3,7 +3,7 @@
 import logging
 
 from loramix.data.samples import prepare, write_manifest
-from loramix.experiment.reading import Recipe
+from loramix.experiment.recipe import Recipe
 from loramix.experiment.run import Layout
 from loramix.storage.files import write_csv
 

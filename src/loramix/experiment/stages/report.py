@@ -3,7 +3,7 @@
 import json
 from typing import Literal
 
-from loramix.experiment.reading import Recipe
+from loramix.experiment.recipe import Recipe
 from loramix.experiment.run import Layout, read_losses
 from loramix.experiment.stages.evaluate import Answers, read_answers
 from loramix.report.heatmap import mean_weights

@@ -4,21 +4,10 @@ Axes: `L` layers, `B` rows, `E` experts, `K` tasks. Weights are read as shares: 
 by its sum, so that sigmoid gates and gates with a base slot count as well.
 """
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-
-def shares(weights: Float[Tensor, "*batch E"]) -> Float[Tensor, "*batch E"]:
-    """Return the weights of each row divided by their sum; a row of zeros stays zero."""
-    return weights / weights.sum(-1, keepdim=True).clamp(min=1e-9)
-
-
-def entropy(weights_LBE: Float[Tensor, "L B E"]) -> Float[Tensor, ""]:
-    """Return the mean entropy of the rows in nats, 0 (one expert each) to log E (all alike)."""
-    p = shares(weights_LBE)
-    rows: Tensor = -torch.special.xlogy(p, p.clamp(min=1e-9)).sum(-1)
-    return rows.mean()
+from loramix.mixture.routing_measures import shares
 
 
 def imbalance(task_means_LKE: Float[Tensor, "L K E"]) -> Float[Tensor, ""]:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from loramix.data.tasks import Task
 from loramix.experiment.recipe import GateSpec
 from loramix.experiment.run import ROUTING_STEP_COLUMNS, ROUTING_STEPS
-from loramix.experiment.training.gate_losses import entropy, imbalance, label_loss
+from loramix.experiment.training.gate_losses import imbalance, label_loss
 from loramix.experiment.training.trainer import MixingTrainer
 from loramix.mixture.call import Used, recording
+from loramix.mixture.routing_measures import entropy
 from loramix.storage.files import write_csv
 
 AUXILIARY = ("entropy", "balance", "supervised")
@@ -109,7 +110,7 @@ class GateTrainer(MixingTrainer):
         others = [means for other, means in self._last_means.items() if other != task]
         self._last_means[task] = means_LE.detach()
         return {
-            "entropy": entropy(weights_LBE),
+            "entropy": entropy(weights_LBE).mean(),
             "balance": imbalance(torch.stack([means_LE, *others], dim=1)),
             "supervised": label_loss(weights_LBE, task),
         }

@@ -16,7 +16,7 @@ from loramix.data.batches import Encoded, encode
 from loramix.data.samples import Sample, part_of
 from loramix.data.tasks import Task
 from loramix.experiment.progress import track
-from loramix.experiment.reading import Recipe
+from loramix.experiment.recipe import Recipe
 from loramix.storage.files import atomic_folder
 
 _IDS = datasets.List(datasets.Value("int32"))

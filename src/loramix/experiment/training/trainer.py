@@ -26,8 +26,7 @@ from loramix.data.samples import Sample, Split, read_manifest
 from loramix.data.tasks import Task
 from loramix.experiment.answers import Model, accepted_inputs
 from loramix.experiment.progress import TrainingProgress
-from loramix.experiment.reading import Recipe
-from loramix.experiment.recipe import TrainSpec
+from loramix.experiment.recipe import Recipe, TrainSpec
 from loramix.experiment.run import CHECKPOINTS, LOSS_COLUMNS, Layout
 from loramix.experiment.training.tokens import Samples, encode_samples
 from loramix.report.plots import plot_losses

@@ -1,0 +1,32 @@
+"""Models of a run by key, and the labels under which tables and reports show them.
+
+A key (`base`, `finetune`, `lora-haiku`, `mixture`) is for code; a label is for reading.
+"""
+
+from loramix.experiment.recipe import Recipe
+
+BASE, FINETUNE, MIXTURE, ORACLE = "base", "finetune", "mixture", "oracle"
+_LABELS = {BASE: "base", FINETUNE: "full finetune", MIXTURE: "CGM LoRA", ORACLE: "oracle"}
+_EXPERT = "lora-"  # begins the keys of experts
+
+
+def expert_key(task: str) -> str:
+    """Return the key of the expert that was trained on a task."""
+    return f"{_EXPERT}{task}"
+
+
+def label(key: str) -> str:
+    """Return the label of the model with this key."""
+    return f"LoRA {key.removeprefix(_EXPERT)}" if key.startswith(_EXPERT) else _LABELS[key]
+
+
+def model_keys(recipe: Recipe) -> list[str]:
+    """Return the keys of the run's models, in the order of its tables."""
+    return [BASE, FINETUNE, *(expert_key(task.name) for task in recipe.tasks), MIXTURE]
+
+
+def run_labels(recipe: Recipe) -> set[str]:
+    """Return the labels that no mixture of a comparison may have: those of the run's other models
+    and of the oracle.
+    """
+    return {label(key) for key in (*model_keys(recipe), ORACLE) if key != MIXTURE}

@@ -1,0 +1,106 @@
+"""Recipes that cannot work: found before any work, each with a remedy."""
+
+from collections.abc import Iterator
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from loramix.bases import loading
+from loramix.data.sources import locate
+from loramix.errors import DataError, LoramixError, did_you_mean
+from loramix.experiment.labels import run_labels
+from loramix.experiment.recipe import GateSpec, Recipe
+from loramix.mixture.problems import gate_problems
+
+
+def recipe_problems(recipe: Recipe) -> list[str]:
+    """Return every reason why this recipe could not be run, one sentence each."""
+    return [
+        *_missing_sources(recipe),
+        *_repeated_names(recipe),
+        *_missing_base(recipe),
+        *_gates(recipe),
+        *_mixtures(recipe),
+    ]
+
+
+def _missing_sources(recipe: Recipe) -> Iterator[str]:
+    for task in recipe.tasks:
+        try:
+            locate(task.source)
+        except DataError as error:
+            yield f"task '{task.name}': {error}"
+
+
+def _repeated_names(recipe: Recipe) -> Iterator[str]:
+    names = [task.name for task in recipe.tasks]
+    if len(set(names)) < len(names):
+        yield f"tasks: names must differ, found {names}"
+
+
+def _missing_base(recipe: Recipe) -> Iterator[str]:
+    if recipe.base.name in loading.base_names():
+        return
+    try:
+        loading.resolve_revision(recipe.base.name, recipe.base.revision)
+    except LoramixError as error:
+        yield f"base.name: {error}"
+
+
+def _gates(recipe: Recipe) -> Iterator[str]:
+    """Yield the problems of the gates that the run itself trains."""
+    yield from _of_gates(recipe, recipe.gate, "gate")
+    if recipe.gate.context == "reference":
+        yield (
+            "gate.context: the reference gate cannot generate, so a run ends with another one "
+            "('prompt'); to compare with it, name it in comparison.mixtures"
+        )
+
+
+def _mixtures(recipe: Recipe) -> Iterator[str]:
+    """Yield the problems of the mixtures of the comparison."""
+    try:
+        mixtures = recipe.mixtures()
+    except ValidationError as error:
+        for item in error.errors():
+            yield _of_mixture(recipe, item)
+        return
+    taken = run_labels(recipe)
+    for name, spec in mixtures.items():
+        yield from _of_gates(recipe, spec, f"comparison.mixtures.{name}")
+        if name in taken:
+            yield f"comparison.mixtures: '{name}' is another model's name"
+
+
+def _of_gates(recipe: Recipe, gate: GateSpec, key: str) -> Iterator[str]:
+    """Yield the settings of these gates that this recipe's experts and base do not allow."""
+    found = gate_problems(
+        gate.config,
+        experts=len(recipe.tasks),
+        init=gate.init,
+        encoder_decoder=gate.init == "arrow" and _is_encoder_decoder(recipe),
+    )
+    for setting, problem in found:
+        yield f"{key}.{setting}: {problem}"
+
+
+def _is_encoder_decoder(recipe: Recipe) -> bool:
+    try:
+        config = loading.load_config(recipe.base.name, revision=recipe.base.revision)
+    except LoramixError:
+        return False  # a missing base is a problem of its own
+    return bool(config.is_encoder_decoder)
+
+
+def _of_mixture(recipe: Recipe, error: ErrorDetails) -> str:
+    """Return in words what is wrong with one setting of one mixture.
+
+    The first mixture that has this setting is named: pydantic tells the setting alone.
+    """
+    setting = str(error["loc"][0]) if error["loc"] else "gate"
+    changes = recipe.comparison.mixtures
+    name = next((name for name, changed in changes.items() if setting in changed), "?")
+    said = error["msg"]
+    if error["type"] == "extra_forbidden":
+        said = f"unknown key{did_you_mean(setting, GateSpec.model_fields)}"
+    return f"comparison.mixtures.{name}.{setting}: {said}"

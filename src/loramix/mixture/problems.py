@@ -1,0 +1,39 @@
+"""Gate settings that cannot work, said once: for recipes before any work, and for mixtures."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from loramix.config import GateConfig
+
+Init = Literal["zero", "prototype", "arrow"]  # how gates start, see `loramix.mixture.prototypes`
+
+
+def gate_problems(
+    config: GateConfig, *, experts: int, init: Init = "zero", encoder_decoder: bool = False
+) -> Iterator[tuple[str, str]]:
+    """Yield (setting, problem) for every setting that this many experts or the base do not allow.
+
+    encoder_decoder: whether gates stand in a decoder that reads an encoder's output.
+    """
+    if config.activation == "top-k" and config.k > experts:
+        yield "k", f"cannot keep {config.k} of {experts} experts; use k={experts} or less"
+    units = {"zero": 1, "prototype": experts, "arrow": 2 * experts}[init]
+    if config.hidden < units:
+        yield (
+            "hidden",
+            f"init '{init}' of {experts} experts needs {units} hidden units in every gate, and "
+            f"there are {config.hidden}; use hidden={units} or more",
+        )
+    if init == "prototype" and config.context == "reference":
+        yield (
+            "init",
+            "a reference gate has no biases, which prototypes of examples need; use init 'zero' or "
+            "'arrow' (from_adapters)",
+        )
+    if init == "arrow" and config.context == "prompt" and encoder_decoder:
+        yield (
+            "init",
+            "'arrow' needs gates that read their layer's input, and a decoder's prompt gates read "
+            "the encoder's output, on which no adapter acts; use init 'prototype' (from_examples), "
+            "or context 'token'",
+        )
