@@ -1,56 +1,93 @@
 """`generate` and `explain`: ask a saved mixture."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import click
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from loramix.bases.loading import accelerator
-from loramix.mixture.model import MixtureModel
-from loramix.report.explanation import Explanation, explain, explanation_page
-from loramix.storage.files import write_text
+from loramix.cli import options
+from loramix.cli.display import silence_libraries
+
+if TYPE_CHECKING:
+    from loramix.report.explanation import Explanation
 
 _BAR = 10  # cells of a whole bar: a layer's full name and two experts fit into 80 columns
 
 
-def generate_text(
-    path: str, text: str, *, task: str | None, max_new_tokens: int, dtype: str
-) -> str:
-    """Return the mixture's greedy answer to a prompt, or to the input of a task."""
-    mixture = MixtureModel.from_pretrained(path, dtype=dtype).to(accelerator())
-    inputs = mixture.text_inputs(text, task=task)
+@click.command()
+@options.mixture
+@options.prompt
+@options.task
+@click.option(
+    "--max-new-tokens", default=64, show_default=True, help="The longest answer, in tokens."
+)
+@options.dtype
+def generate(mixture: str, prompt: str, task: str | None, max_new_tokens: int, dtype: str) -> None:
+    """Print the answer of a MIXTURE (a folder or Hub id) to PROMPT.
+
+    \b
+    Examples:
+      loramix generate results/demo/cgm/models "write a haiku about rain"
+      loramix generate results/demo/cgm/models "rain" --task haiku --max-new-tokens 32
+    """
+    from loramix.bases.loading import accelerator
+    from loramix.mixture.model import MixtureModel
+
+    silence_libraries()
+    model = MixtureModel.from_pretrained(mixture, dtype=dtype).to(accelerator())
+    inputs = model.text_inputs(prompt, task=task)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    tokens = mixture.generate(
+    tokens = model.generate(
         input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False
     )
-    new = tokens[0] if mixture.config.is_encoder_decoder else tokens[0, ids.shape[1] :]
-    return str(mixture.tokenizer.decode(new, skip_special_tokens=True)).strip()
+    answer = tokens[0] if model.config.is_encoder_decoder else tokens[0, ids.shape[1] :]
+    click.echo(str(model.tokenizer.decode(answer, skip_special_tokens=True)).strip())
 
 
-def explain_prompt(
-    path: str, text: str, *, task: str | None, page: Path | None, dtype: str
-) -> None:
-    """Print every layer's weights for a prompt, and their mean, as bars; write them as an HTML page
-    if asked.
+@click.command("explain")
+@options.mixture
+@options.prompt
+@options.task
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the weights to this file, as a page.",
+)
+@options.dtype
+def explain_(mixture: str, prompt: str, task: str | None, html: Path | None, dtype: str) -> None:
+    """Show how much of each expert a MIXTURE uses for PROMPT.
+
+    Prints the weights that the gate of every layer gives the experts. MIXTURE is a folder or Hub
+    id.
+
+    \b
+    Examples:
+      loramix explain results/demo/cgm/models "write a haiku about rain"
+      loramix explain results/demo/cgm/models "rain" --task haiku --html why.html
     """
-    explanation = explain(
-        MixtureModel.from_pretrained(path, dtype=dtype).to(accelerator()), text, task=task
-    )
+    from loramix.bases.loading import accelerator
+    from loramix.mixture.model import MixtureModel
+    from loramix.report.explanation import explain, explanation_page
+    from loramix.storage.files import write_text
+
+    silence_libraries()
+    model = MixtureModel.from_pretrained(mixture, dtype=dtype).to(accelerator())
+    explanation = explain(model, prompt, task=task)
     console = Console()
     console.print(_table("layer", explanation, {**explanation.layers, "mean": explanation.mean}))
     if explanation.tokens:
-        console.print(
-            _table(
-                "token", explanation, dict(enumerate(weights for _, weights in explanation.tokens))
-            )
-        )
-    if page is not None:
-        write_text(page, explanation_page(explanation))
+        by_token = dict(enumerate(weights for _, weights in explanation.tokens))
+        console.print(_table("token", explanation, by_token))
+    if html is not None:
+        write_text(html, explanation_page(explanation))
+        click.echo(f"Page:    {html}", err=True)
 
 
 def _table(
-    what: str, explanation: Explanation, rows: dict[str, list[float]] | dict[int, list[float]]
+    what: str, explanation: "Explanation", rows: dict[str, list[float]] | dict[int, list[float]]
 ) -> Table:
     table = Table(
         Column(what, no_wrap=True),

@@ -1,28 +1,74 @@
-"""`check`: what a run would do."""
+"""`check`: what a run would do. `env`: with which versions and devices."""
 
-from loramix.bases.loading import load_config, load_tokenizer, number_format
-from loramix.data.batches import encode
-from loramix.data.samples import prepare
-from loramix.experiment.recipe import Recipe
+from typing import TYPE_CHECKING
+
+import click
+
+from loramix.cli import options
+from loramix.cli.display import silence_libraries
+
+if TYPE_CHECKING:
+    from loramix.experiment.recipe import Recipe
 
 
-def describe(recipe: Recipe) -> str:
-    """Return the resolved settings, one rendered sample per task, parameter counts and a memory
-    estimate.
+@click.command()
+@options.recipe
+@options.overrides
+def check(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Show what a run of RECIPE would do, without doing it.
+
+    Prints every setting, one rendered sample per task, parameter counts and an estimate of the
+    memory that training takes.
+
+    \b
+    Examples:
+      loramix check demo
+      loramix check my-recipe.yaml gate.activation=sigmoid
     """
-    parts = [recipe.to_yaml(), *_samples(recipe), _sizes(recipe)]
-    return "\n".join(parts)
+    from loramix.experiment.reading import load_recipe
+
+    silence_libraries()
+    resolved = load_recipe(recipe, overrides)
+    click.echo("\n".join([resolved.to_yaml(), *_samples(resolved), _sizes(resolved)]))
 
 
-def _samples(recipe: Recipe) -> list[str]:
+@click.command()
+def env() -> None:
+    """Print versions and devices, for a bug report.
+
+    \b
+    Examples:
+      loramix env
+    """
+    import platform
+
+    import torch
+
+    from loramix.bases.loading import number_format
+    from loramix.experiment.runner import versions
+
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
+    found = {"python": platform.python_version(), **versions()}
+    found |= {"device": device, "fast format": number_format("fast")}
+    for name, value in found.items():
+        click.echo(f"{name:14} {value}")
+
+
+def _samples(recipe: "Recipe") -> list[str]:
+    """Return the first sample of every task as it is trained on, with the counts of cleaning."""
+    from loramix.bases.loading import load_config, load_tokenizer
+    from loramix.data.batches import encode
+    from loramix.data.samples import prepare
+
     tokenizer = load_tokenizer(recipe.base.name, revision=recipe.base.revision)
     causal = not load_config(recipe.base.name, revision=recipe.base.revision).is_encoder_decoder
+    cleaned = prepare(recipe.tasks, samples=recipe.samples, seed=recipe.seed)
     shown = []
-    for task, prepared in zip(
-        recipe.tasks,
-        prepare(recipe.tasks, samples=recipe.samples, seed=recipe.seed).values(),
-        strict=True,
-    ):
+    for task, prepared in zip(recipe.tasks, cleaned.values(), strict=True):
         sample = prepared.samples[0]
         encoded = encode(
             tokenizer, task, sample.input, sample.target, causal=causal, chat=recipe.base.chat
@@ -37,11 +83,12 @@ def _samples(recipe: Recipe) -> list[str]:
     return shown
 
 
-def _sizes(recipe: Recipe) -> str:
+def _sizes(recipe: "Recipe") -> str:
     """Count parameters on the meta device, so that nothing is loaded."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    from loramix.bases.loading import load_config, number_format
     from loramix.experiment.stages.lora import attention_layers
     from loramix.mixture.linear import linear_shape
     from loramix.mixture.wrapping import new_gates
