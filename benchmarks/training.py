@@ -24,10 +24,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from loramix import GateConfig, MixtureModel
-from loramix.bases.loading import Base, load_base, number_format
+from loramix.bases.devices import number_format
+from loramix.bases.loading import Base, load_base
 from loramix.data.batches import IGNORED, Collator, Encoded, encode
+from loramix.data.catalogue import built_in
 from loramix.data.samples import prepare
-from loramix.data.tasks import Task, built_in
+from loramix.data.tasks import Task
 from loramix.experiment.training.trainer import MixingTrainer
 
 VARIANTS = (

@@ -12,9 +12,10 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from loramix.data.catalogue import built_in
 from loramix.data.samples import clean
 from loramix.data.sources import load_rows
-from loramix.data.tasks import Task, built_in
+from loramix.data.tasks import Task
 from loramix.errors import DataError
 from loramix.experiment.graph import graph
 from loramix.experiment.reading import load_recipe

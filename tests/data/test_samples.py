@@ -466,7 +466,7 @@ def test_a_missing_or_damaged_manifest_is_a_data_error(content, tmp_path):
 
 @pytest.mark.skipif(not REAL.exists(), reason="../shared/data is not there")
 def test_the_real_files_keep_nearly_everything_and_never_straddle():
-    from loramix.data.tasks import built_in
+    from loramix.data.catalogue import built_in
 
     haiku = built_in("haiku").model_copy(update={"source": str(REAL / "haiku.parquet")})
     title = built_in("arxiv-title").model_copy(

@@ -11,8 +11,9 @@ import pytest
 from pydantic import ValidationError
 
 from loramix.config import PLACEHOLDER, fill
+from loramix.data.catalogue import BUILT_IN, built_in
 from loramix.data.sources import HUB_ID, load_rows, locate
-from loramix.data.tasks import BUILT_IN, Cleaning, Task, built_in
+from loramix.data.tasks import Cleaning, Task
 from loramix.errors import DataError
 from loramix.experiment.reading import load_recipe
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loramix.bases.devices import number_format
 from loramix.errors import BaseModelError, did_you_mean
 
 if TYPE_CHECKING:
@@ -81,29 +82,6 @@ def load_base(name: str, *, revision: str | None = None, dtype: str = "float32")
     if head is not None:
         head.register_forward_pre_hook(_contiguous)
     return Base(model.eval(), tokenizer, name, revision)
-
-
-def accelerator() -> str:
-    """Return where to compute: `cuda` where there is one, else `cpu`."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def number_format(dtype: str) -> str:
-    """Return what `fast` stands for: bfloat16 where the accelerator or processor multiplies in it,
-    else float32.
-
-    Every other name is returned as it is.
-    """
-    import torch
-
-    if dtype != "fast":
-        return dtype
-    if torch.cuda.is_available():
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    able = torch.cpu.get_capabilities()
-    return "bfloat16" if able.get("amx_bf16") or able.get("avx512_bf16") else "float32"
 
 
 def load_tokenizer(name: str, *, revision: str | None = None) -> "PreTrainedTokenizerBase":

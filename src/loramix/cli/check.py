@@ -44,7 +44,7 @@ def env() -> None:
 
     import torch
 
-    from loramix.bases.loading import number_format
+    from loramix.bases.devices import number_format
     from loramix.experiment.runner import versions
 
     device = (

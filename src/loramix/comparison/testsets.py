@@ -16,7 +16,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from loramix.config import PLACEHOLDER
-from loramix.data.samples import Sample, part_of
+from loramix.data.samples import Sample, hash_fraction
 from loramix.data.tasks import Task
 from loramix.experiment.recipe import Recipe, TestSet
 from loramix.storage.files import read_csv, write_csv
@@ -99,7 +99,7 @@ def _in(prompt_of: Callable[[Task, Sample], str | None]) -> Callable[[Recipe, Wi
 
 def _paraphrase(task: Task, sample: Sample) -> str | None:
     choices = task.paraphrases
-    return choices[int(part_of(sample, "paraphrase") * len(choices))] if choices else None
+    return choices[int(hash_fraction(sample, "paraphrase") * len(choices))] if choices else None
 
 
 def _mixed(recipe: Recipe, withheld: Withheld) -> Asked:

@@ -118,7 +118,7 @@ def split_of(text: str, *, seed: int) -> Split:
     return next(split for split, end in SPLIT_ENDS.items() if position < end)
 
 
-def part_of(sample: Sample, purpose: str) -> float:
+def hash_fraction(sample: Sample, purpose: str) -> float:
     """Return a number in [0, 1) that is random but fixed for a sample and a purpose, to draw
     samples by.
     """

@@ -8,7 +8,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from loramix.data.tasks import BUILT_IN, Task
+from loramix.data.catalogue import BUILT_IN
+from loramix.data.tasks import Task
 from loramix.errors import RecipeError, did_you_mean
 from loramix.experiment.problems import recipe_problems
 from loramix.experiment.recipe import Recipe

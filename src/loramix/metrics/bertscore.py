@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loramix.bases.loading import accelerator
+from loramix.bases.devices import accelerator
 from loramix.errors import BaseModelError, DataError, MissingExtraError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from loramix.config import PLACEHOLDER
 from loramix.data.batches import Encoded, encode
-from loramix.data.samples import Sample, part_of
+from loramix.data.samples import Sample, hash_fraction
 from loramix.data.tasks import Task
 from loramix.experiment.progress import track
 from loramix.experiment.recipe import Recipe
@@ -51,7 +51,9 @@ def as_trained(task: Task, sample: Sample, *, bare: float) -> Task:
     a prompt.
     """
     return (
-        task.model_copy(update={"prompt": PLACEHOLDER}) if part_of(sample, "bare") < bare else task
+        task.model_copy(update={"prompt": PLACEHOLDER})
+        if hash_fraction(sample, "bare") < bare
+        else task
     )
 
 

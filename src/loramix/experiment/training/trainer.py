@@ -19,7 +19,8 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 
-from loramix.bases.loading import Base, accelerator, load_base, number_format
+from loramix.bases.devices import accelerator, number_format
+from loramix.bases.loading import Base, load_base
 from loramix.data.batches import IGNORED, Collator, Encoded, length_order
 from loramix.data.leaks import RECORD, record
 from loramix.data.samples import Sample, Split, read_manifest
@@ -29,8 +30,8 @@ from loramix.experiment.progress import TrainingProgress
 from loramix.experiment.recipe import Recipe, TrainSpec
 from loramix.experiment.run import CHECKPOINTS, LOSS_COLUMNS, Layout
 from loramix.experiment.training.tokens import Samples, encode_samples
+from loramix.report.content import LossRow
 from loramix.report.plots import plot_losses
-from loramix.report.run import LossRow
 from loramix.storage.files import write_csv
 
 log = logging.getLogger("loramix")
