@@ -10,35 +10,31 @@ from dataclasses import fields, replace
 import pytest
 from html_page import Page
 
-from loramix.report.comparison import (
+from loramix.report.comparison import comparison_page, interval, number, shades, verdict
+from loramix.report.content import (
     Claim,
     ComparisonReport,
     ComparisonSample,
     Forest,
     LossRow,
     Matrix,
-    Routing,
-    RoutingStep,
-    Score,
+    MeanScore,
+    RoutingWeights,
     ScoreTable,
     WeightRow,
-    interval,
-    number,
-    render_comparison,
-    shades,
-    verdict,
+    WeightStep,
 )
-from loramix.report.intervals import WIDTH, drawing, shortened, ticks
-from loramix.report.page import source
-from loramix.report.plots import routing_svg
+from loramix.report.intervals import WIDTH, forest_plot, shortened, ticks
+from loramix.report.page import read_asset
+from loramix.report.plots import weights_svg
 
 NAN = float("nan")
 SCRIPT = "<script>alert('x')</script>"
 EMPTY = ComparisonReport("nothing", [], [], [], [], None, [], {}, {}, [], "")
 BASE, MIXTURE, ORACLE = (
-    Score(0.1, 0.05, 0.15, ""),
-    Score(0.4, 0.35, 0.45, "tied"),
-    Score(0.425, 0.375, 0.475, "best"),
+    MeanScore(0.1, 0.05, 0.15, ""),
+    MeanScore(0.4, 0.35, 0.45, "tied"),
+    MeanScore(0.425, 0.375, 0.475, "best"),
 )
 WEIGHTS = [
     WeightRow(f"layers.{layer}.q", task, expert, 0.9 if task == expert else 0.1)
@@ -47,12 +43,12 @@ WEIGHTS = [
     for expert in ("haiku", "title")
 ]
 STEPS = [
-    RoutingStep(step, "haiku", expert, 0.5) for step in (0, 10) for expert in ("haiku", "title")
+    WeightStep(step, "haiku", expert, 0.5) for step in (0, 10) for expert in ("haiku", "title")
 ]
 
 
 def table(
-    title: str = "ROUGE", scores: tuple[Score | None, ...] = (BASE, MIXTURE, ORACLE)
+    title: str = "ROUGE", scores: tuple[MeanScore | None, ...] = (BASE, MIXTURE, ORACLE)
 ) -> ScoreTable:
     names = ("base", "CGM LoRA", "oracle")
     return ScoreTable(
@@ -90,11 +86,11 @@ def make_report() -> ComparisonReport:
             ["haiku", "title"],
             [[0.4, 0.1], [0.2, None]],
         ),
-        routing=[
-            Routing("CGM LoRA on plain", WEIGHTS, [("entropy", "0.3")], []),
-            Routing("Arrow on plain", WEIGHTS, [], ["one expert gets everything"]),
+        routing_weights=[
+            RoutingWeights("CGM LoRA on plain", WEIGHTS, [("entropy", "0.3")], []),
+            RoutingWeights("Arrow on plain", WEIGHTS, [], ["one expert gets everything"]),
         ],
-        steps={"CGM LoRA": STEPS},
+        weight_steps={"CGM LoRA": STEPS},
         losses={"LoRA haiku": [LossRow(10, 0.5, 4.2, 4.4)]},
         samples=[sample(), sample(test_set="mixed", task="title")],
         recipe="name: compare\n",
@@ -102,7 +98,7 @@ def make_report() -> ComparisonReport:
 
 
 def test_every_section_is_present_and_reachable() -> None:
-    page = Page(render_comparison(make_report()))
+    page = Page(comparison_page(make_report()))
     assert page.open == []
     assert page.headings == [
         *("three models", "ROUGE", "Intervals", "More scores", "more 0", "more 1", "more 2"),
@@ -113,17 +109,17 @@ def test_every_section_is_present_and_reachable() -> None:
 
 
 def test_the_page_loads_nothing_and_runs_only_its_own_script() -> None:
-    page = Page(render_comparison(make_report()))
+    page = Page(comparison_page(make_report()))
     assert page.loads
     assert all(address.startswith("data:image/svg+xml;base64,") for address in page.loads)
     assert all(target.startswith("#") for target in page.targets)
     assert not page.tags & {"link", "iframe", "object", "embed", "base", "form"}
     assert page.handlers == []
-    assert page.scripts == [source("search.js")]
+    assert page.scripts == [read_asset("search.js")]
 
 
 def test_the_policy_allows_exactly_that_script() -> None:
-    page = Page(render_comparison(make_report()))
+    page = Page(comparison_page(make_report()))
     digest = base64.b64encode(hashlib.sha256(page.scripts[0].encode()).digest()).decode()
     rules = dict(rule.split(" ", 1) for rule in page.policy.split("; "))
     assert rules["default-src"] == "'none'"
@@ -131,7 +127,7 @@ def test_the_policy_allows_exactly_that_script() -> None:
 
 
 def test_the_script_handles_text_as_text() -> None:
-    script = source("search.js")
+    script = read_asset("search.js")
     assert not re.search(
         r"innerHTML|outerHTML|insertAdjacent|document\.write|eval|Function\(|</script|\r", script
     )
@@ -146,15 +142,15 @@ def test_text_from_data_and_models_is_escaped() -> None:
         tables=[ScoreTable(bad, bad, [bad], [(bad, [ORACLE])])] * 6,
         forests=[Forest(bad, bad, "neither", [(bad, ORACLE)])],
         matrix=Matrix(bad, bad, [bad], [bad], [[0.5]]),
-        routing=[Routing(bad, [WeightRow(bad, bad, bad, 0.5)], [(bad, bad)], [bad])],
-        steps={bad: [RoutingStep(1, "$_{", "$x_", 0.5)]},
+        routing_weights=[RoutingWeights(bad, [WeightRow(bad, bad, bad, 0.5)], [(bad, bad)], [bad])],
+        weight_steps={bad: [WeightStep(1, "$_{", "$x_", 0.5)]},
         losses={bad: []},
         samples=[ComparisonSample(bad, bad, bad, bad, {bad: bad})],
         recipe=bad,
     )
-    page = Page(render_comparison(report))
+    page = Page(comparison_page(report))
     assert page.open == []
-    assert page.scripts == [source("search.js")]
+    assert page.scripts == [read_asset("search.js")]
     assert page.handlers == []
 
 
@@ -164,7 +160,7 @@ def test_claims_are_told_in_words() -> None:
         Claim("faster", False, "1.2 s"),
         Claim("smaller", None, "too few samples"),
     ]
-    text = render_comparison(replace(EMPTY, claims=claims))
+    text = comparison_page(replace(EMPTY, claims=claims))
     assert re.findall(r"<i aria-hidden=\"true\">(.)</i> ([\w ]+)</b>(\w[\w ]+)", text) == [
         ("✓", "Holds", "not worse"),
         ("✗", "Does not hold", "faster"),
@@ -187,7 +183,7 @@ def test_a_verdict_counts(held: list[bool | None], words: str) -> None:
 
 
 def test_the_best_and_those_not_worse_are_marked() -> None:
-    text = render_comparison(replace(EMPTY, tables=[table()]))
+    text = comparison_page(replace(EMPTY, tables=[table()]))
     assert re.findall(r'<b title="best">([^<]*)</b>', text) == ["0.425"]
     assert re.findall(r'<em title="not significantly worse than the best">([^<]*)</em>', text) == [
         "0.400"
@@ -204,15 +200,15 @@ def test_numbers_that_are_none_are_dashes() -> None:
         "−0.500",
         "1234.500",
     ]
-    assert interval(Score(0.5, 0.4, NAN, "")) == interval(Score(0.5, None, 0.6, "")) == ""
-    text = render_comparison(
-        replace(EMPTY, tables=[table(scores=(None, Score(NAN, None, None, ""), ORACLE))])
+    assert interval(MeanScore(0.5, 0.4, NAN, "")) == interval(MeanScore(0.5, None, 0.6, "")) == ""
+    text = comparison_page(
+        replace(EMPTY, tables=[table(scores=(None, MeanScore(NAN, None, None, ""), ORACLE))])
     )
     assert text.count("<td>–</td>") == 2
 
 
 def test_tables_beyond_the_third_below_the_headline_are_folded() -> None:
-    text = render_comparison(replace(EMPTY, tables=make_report().tables))
+    text = comparison_page(replace(EMPTY, tables=make_report().tables))
     assert re.findall(r'<details class="fold"><summary>([^<]*)</summary>', text) == [
         "more 3",
         "more 4",
@@ -220,7 +216,7 @@ def test_tables_beyond_the_third_below_the_headline_are_folded() -> None:
 
 
 def test_a_comparison_of_nothing_says_so() -> None:
-    text = render_comparison(EMPTY)
+    text = comparison_page(EMPTY)
     page = Page(text)
     assert page.open == []
     assert page.scripts == []
@@ -247,13 +243,11 @@ def test_a_comparison_of_nothing_says_so() -> None:
     [field.name for field in fields(ComparisonReport) if field.name not in ("title", "recipe")],
 )
 def test_every_part_can_stand_alone(name: str) -> None:
-    assert (
-        Page(render_comparison(replace(EMPTY, **{name: getattr(make_report(), name)}))).open == []
-    )
+    assert Page(comparison_page(replace(EMPTY, **{name: getattr(make_report(), name)}))).open == []
 
 
 def test_warnings_stay_visible_where_routing_is_folded() -> None:
-    text = render_comparison(make_report())
+    text = comparison_page(make_report())
     folds = re.findall(
         r'<details class="fold"( open)?><summary>([^<]*on plain)(.*?)</summary>', text
     )
@@ -268,20 +262,20 @@ def test_warnings_stay_visible_where_routing_is_folded() -> None:
 
 
 def test_routing_without_weights_says_so() -> None:
-    text = render_comparison(replace(EMPTY, routing=[Routing("Arrow", [], [], [])]))
+    text = comparison_page(replace(EMPTY, routing_weights=[RoutingWeights("Arrow", [], [], [])]))
     assert "No weights were recorded." in text
 
 
 def test_weights_that_are_no_numbers_are_dashes() -> None:
     rows = [replace(WEIGHTS[0], weight=NAN), *WEIGHTS[1:]]
-    text = render_comparison(replace(EMPTY, routing=[Routing("Arrow", rows, [], [])]))
+    text = comparison_page(replace(EMPTY, routing_weights=[RoutingWeights("Arrow", rows, [], [])]))
     assert text.count('<td title="not a number">–</td>') == 2  # its own, and the mean over layers
     assert ">nan<" not in text
 
 
 def test_the_matrix_is_shaded_by_column() -> None:
     assert shades([[0.4, 0.1], [0.2, None], [0.3, NAN]]) == [[100, 0], [0, 0], [50, 0]]
-    text = render_comparison(make_report())
+    text = comparison_page(make_report())
     assert re.findall(r'<td( class="own")? style="--share: (\d+)%">([^<]*)<', text)[:4] == [
         (' class="own"', "100", "0.400"),
         ("", "0", "0.100"),
@@ -291,7 +285,7 @@ def test_the_matrix_is_shaded_by_column() -> None:
 
 
 def test_samples_can_be_told_apart_by_the_script() -> None:
-    text = render_comparison(make_report())
+    text = comparison_page(make_report())
     assert re.findall(r'<article class="sample" data-set="(\w+)" data-task="(\w+)">', text) == [
         ("plain", "haiku"),
         ("mixed", "title"),
@@ -305,22 +299,22 @@ def test_samples_can_be_told_apart_by_the_script() -> None:
 
 
 def test_samples_are_shown_without_scripts_and_the_search_is_not() -> None:
-    text = render_comparison(make_report())
+    text = comparison_page(make_report())
     assert re.search(r'<div id="finder"[^>]* hidden>', text)
     assert not re.search(r"<(article|div data-model)[^>]* hidden", text)
     assert "<div>snow on pines</div><div>a long quiet</div><div>bell</div>" in text
 
 
 def test_every_name_the_script_asks_for_is_on_the_page() -> None:
-    asked = re.search(r"\] = \[([^\]]*)\]\.map", source("search.js"))
+    asked = re.search(r"\] = \[([^\]]*)\]\.map", read_asset("search.js"))
     assert asked is not None
     ids = {"finder", *re.findall(r'"(\w+)"', asked[1])}
     assert len(ids) == 6
-    assert ids <= set(Page(render_comparison(make_report())).ids)
+    assert ids <= set(Page(comparison_page(make_report())).ids)
 
 
 def test_a_forest_places_values_and_intervals() -> None:
-    plot = drawing(forest())
+    plot = forest_plot(forest())
     oracle, mixture, base = plot.rows
     assert plot.oracle == oracle.x
     assert [row.y for row in plot.rows] == sorted(row.y for row in plot.rows)
@@ -333,7 +327,7 @@ def test_a_forest_places_values_and_intervals() -> None:
 
 
 def test_a_forest_is_drawn_with_marks_that_differ_in_shape() -> None:
-    text = render_comparison(replace(EMPTY, forests=[forest()]))
+    text = comparison_page(replace(EMPTY, forests=[forest()]))
     svg = text[text.index("<svg") : text.index("</svg>")]
     groups = re.findall(r'<g class="row (\w+)"><title>(.*?)</title>.*?<(path|circle)', svg, re.S)
     assert groups == [
@@ -353,15 +347,15 @@ def test_a_forest_is_drawn_with_marks_that_differ_in_shape() -> None:
     "rows",
     [
         [],
-        [("base", Score(NAN, None, None, ""))],
-        [("base", Score(0.0, None, None, "best"))],
-        [("base", Score(-2.0, None, 3.0, ""))],
-        [("a name " * 20, Score(1e6, 9e5, 2e6, ""))],
+        [("base", MeanScore(NAN, None, None, ""))],
+        [("base", MeanScore(0.0, None, None, "best"))],
+        [("base", MeanScore(-2.0, None, 3.0, ""))],
+        [("a name " * 20, MeanScore(1e6, 9e5, 2e6, ""))],
     ],
 )
-def test_few_or_useless_values_still_make_a_forest(rows: list[tuple[str, Score]]) -> None:
-    assert drawing(forest(rows=rows)).oracle is None
-    assert Page(render_comparison(replace(EMPTY, forests=[forest(rows=rows)]))).open == []
+def test_few_or_useless_values_still_make_a_forest(rows: list[tuple[str, MeanScore]]) -> None:
+    assert forest_plot(forest(rows=rows)).oracle is None
+    assert Page(comparison_page(replace(EMPTY, forests=[forest(rows=rows)]))).open == []
 
 
 @pytest.mark.parametrize(
@@ -386,9 +380,9 @@ def test_long_names_keep_their_ends() -> None:
 
 
 @pytest.mark.parametrize(
-    "rows", [STEPS, [], [RoutingStep(0, "$_", "_a", NAN)], [RoutingStep(0, "$_{", "_$x", 0.5)]]
+    "rows", [STEPS, [], [WeightStep(0, "$_", "_a", NAN)], [WeightStep(0, "$_{", "_$x", 0.5)]]
 )
-def test_routing_over_steps_is_drawn_the_same_every_time(rows: list[RoutingStep]) -> None:
-    svg = routing_svg("CGM $LoRA", rows)
+def test_routing_over_steps_is_drawn_the_same_every_time(rows: list[WeightStep]) -> None:
+    svg = weights_svg("CGM $LoRA", rows)
     assert svg.startswith("<svg")
-    assert svg == routing_svg("CGM $LoRA", rows)
+    assert svg == weights_svg("CGM $LoRA", rows)

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from html_page import Page
 
-from loramix.report.heatmap import arrange, mean_weights
+from loramix.report.content import LossRow, RunReport, RunSample, RunTable, WeightRow, mean_weights
+from loramix.report.heatmap import weight_heatmap
 from loramix.report.plots import losses_svg, plot_losses
-from loramix.report.run import LossRow, Report, SampleRow, Table, WeightRow, best_cells, render
+from loramix.report.run import best_cells, run_page
 
 SCRIPT = "<script>alert('x')</script>"
 LOSSES = [
@@ -27,8 +28,8 @@ SCORES: list[list[str | float | None]] = [
 ]
 
 
-def table(best: str | None = "max", rows: list[list[str | float | None]] = SCORES) -> Table:
-    return Table("ROUGE", "on withheld samples", ["model", "haiku", "title"], rows, best)  # type: ignore[arg-type]
+def table(best: str | None = "max", rows: list[list[str | float | None]] = SCORES) -> RunTable:
+    return RunTable("ROUGE", "on withheld samples", ["model", "haiku", "title"], rows, best)  # type: ignore[arg-type]
 
 
 def weights(layers: list[str], experts: tuple[str, ...] = ("haiku", "title")) -> list[WeightRow]:
@@ -40,12 +41,12 @@ def weights(layers: list[str], experts: tuple[str, ...] = ("haiku", "title")) ->
     ]
 
 
-def make_report(output: str = "snow on pines / a long quiet / bell", samples: int = 1) -> Report:
-    sample = SampleRow("snow " * 100, SCRIPT, {"base": "", "CGM LoRA": output})
-    return Report(
+def make_report(output: str = "snow on pines / a long quiet / bell", samples: int = 1) -> RunReport:
+    sample = RunSample("snow " * 100, SCRIPT, {"base": "", "CGM LoRA": output})
+    return RunReport(
         title="loramix: demo",
         summary=[("Base model", "SmolLM2"), ("Seed", "0")],
-        tables=[table(), Table("Haiku form", "", ["model", "poem_575"], [["base", 0.0]], None)],
+        tables=[table(), RunTable("Haiku form", "", ["model", "poem_575"], [["base", 0.0]], None)],
         losses={"LoRA haiku": LOSSES},
         weights=weights([f"model.layers.{n}.self_attn.{p}_proj" for n in range(2) for p in "qv"]),
         samples={"haiku": [sample] * samples},
@@ -54,7 +55,7 @@ def make_report(output: str = "snow on pines / a long quiet / bell", samples: in
 
 
 def test_every_section_is_present_and_reachable() -> None:
-    page = Page(render(make_report()))
+    page = Page(run_page(make_report()))
     assert page.open == []
     assert page.headings == [
         *("loramix: demo", "ROUGE", "More scores", "Haiku form"),
@@ -65,7 +66,7 @@ def test_every_section_is_present_and_reachable() -> None:
 
 
 def test_the_page_loads_nothing() -> None:
-    text = render(make_report())
+    text = run_page(make_report())
     page = Page(text)
     assert page.loads
     assert all(source.startswith("data:") for source in page.loads)
@@ -77,27 +78,27 @@ def test_the_page_loads_nothing() -> None:
 
 
 def test_text_from_data_and_models_is_escaped() -> None:
-    text = render(make_report(output=f"{SCRIPT} / {SCRIPT}"))
+    text = run_page(make_report(output=f"{SCRIPT} / {SCRIPT}"))
     assert "<script" not in text
     assert text.count("&lt;script&gt;") == 3
 
 
 def test_samples_show_lines_empty_answers_and_collapsed_inputs() -> None:
-    text = render(make_report())
+    text = run_page(make_report())
     assert "<div>snow on pines</div><div>a long quiet</div><div>bell</div>" in text
     assert text.count("(empty)") == 1
     assert "show less" in text
 
 
 def test_at_most_twenty_samples_are_shown() -> None:
-    assert render(make_report(samples=25)).count("<article") == 20
+    assert run_page(make_report(samples=25)).count("<article") == 20
 
 
 def test_the_best_value_of_a_column_is_marked() -> None:
     assert best_cells(table("max")) == {(1, 1), (0, 2), (2, 2)}
     assert best_cells(table("min")) == {(0, 1), (1, 2)}
     assert best_cells(table(None)) == set()
-    marked = re.findall(r'<b title="best">([^<]*)</b>', render(make_report()))
+    marked = re.findall(r'<b title="best">([^<]*)</b>', run_page(make_report()))
     assert marked == ["0.500", "0.375", "0.500"]
 
 
@@ -109,7 +110,7 @@ def test_nothing_is_best_where_all_are_equal_or_unknown() -> None:
 
 
 def test_a_report_of_nothing_says_so() -> None:
-    page = render(Report("nothing", [], [], {}, [], {}, ""))
+    page = run_page(RunReport("nothing", [], [], {}, [], {}, ""))
     assert Page(page).open == []
     assert all(
         text in page
@@ -149,20 +150,20 @@ def test_a_report_of_nothing_says_so() -> None:
     ],
 )
 def test_layers_find_their_place(layers: list[str], columns: list[str], blocks: list[str]) -> None:
-    heatmap = arrange(weights(layers))
+    heatmap = weight_heatmap(weights(layers))
     assert heatmap.columns == columns
-    assert [(panel.task, panel.expert) for panel in heatmap.panels] == [
+    assert [(each.task, each.expert) for each in heatmap.maps] == [
         ("haiku", "haiku"),
         ("title", "haiku"),
     ]
-    for panel in heatmap.panels:
-        assert [block for block, _ in panel.rows] == blocks
-        assert sum(weight is not None for _, row in panel.rows for weight in row) == len(layers)
+    for each in heatmap.maps:
+        assert [block for block, _ in each.rows] == blocks
+        assert sum(weight is not None for _, row in each.rows for weight in row) == len(layers)
 
 
 def test_three_experts_have_a_panel_each() -> None:
-    heatmap = arrange(weights(["h.0.attn.c_attn"], ("a", "b", "c")))
-    assert [panel.expert for panel in heatmap.panels] == ["a", "b", "c"] * 2
+    heatmap = weight_heatmap(weights(["h.0.attn.c_attn"], ("a", "b", "c")))
+    assert [each.expert for each in heatmap.maps] == ["a", "b", "c"] * 2
     assert heatmap.even == pytest.approx(1 / 3)
 
 
@@ -195,21 +196,14 @@ def test_two_experts_are_both_shown_where_one_weight_does_not_follow_from_the_ot
         WeightRow("h.0.attn.c_attn", "haiku", expert, weight)
         for expert, weight in (("a", 0.9), ("b", 0.8))
     ]
-    assert [panel.expert for panel in arrange(rows).panels] == ["a", "b"]
-    assert [panel.expert for panel in arrange([rows[0], replace(rows[1], weight=0.1)]).panels] == [
-        "a"
-    ]
+    assert [each.expert for each in weight_heatmap(rows).maps] == ["a", "b"]
+    summing = [rows[0], replace(rows[1], weight=0.1)]
+    assert [each.expert for each in weight_heatmap(summing).maps] == ["a"]
 
 
 def test_the_strength_of_a_weight_is_its_way_from_even() -> None:
-    heatmap = arrange(weights(["h.0.attn.c_attn"], ("a", "b", "c", "d")))
-    assert [heatmap.strength(weight) for weight in (0.0, 0.125, 0.25, 0.625, 1.0, 1.5)] == [
-        -100,
-        -50,
-        0,
-        50,
-        100,
-        100,
-    ]
-    alone = arrange(weights(["h.0.attn.c_attn"], ("a",)))
+    heatmap = weight_heatmap(weights(["h.0.attn.c_attn"], ("a", "b", "c", "d")))
+    strengths = [heatmap.strength(weight) for weight in (0.0, 0.125, 0.25, 0.625, 1.0, 1.5)]
+    assert strengths == [-100, -50, 0, 50, 100, 100]
+    alone = weight_heatmap(weights(["h.0.attn.c_attn"], ("a",)))
     assert [alone.strength(weight) for weight in (0.5, 1.0)] == [-50, 0]

@@ -12,7 +12,7 @@ from loramix.cli import options
 from loramix.cli.display import silence_libraries
 
 if TYPE_CHECKING:
-    from loramix.report.explanation import Explanation
+    from loramix.mixture.explanation import Explanation
 
 _BAR = 10  # cells of a whole bar: a layer's full name and two experts fit into 80 columns
 
@@ -33,7 +33,7 @@ def generate(mixture: str, prompt: str, task: str | None, max_new_tokens: int, d
       loramix generate results/demo/cgm/models "write a haiku about rain"
       loramix generate results/demo/cgm/models "rain" --task haiku --max-new-tokens 32
     """
-    from loramix.bases.loading import accelerator
+    from loramix.bases.devices import accelerator
     from loramix.mixture.model import MixtureModel
 
     silence_libraries()
@@ -68,9 +68,10 @@ def explain_(mixture: str, prompt: str, task: str | None, html: Path | None, dty
       loramix explain results/demo/cgm/models "write a haiku about rain"
       loramix explain results/demo/cgm/models "rain" --task haiku --html why.html
     """
-    from loramix.bases.loading import accelerator
+    from loramix.bases.devices import accelerator
+    from loramix.mixture.explanation import explain
     from loramix.mixture.model import MixtureModel
-    from loramix.report.explanation import explain, explanation_page
+    from loramix.report.explanation import explanation_page
     from loramix.storage.files import write_text
 
     silence_libraries()
@@ -82,7 +83,14 @@ def explain_(mixture: str, prompt: str, task: str | None, html: Path | None, dty
         by_token = dict(enumerate(weights for _, weights in explanation.tokens))
         console.print(_table("token", explanation, by_token))
     if html is not None:
-        write_text(html, explanation_page(explanation))
+        page = explanation_page(
+            explanation.prompt,
+            explanation.experts,
+            layers=explanation.layers,
+            mean=explanation.mean,
+            tokens=explanation.tokens,
+        )
+        write_text(html, page)
         click.echo(f"Page:    {html}", err=True)
 
 

@@ -88,7 +88,8 @@ def _sizes(recipe: "Recipe") -> str:
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    from loramix.bases.loading import load_config, number_format
+    from loramix.bases.devices import number_format
+    from loramix.bases.loading import load_config
     from loramix.experiment.stages.lora import attention_layers
     from loramix.mixture.linear import linear_shape
     from loramix.mixture.wrapping import new_gates

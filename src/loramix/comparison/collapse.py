@@ -5,9 +5,7 @@ from statistics import fmean
 
 from loramix.comparison.asking import ROUTING
 from loramix.comparison.contenders import Contender, Place
-from loramix.report.comparison_content import Routing
-from loramix.report.content import WeightRow
-from loramix.report.heatmap import mean_weights
+from loramix.report.content import RoutingWeights, WeightRow, mean_weights
 from loramix.storage.files import read_csv
 
 ALONE, EVEN = (
@@ -18,7 +16,7 @@ ALONE, EVEN = (
 Means = Mapping[str, Mapping[str, float]]  # mean weights by task, then expert
 
 
-def routings(place: Place, models: Sequence[Contender]) -> list[Routing]:
+def routings(place: Place, models: Sequence[Contender]) -> list[RoutingWeights]:
     """Return how every gated mixture, of its first seed, routes on every test set."""
     shown: dict[str, Contender] = {}
     for model in models:
@@ -55,7 +53,7 @@ def _collapsed(means: Means) -> Iterator[str]:
         yield f"no routing: no expert's mean weight differs by {EVEN} or more between the tasks"
 
 
-def _routing(model: Contender, test_set: str, rows: Sequence[Mapping[str, str]]) -> Routing:
+def _routing(model: Contender, test_set: str, rows: Sequence[Mapping[str, str]]) -> RoutingWeights:
     weights = [
         WeightRow(row["layer"], row["task"], row["expert"], float(row["weight"])) for row in rows
     ]
@@ -66,7 +64,7 @@ def _routing(model: Contender, test_set: str, rows: Sequence[Mapping[str, str]])
             fmean(float(row[key]) for row in of_task) for key in ("entropy", "concentration")
         )
         facts.append((task, f"mean entropy {entropy:.3f} nats, mean Σw² {squares:.3f}"))
-    return Routing(
+    return RoutingWeights(
         f"{model.label}, seed {model.seed}, {test_set}",
         weights,
         facts,

@@ -9,17 +9,17 @@ from loramix.comparison.scores import ORACLE, Run, Scores, read_scores
 from loramix.comparison.verdict import verdict
 from loramix.experiment.run import ROUTING_STEPS, read_losses
 from loramix.metrics.measures import MEASURES
-from loramix.report.comparison import render_comparison
-from loramix.report.comparison_content import (
+from loramix.report.comparison import comparison_page
+from loramix.report.content import (
     ComparisonReport,
     ComparisonSample,
     Forest,
+    LossRow,
     Matrix,
-    RoutingStep,
-    Score,
+    MeanScore,
     ScoreTable,
+    WeightStep,
 )
-from loramix.report.content import LossRow
 from loramix.storage.files import read_csv, write_text
 
 _SHOWN = 10  # samples of every task and test set
@@ -45,13 +45,13 @@ def run(place: Place, models: Sequence[Contender], left_out: Sequence[str]) -> N
         tables=[*_tables(scores)],
         forests=[*_forests(scores)],
         matrix=_matrix(place, scores),
-        routing=routings(place, models),
-        steps=dict(_steps(models)),
+        routing_weights=routings(place, models),
+        weight_steps=dict(_steps(models)),
         losses=dict(_losses(place, models)),
         samples=[*_samples(scores)],
         recipe=place.recipe.to_yaml(),
     )
-    write_text(place.root / "report.html", render_comparison(report))
+    write_text(place.root / "report.html", comparison_page(report))
 
 
 def _facts(
@@ -140,7 +140,7 @@ def _table(
 
 def _column(
     scores: Scores, test_set: str, tasks: Sequence[str], measure: str
-) -> list[Score | None]:
+) -> list[MeanScore | None]:
     """Return every model's mean over tasks, the best marked and those that are not significantly
     worse.
 
@@ -167,7 +167,7 @@ def _column(
         return "tied" if gap is not None and (gap.low <= 0 if sign > 0 else gap.high >= 0) else ""
 
     return [
-        None if each is None else Score(each.value, each.low, each.high, mark(label))
+        None if each is None else MeanScore(each.value, each.low, each.high, mark(label))
         for label, each in found.items()
     ]
 
@@ -206,13 +206,12 @@ def _first_seed(models: Sequence[Contender]) -> list[Contender]:
     return list(reversed(first.values()))
 
 
-def _steps(models: Sequence[Contender]) -> Iterator[tuple[str, list[RoutingStep]]]:
+def _steps(models: Sequence[Contender]) -> Iterator[tuple[str, list[WeightStep]]]:
     for model in _first_seed(models):
         if model.folder is not None:
             rows = read_csv(model.folder / ROUTING_STEPS)
             steps = [
-                RoutingStep(int(r["step"]), r["task"], r["expert"], float(r["weight"]))
-                for r in rows
+                WeightStep(int(r["step"]), r["task"], r["expert"], float(r["weight"])) for r in rows
             ]
             yield f"{model.label}, seed {model.seed}", steps
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from loramix.comparison.scores import ORACLE, Scores
 from loramix.comparison.statistics import Estimate, share_of_gain
 from loramix.experiment.recipe import Recipe
-from loramix.report.comparison_content import Claim
+from loramix.report.content import Claim
 
 KEPT_GAIN = 0.95  # of the oracle's gain over the base, without any task name in the prompt
 _MEASURE = "combined"

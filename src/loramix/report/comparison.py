@@ -1,53 +1,33 @@
-"""The comparison of many models: one HTML page that needs nothing beside itself and can be
-searched.
-"""
+"""The page of a comparison: one HTML file that needs no other file and can be searched."""
 
 import base64
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
+from typing import TypeGuard
 
-from loramix.report.comparison_content import (
-    Claim,
-    ComparisonReport,
-    ComparisonSample,
-    Forest,
-    Matrix,
-    Routing,
-    RoutingStep,
-    Score,
-    ScoreTable,
-)
-from loramix.report.content import LossRow, WeightRow
-from loramix.report.heatmap import arrange, mean_weights
-from loramix.report.intervals import WIDTH, drawing
-from loramix.report.page import page, picture, source
-from loramix.report.plots import losses_svg, routing_svg
-
-__all__ = [
-    "Claim",
-    "ComparisonReport",
-    "ComparisonSample",
-    "Forest",
-    "LossRow",
-    "Matrix",
-    "Routing",
-    "RoutingStep",
-    "Score",
-    "ScoreTable",
-    "WeightRow",
-    "render_comparison",
-]
+from loramix.report.content import Claim, ComparisonReport, MeanScore, mean_weights
+from loramix.report.heatmap import weight_heatmap
+from loramix.report.intervals import WIDTH, forest_plot
+from loramix.report.page import data_uri, fill_template, read_asset
+from loramix.report.plots import losses_svg, weights_svg
 
 _OPEN_TABLES = 3  # shown at once below the headline; the others unfold
 
 
-def render_comparison(report: ComparisonReport) -> str:
-    """Return the page; every text from data or models is escaped, and no script but the page's own
-    may run.
+def comparison_page(report: ComparisonReport) -> str:
+    """Return the page of a comparison.
+
+    All text from data and models is escaped, and no script but the page's own may run.
     """
-    script = source("search.js")
-    return page(
+    script = read_asset("search.js")
+    routed = [
+        (routed, weight_heatmap(routed.rows), mean_weights(routed.rows))
+        for routed in report.routing_weights
+    ]
+    losses = {label: losses_svg(label, rows) for label, rows in report.losses.items()}
+    weights = {label: weights_svg(label, rows) for label, rows in report.weight_steps.items()}
+    return fill_template(
         "comparison.html",
         report=report,
         script=script,
@@ -55,13 +35,10 @@ def render_comparison(report: ComparisonReport) -> str:
         verdict=verdict(report.claims),
         open_tables=_OPEN_TABLES,
         width=WIDTH,
-        drawings=[drawing(forest) for forest in report.forests],
-        routing=[
-            (routing, arrange(routing.rows), mean_weights(routing.rows))
-            for routing in report.routing
-        ],
-        steps={label: picture(routing_svg(label, rows)) for label, rows in report.steps.items()},
-        losses={label: picture(losses_svg(label, rows)) for label, rows in report.losses.items()},
+        forests=[forest_plot(forest) for forest in report.forests],
+        routed=routed,
+        weight_steps={label: data_uri(svg) for label, svg in weights.items()},
+        losses={label: data_uri(svg) for label, svg in losses.items()},
         models=_unique(model for sample in report.samples for model in sample.outputs),
         test_sets=_unique(sample.test_set for sample in report.samples),
         tasks=_unique(sample.task for sample in report.samples),
@@ -72,51 +49,51 @@ def render_comparison(report: ComparisonReport) -> str:
 
 
 def script_hash(script: str) -> str:
-    """Return what a Content-Security-Policy calls a script that it allows."""
+    """Return the source expression by which a Content-Security-Policy allows this one script."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def verdict(claims: Sequence[Claim]) -> str:
     """Return in one sentence how many claims hold."""
-    hold, fail = (
-        sum(claim.holds is True for claim in claims),
-        sum(claim.holds is False for claim in claims),
-    )
+    hold = sum(claim.holds is True for claim in claims)
+    fail = sum(claim.holds is False for claim in claims)
     undecided = len(claims) - hold - fail
     parts = [f"{hold} of {len(claims)} {'claim holds' if len(claims) == 1 else 'claims hold'}"]
-    parts += [f"{fail} {'does' if fail == 1 else 'do'} not"] if fail else []
-    parts += [f"{undecided} {'is' if undecided == 1 else 'are'} undecided"] if undecided else []
+    if fail:
+        parts.append(f"{fail} {'does' if fail == 1 else 'do'} not")
+    if undecided:
+        parts.append(f"{undecided} {'is' if undecided == 1 else 'are'} undecided")
     return ", ".join(parts) + "."
 
 
 def number(value: float | None) -> str:
-    """Return a number with three decimals, or a dash for none."""
-    return f"{value:.3f}".replace("-", "−") if value is not None and math.isfinite(value) else "–"
+    """Return a number with three decimals, or a dash for None and numbers that are not finite."""
+    return f"{value:.3f}".replace("-", "−") if _finite(value) else "–"
 
 
-def interval(score: Score) -> str:
-    """Return the ends of a score's interval, or nothing where it has none."""
-    ends = [number(end) for end in (score.low, score.high)]
-    return "" if "–" in ends else " to ".join(ends)
+def interval(score: MeanScore) -> str:
+    """Return both ends of a score's interval, or an empty text if one of them is missing."""
+    if not (_finite(score.low) and _finite(score.high)):
+        return ""
+    return f"{number(score.low)} to {number(score.high)}"
 
 
 def shades(cells: Sequence[Sequence[float | None]]) -> list[list[int]]:
-    """Return how deep each cell's shade is, in percent: 0 for the smallest number of a column, 100
-    for the largest.
-    """
+    """Return the shade of each cell: percent of the way from its column's smallest to largest."""
     columns = [_column_shades(column) for column in zip(*cells, strict=True)]
     return [list(row) for row in zip(*columns, strict=True)]
 
 
 def _column_shades(column: Sequence[float | None]) -> list[int]:
-    finite = [value for value in column if value is not None and math.isfinite(value)]
+    finite = [value for value in column if _finite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
-    return [
-        round(100 * (value - low) / (high - low))
-        if value is not None and math.isfinite(value) and high > low
-        else 0
-        for value in column
-    ]
+    if high == low:
+        return [0] * len(column)
+    return [round(100 * (value - low) / (high - low)) if _finite(value) else 0 for value in column]
+
+
+def _finite(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
 
 
 def _unique(values: Iterable[str]) -> list[str]:

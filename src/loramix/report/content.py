@@ -1,12 +1,15 @@
-"""What a report shows, as plain data."""
+"""The content of the pages, as plain data. A number that is None or not finite becomes a dash."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+# --- on both pages
 
 
 @dataclass(frozen=True)
 class LossRow:
-    """Mean losses per target token at one step."""
+    """Mean losses per target token at one training step."""
 
     step: int
     epoch: float
@@ -16,7 +19,7 @@ class LossRow:
 
 @dataclass(frozen=True)
 class WeightRow:
-    """The mean weight, 0 to 1, that one layer's gate gives an expert on one task's test prompts."""
+    """The mean weight of an expert in one layer, over the test prompts of one task."""
 
     layer: str
     task: str
@@ -24,11 +27,23 @@ class WeightRow:
     weight: float
 
 
+def mean_weights(rows: Sequence[WeightRow]) -> dict[str, dict[str, float]]:
+    """Return the mean weight over all layers: task -> expert -> weight."""
+    layers: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        layers.setdefault(row.task, {}).setdefault(row.expert, []).append(row.weight)
+    means: dict[str, dict[str, float]] = {}
+    for task, experts in layers.items():
+        means[task] = {expert: sum(each) / len(each) for expert, each in experts.items()}
+    return means
+
+
+# --- on the page of a run
+
+
 @dataclass(frozen=True)
-class Table:
-    """Scores, one row per model, its name first; `best` says which value of a column is to be
-    marked.
-    """
+class RunTable:
+    """One row per model, its name first; `best` is the end of a column's range to mark, if any."""
 
     title: str
     note: str
@@ -38,8 +53,8 @@ class Table:
 
 
 @dataclass(frozen=True)
-class SampleRow:
-    """One test sample and what every model answered."""
+class RunSample:
+    """One test sample; `outputs` holds the answer of every model."""
 
     input: str
     reference: str
@@ -47,13 +62,117 @@ class SampleRow:
 
 
 @dataclass(frozen=True)
-class Report:
-    """Everything on the page, in its order."""
+class RunReport:
+    """The page of a run, in the order of its sections; `losses` are keyed by model."""
 
     title: str
     summary: list[tuple[str, str]]
-    tables: list[Table]
+    tables: list[RunTable]
     losses: dict[str, list[LossRow]]
     weights: list[WeightRow]
-    samples: dict[str, list[SampleRow]]
+    samples: dict[str, list[RunSample]]
+    recipe: str
+
+
+# --- on the page of a comparison
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement that the comparison tests; `holds` is None where the evidence is undecided."""
+
+    text: str
+    holds: bool | None
+    evidence: str
+
+
+@dataclass(frozen=True)
+class MeanScore:
+    """A mean with its confidence interval; "tied" is not significantly worse than the best."""
+
+    value: float
+    low: float | None
+    high: float | None
+    mark: Literal["best", "tied", ""]
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """One row per model: its label and a score for each of `columns`."""
+
+    title: str
+    note: str
+    columns: list[str]
+    rows: list[tuple[str, list[MeanScore | None]]]
+
+
+@dataclass(frozen=True)
+class Forest:
+    """A forest plot of one measure: a point with an interval per model, in the order of `rows`."""
+
+    title: str
+    measure: str
+    better: Literal["higher", "lower", "neither"]
+    rows: list[tuple[str, MeanScore]]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The score of every expert (row) on every task (column)."""
+
+    title: str
+    note: str
+    rows: list[str]
+    columns: list[str]
+    cells: list[list[float | None]]
+
+
+@dataclass(frozen=True)
+class RoutingWeights:
+    """The routing weights of one model on one test set, with the facts and warnings about them."""
+
+    title: str
+    rows: list[WeightRow]
+    facts: list[tuple[str, str]]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class WeightStep:
+    """The mean weight of an expert on a task's prompts at one step of the gates' training."""
+
+    step: int
+    task: str
+    expert: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class ComparisonSample:
+    """One test sample; `outputs` holds the answer of every model."""
+
+    test_set: str
+    task: str
+    input: str
+    reference: str
+    outputs: dict[str, str]
+
+
+@dataclass(frozen=True)
+class ComparisonReport:
+    """The page of a comparison, in the order of its sections.
+
+    The first table is the headline; `weight_steps` and `losses` are keyed by model.
+    """
+
+    title: str
+    claims: list[Claim]
+    facts: list[tuple[str, str]]
+    tables: list[ScoreTable]
+    forests: list[Forest]
+    matrix: Matrix | None
+    routing_weights: list[RoutingWeights]
+    weight_steps: dict[str, list[WeightStep]]
+    losses: dict[str, list[LossRow]]
+    samples: list[ComparisonSample]
     recipe: str

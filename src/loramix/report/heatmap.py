@@ -1,6 +1,4 @@
-"""Gate weights arranged for reading: blocks down, projections across, one panel per task and
-expert.
-"""
+"""Gate weights as heat maps: blocks down, projections across, one map per task and expert."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -10,9 +8,10 @@ from loramix.report.content import WeightRow
 
 
 @dataclass(frozen=True)
-class Panel:
-    """One task's weights of one expert; `rows` holds a block's label and a weight, or None, per
-    projection.
+class WeightMap:
+    """The weights of one expert on one task's prompts.
+
+    rows: the label of a block, then a weight per projection, None where the block lacks it.
     """
 
     task: str
@@ -22,12 +21,10 @@ class Panel:
 
 @dataclass(frozen=True)
 class Heatmap:
-    """Panels that share their columns; `even` is the weight that each expert has when none is
-    preferred.
-    """
+    """Maps that share their columns; `even` is the weight of each expert if none is preferred."""
 
     columns: list[str]
-    panels: list[Panel]
+    maps: list[WeightMap]
     even: float
 
     def strength(self, weight: float) -> int:
@@ -36,41 +33,27 @@ class Heatmap:
         return round(100 * max(-1.0, min(1.0, (weight - self.even) / room))) if room else 0
 
 
-def arrange(rows: Sequence[WeightRow]) -> Heatmap:
+def weight_heatmap(rows: Sequence[WeightRow]) -> Heatmap:
     """Return the heat map of `rows`, in their order.
 
-    Where the weights of two experts sum to 1, the second's follows from the first's, and only the
-    first is shown.
+    Of two experts whose weights sum to 1, only the first is shown: the other follows from it.
     """
     tasks, experts = _unique(row.task for row in rows), _unique(row.expert for row in rows)
-    places = _places(_unique(row.layer for row in rows))
-    blocks, projections = (
-        _unique(b for b, _ in places.values()),
-        _unique(p for _, p in places.values()),
-    )
-    weights = {(row.task, row.expert, *places[row.layer]): row.weight for row in rows}
+    shown = experts[:1] if len(experts) == 2 and _sum_to_one(rows) else experts
+    cells = _cells(_unique(row.layer for row in rows))
+    blocks = _unique(block for block, _ in cells.values())
+    projections = _unique(projection for _, projection in cells.values())
     labels = _block_labels(blocks)
-    follows = len(experts) == 2 and _sum_to_one(rows)
-    panels = [
-        Panel(
-            task,
-            expert,
-            [(labels[b], [weights.get((task, expert, b, p)) for p in projections]) for b in blocks],
-        )
-        for task in tasks
-        for expert in (experts[:1] if follows else experts)
-    ]
-    return Heatmap(_short(projections), panels, 1 / max(len(experts), 1))
-
-
-def mean_weights(rows: Sequence[WeightRow]) -> dict[str, dict[str, float]]:
-    """Return the mean weight over all layers, by task and expert."""
-    groups: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
-        groups.setdefault(row.task, {}).setdefault(row.expert, []).append(row.weight)
-    return {
-        task: {expert: sum(w) / len(w) for expert, w in of.items()} for task, of in groups.items()
-    }
+    weights = {(row.task, row.expert, *cells[row.layer]): row.weight for row in rows}
+    maps: list[WeightMap] = []
+    for task in tasks:
+        for expert in shown:
+            lines: list[tuple[str, list[float | None]]] = []
+            for block in blocks:
+                line = [weights.get((task, expert, block, name)) for name in projections]
+                lines.append((labels[block], line))
+            maps.append(WeightMap(task, expert, lines))
+    return Heatmap(_short(projections), maps, 1 / max(len(experts), 1))
 
 
 def _sum_to_one(rows: Sequence[WeightRow]) -> bool:
@@ -80,24 +63,22 @@ def _sum_to_one(rows: Sequence[WeightRow]) -> bool:
     return all(abs(total - 1) < 1e-3 for total in sums.values())
 
 
-def _places(layers: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Return every layer's block and projection.
+def _cells(layers: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return the block (row) and projection (column) of every layer.
 
     Further numbers are left out of the projection (T5 numbers the parts of a block differently in
-    encoder and decoder), unless two layers would then share a place.
+    encoder and decoder), unless two layers would then share a cell.
     """
     full = {layer: _split(layer) for layer in layers}
-    brief = {
-        layer: (block, re.sub(r"(^|\.)(layer\.)?\d+(?=\.)", "", p).lstrip("."))
-        for layer, (block, p) in full.items()
-    }
+    brief: dict[str, tuple[str, str]] = {}
+    for layer, (block, projection) in full.items():
+        unnumbered = re.sub(r"(^|\.)(layer\.)?\d+(?=\.)", "", projection).lstrip(".")
+        brief[layer] = block, unnumbered
     return brief if len(set(brief.values())) == len(layers) else full
 
 
 def _split(layer: str) -> tuple[str, str]:
-    """Split a layer's name after the first number in it, or before its last word if there is
-    none.
-    """
+    """Split a layer's name after its first number, or before its last word if it has none."""
     match = re.fullmatch(r"((?:[^.]+\.)*?\d+)\.(.+)", layer)
     if match:
         return match[1], match[2]
@@ -106,11 +87,10 @@ def _split(layer: str) -> tuple[str, str]:
 
 
 def _block_labels(blocks: Sequence[str]) -> dict[str, str]:
-    """Return the blocks' names without the leading words that all of them share, but with the word
-    at the number.
-    """
+    """Return the blocks' names without the leading words that all share, but with "layers 0"."""
     words = {block: block.split(".") for block in blocks}
     shared = 0
+    # The last two words stay: the number, and the word that says what is numbered.
     most = min((len(parts) for parts in words.values()), default=0) - 2
     while shared < most and len({parts[shared] for parts in words.values()}) == 1:
         shared += 1

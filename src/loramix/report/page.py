@@ -1,4 +1,4 @@
-"""HTML pages from templates, in which every text from data or models is escaped."""
+"""HTML pages from templates, in which all text from data and models is escaped."""
 
 import base64
 from importlib.resources import files
@@ -6,27 +6,30 @@ from importlib.resources import files
 from loramix.errors import MissingExtraError
 
 
-def page(template: str, **values: object) -> str:
-    """Return the page of a template of this package; raises MissingExtraError without jinja2."""
+def fill_template(template: str, **values: object) -> str:
+    """Return the page that a template of this room gives; MissingExtraError without jinja2."""
     try:
         from jinja2 import Environment, FunctionLoader, StrictUndefined
     except ImportError as error:
         raise MissingExtraError("jinja2", "report") from error
     environment = Environment(
-        loader=FunctionLoader(source),
+        loader=FunctionLoader(read_asset),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
-        undefined=StrictUndefined,
+        undefined=StrictUndefined,  # a misspelt name is an error, not an empty cell
     )
     return str(environment.get_template(template).render(**values))
 
 
-def source(name: str) -> str:
-    """Return the text of a file that pages are made of."""
+def read_asset(name: str) -> str:
+    """Return the text of a template, style sheet or script of this room."""
     return (files("loramix.report") / name).read_text(encoding="utf-8")
 
 
-def picture(svg: str) -> str:
-    """Return an SVG as a data URI: every drawing keeps its own names."""
+def data_uri(svg: str) -> str:
+    """Return an SVG as a data URI.
+
+    Inline, the drawings of a page would share their element ids, which matplotlib repeats.
+    """
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()

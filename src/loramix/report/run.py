@@ -1,25 +1,24 @@
-"""The report: one HTML page that needs nothing beside itself."""
+"""The page of a run: one HTML file that needs no other file."""
 
 import math
 
-from loramix.report.content import LossRow, Report, SampleRow, Table, WeightRow
-from loramix.report.heatmap import arrange, mean_weights
-from loramix.report.page import page, picture
+from loramix.report.content import RunReport, RunTable, mean_weights
+from loramix.report.heatmap import weight_heatmap
+from loramix.report.page import data_uri, fill_template
 from loramix.report.plots import losses_svg
 
-__all__ = ["LossRow", "Report", "SampleRow", "Table", "WeightRow", "render"]
-
-_SAMPLES = 20  # shown per task
+_SHOWN_SAMPLES = 20  # of each task
 
 
-def render(report: Report) -> str:
-    """Return the page; every text from data or models is escaped."""
-    return page(
-        "template.html",
+def run_page(report: RunReport) -> str:
+    """Return the page of a run; all text from data and models is escaped."""
+    plots = {label: data_uri(losses_svg(label, rows)) for label, rows in report.losses.items()}
+    return fill_template(
+        "run.html",
         report=report,
-        samples={task: rows[:_SAMPLES] for task, rows in report.samples.items()},
-        losses={label: picture(losses_svg(label, rows)) for label, rows in report.losses.items()},
-        heatmap=arrange(report.weights),
+        samples={task: rows[:_SHOWN_SAMPLES] for task, rows in report.samples.items()},
+        losses=plots,
+        heatmap=weight_heatmap(report.weights),
         means=mean_weights(report.weights),
         best=best_cells,
         share=_share,
@@ -27,9 +26,10 @@ def render(report: Report) -> str:
     )
 
 
-def best_cells(table: Table) -> set[tuple[int, int]]:
-    """Return (row, column) of the best value in every numeric column; none in a column where all
-    are equal.
+def best_cells(table: RunTable) -> set[tuple[int, int]]:
+    """Return (row, column) of the best values of every numeric column.
+
+    A column of equal numbers has none.
     """
     cells: set[tuple[int, int]] = set()
     for column in range(1, len(table.columns)):
@@ -40,35 +40,34 @@ def best_cells(table: Table) -> set[tuple[int, int]]:
     return cells
 
 
-def _values(table: Table, column: int) -> dict[int, float]:
-    """Return the numbers of a column by row."""
-    cells = {row: cells[column] for row, cells in enumerate(table.rows)}
-    return {
-        row: cell
-        for row, cell in cells.items()
-        if isinstance(cell, int | float) and math.isfinite(cell)
-    }
+def _values(table: RunTable, column: int) -> dict[int, float]:
+    """Return the finite numbers of a column, by row."""
+    values: dict[int, float] = {}
+    for row, cells in enumerate(table.rows):
+        cell = cells[column]
+        if isinstance(cell, int | float) and math.isfinite(cell):
+            values[row] = cell
+    return values
 
 
-def _share(table: Table, row: int, column: int) -> int:
-    """Return how much of its cell the shade behind a number fills, in percent of the column's
-    largest number.
+def _share(table: RunTable, row: int, column: int) -> int:
+    """Return how much of a cell its shade fills: percent of the column's largest number.
 
     A column of equal numbers has no shade: there is nothing to compare.
     """
     values = _values(table, column)
-    most = max(values.values(), default=0.0)
-    return (
-        round(100 * max(values.get(row, 0.0), 0.0) / most)
-        if most > max(0.0, min(values.values(), default=0.0))
-        else 0
-    )
+    largest = max(values.values(), default=0.0)
+    smallest = min(values.values(), default=0.0)
+    if largest <= max(0.0, smallest):
+        return 0
+    return round(100 * max(values.get(row, 0.0), 0.0) / largest)
 
 
-def _number(table: Table, row: int, column: int) -> str:
+def _number(table: RunTable, row: int, column: int) -> str:
     """Return a cell's number with three decimals, or with none in a column of counts."""
     values = _values(table, column)
     if row not in values:
         return "–"
+    # A column of nothing but 0 and 1 holds shares rather than counts.
     counts = all(value == round(value) for value in values.values()) and max(values.values()) > 1
     return f"{values[row]:.0f}" if counts else f"{values[row]:.3f}"

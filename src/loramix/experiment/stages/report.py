@@ -6,8 +6,8 @@ from typing import Literal
 from loramix.experiment.recipe import Recipe
 from loramix.experiment.run import Layout, read_losses
 from loramix.experiment.stages.evaluate import Answers, read_answers
-from loramix.report.heatmap import mean_weights
-from loramix.report.run import Report, SampleRow, Table, WeightRow, render
+from loramix.report.content import RunReport, RunSample, RunTable, WeightRow, mean_weights
+from loramix.report.run import run_page
 from loramix.storage.card import add_measurements
 from loramix.storage.files import read_csv, write_text
 
@@ -42,7 +42,7 @@ def run(recipe: Recipe, layout: Layout) -> None:
     """Write report.html, and tell what the run found in the mixture's model card."""
     _describe_mixture(recipe, layout)
     answers = read_answers(recipe, layout)
-    report = Report(
+    report = RunReport(
         title=f"loramix: {recipe.name}",
         summary=_summary(recipe, layout),
         tables=[
@@ -55,7 +55,7 @@ def run(recipe: Recipe, layout: Layout) -> None:
         samples={task.name: _samples(answers, task.name) for task in recipe.tasks},
         recipe=recipe.to_yaml(),
     )
-    write_text(layout.root / "report.html", render(report))
+    write_text(layout.root / "report.html", run_page(report))
 
 
 def _describe_mixture(recipe: Recipe, layout: Layout) -> None:
@@ -90,14 +90,14 @@ def _summary(recipe: Recipe, layout: Layout) -> list[tuple[str, str]]:
     ]
 
 
-def _table(layout: Layout, name: str, note: str) -> Table:
+def _table(layout: Layout, name: str, note: str) -> RunTable:
     rows = read_csv(layout.root / f"{name}.csv")
     columns = [column for column in rows[0] if column != "encoder"]
     encoder = f" Encoder: {rows[0]['encoder']}." if "encoder" in rows[0] else ""
     cells: list[list[str | float | None]] = [
         [row["model"], *(float(row[column]) for column in columns[1:])] for row in rows
     ]
-    return Table(_TITLES[name], note + encoder, columns, cells, _BEST.get(name))
+    return RunTable(_TITLES[name], note + encoder, columns, cells, _BEST.get(name))
 
 
 def _weights(layout: Layout) -> list[WeightRow]:
@@ -107,10 +107,10 @@ def _weights(layout: Layout) -> list[WeightRow]:
     ]
 
 
-def _samples(answers: Answers, task: str) -> list[SampleRow]:
+def _samples(answers: Answers, task: str) -> list[RunSample]:
     models = [model for model in answers if task in answers[model]]
     return [
-        SampleRow(
+        RunSample(
             row["input"],
             row["reference"],
             {model: answers[model][task][index]["generated"] for model in models},
