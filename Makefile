@@ -4,24 +4,30 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PYTEST_ARGS ?= -m "not slow"
 
-.PHONY: demo test lint format clean
+.PHONY: help demo test lint format hooks clean
 
-demo: $(READY)            ## set up, then all five experiments on the embedded default model
+help:                     ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(READY)            ## set up, then run all five experiments on the embedded default model
 	$(BIN)/loramix run demo
 
-test: $(READY)            ## set up, then the tests
+test: $(READY)            ## set up, then run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-lint: $(READY)            ## formatting, lint rules and types
+lint: $(READY)            ## check formatting, lint rules and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: $(READY)
+format: $(READY)          ## format the code and fix lint findings where that is safe
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean:
+hooks: $(READY)           ## check every commit before it is made
+	$(BIN)/pre-commit install
+
+clean:                    ## delete the environment and all results
 	rm -rf $(VENV) results
 
 $(READY): pyproject.toml constraints.txt
