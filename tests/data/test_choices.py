@@ -141,7 +141,7 @@ def test_rows_without_a_question_or_an_answer_are_blank(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("answers", [["1", "3"], [1, 3]], ids=["texts", "numbers"])
-def test_labels_that_are_numbers_are_labels_and_no_places(
+def test_labels_that_are_numbers_are_labels_and_no_positions(
     answers: list[object], tmp_path: Path
 ) -> None:
     numbered = {"1": "x", "2": "y", "3": "z"}
@@ -149,7 +149,7 @@ def test_labels_that_are_numbers_are_labels_and_no_places(
     assert [target for _, target in load_rows(make_task(write_jsonl(tmp_path, rows)))] == ["x", "z"]
 
 
-def test_places_among_labels_that_are_numbers_are_refused(tmp_path: Path) -> None:
+def test_positions_among_labels_that_are_numbers_are_refused(tmp_path: Path) -> None:
     rows = [row("First?", {"1": "x", "2": "y"}, 0), row("Last?", {"1": "x", "2": "y"}, 1)]
     with pytest.raises(
         DataError, match=r"row 1: the answer 0 is none of the choices: \(1\) x, \(2\) y"
@@ -157,22 +157,22 @@ def test_places_among_labels_that_are_numbers_are_refused(tmp_path: Path) -> Non
         load_rows(make_task(write_jsonl(tmp_path, rows)))
 
 
-def test_places_may_be_given_for_labelled_choices(tmp_path: Path) -> None:
+def test_positions_may_be_given_for_labelled_choices(tmp_path: Path) -> None:
     rows = [row("Which?", {"A": "x", "B": "y"}, 1)]
     assert load_rows(make_task(write_jsonl(tmp_path, rows)))[0][1] == "y"
 
 
-def test_places_in_a_column_with_gaps_are_floats_in_parquet(tmp_path: Path) -> None:
+def test_positions_in_a_column_with_gaps_are_floats_in_parquet(tmp_path: Path) -> None:
     rows = [row("Which?", ["x", "y"], 1.0), row("Which?", ["x", "y"], None)]
     assert load_rows(make_task(write_parquet(tmp_path, rows)))[0][1] == "y"
 
 
-def test_a_number_is_a_place_where_a_text_looks_like_it(tmp_path: Path) -> None:
+def test_a_number_is_a_position_where_a_text_looks_like_it(tmp_path: Path) -> None:
     rows = [row("How many?", ["1", "2", "3"], 1)]
     assert load_rows(make_task(write_jsonl(tmp_path, rows)))[0][1] == "2"
 
 
-def test_the_whole_column_tells_numbers_that_are_texts_from_places(tmp_path: Path) -> None:
+def test_the_whole_column_tells_numbers_that_are_texts_from_positions(tmp_path: Path) -> None:
     rows = [row("How many?", ["0", "1"], "1"), row("How many?", ["7", "9"], "9")]
     assert [target for _, target in load_rows(make_task(write_csv(tmp_path, rows)))] == ["1", "9"]
 
@@ -181,7 +181,7 @@ def test_answers_that_can_be_read_in_two_ways_are_refused(tmp_path: Path) -> Non
     rows = [row("How many?", ["0", "1"], "1"), row("How many?", ["1", "0"], "1")]
     with pytest.raises(
         DataError,
-        match=r"'quiz': every answer can be a place or a text: in row 2, '1' .* '0' or '1'",
+        match=r"'quiz': every answer can be a position or a text: in row 2, '1' .* '0' or '1'",
     ):
         load_rows(make_task(write_csv(tmp_path, rows)))
 
@@ -204,7 +204,7 @@ def test_answers_that_can_be_read_in_two_ways_are_refused(tmp_path: Path) -> Non
             ["q"],
             r"row 1: the answer 'q' is none of the choices: \(P\) x, \(Q\) y",
         ),
-        (as_list, [0, 1, 2], r"row 3: the answer 2 is no place .*: \(A\) x, \(B\) y"),
+        (as_list, [0, 1, 2], r"row 3: the answer 2 is no position .*: \(A\) x, \(B\) y"),
         (as_list, [-1], "row 1: the answer -1 is none"),
         (as_list, [0.5], r"row 1: the answer 0\.5 is none"),
         (as_list, [True], "row 1: the answer True is none"),

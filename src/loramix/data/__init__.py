@@ -1,1 +1,1 @@
-"""Tasks and their samples: read, cleaned, split, and put into batches of token ids."""
+"""Tasks and their samples: read, cleaned, split and joined into batches of token ids."""

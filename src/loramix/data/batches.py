@@ -1,4 +1,4 @@
-"""Batches: samples as token ids, put together so that no logit is computed that no loss uses.
+"""Batches: samples as token ids, laid out so that no logit is computed that no loss uses.
 
 For causal models, prompts are padded on the left and targets on the right, so that the boundary
 between them is one column for the whole batch:
@@ -24,15 +24,16 @@ from loramix.errors import BaseModelError, DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100  # a label that no loss counts
+IGNORED = -100  # the label that no loss counts
+_OPTIONAL = ("position_ids", "logits_to_keep")  # inputs that not every model takes
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One sample as token ids; `target` ends with the end token unless it was cut, and is empty
-    where there is none.
+    """One sample as token ids; `target` is empty where there is none.
 
-    task: the task's place in the recipe, where batches say of which task they are.
+    The target ends with the end token unless it was cut.
+    task: the index of the task in the recipe, for batches that tell which task they are of.
     """
 
     prompt: list[int]
@@ -67,13 +68,12 @@ def encode(
 
 
 class Collator:
-    """Puts encoded samples into one training batch, right-padded (encoder-decoder) or padded
-    outwards (causal).
+    """Joins encoded samples into one training batch.
 
-    Encoder-decoder: `input_ids`, `attention_mask` (B, P) and `labels` (B, T). Causal: `input_ids`,
-    `attention_mask`, `position_ids` (B, P+T), `labels` (B, T+1) for the last T+1 columns alone, the
-    first of them ignored as it is the prompt's last token, and `logits_to_keep` = T+1. Samples of
-    one known task give `task`, its place.
+    Encoder-decoder, padded on the right: `input_ids`, `attention_mask` (B, P) and `labels` (B, T).
+    Causal, padded outwards: `input_ids`, `attention_mask`, `position_ids` (B, P+T), `labels`
+    (B, T+1) for the last T+1 columns alone, the first of them ignored as it is the prompt's last
+    token, and `logits_to_keep` = T+1. A batch of one known task has `task`, its index.
 
     accepted: the names of the model's inputs. One without `logits_to_keep` gets labels (B, P+T) and
     computes every logit; one without `position_ids` finds positions by itself (BLOOM from the
@@ -88,57 +88,56 @@ class Collator:
     ) -> None:
         self.pad = _pad_id(tokenizer)
         self.causal = causal
-        self.accepted = accepted if accepted is not None else ("position_ids", "logits_to_keep")
+        self.accepted = accepted if accepted is not None else _OPTIONAL
 
     def __call__(self, samples: Sequence[Encoded]) -> dict[str, Tensor | int]:
-        prompts, targets = (
-            [sample.prompt for sample in samples],
-            [sample.target for sample in samples],
-        )
+        prompts = [sample.prompt for sample in samples]
+        targets = [sample.target for sample in samples]
         if not all(targets):
             raise DataError("a training batch needs a target for every sample")
-        labels_BT = _padded(targets, IGNORED, side="right")
+        batch: dict[str, Tensor | int] = {}
+        if self.causal:
+            batch |= self._causal(prompts, targets)
+        else:
+            batch |= _with_mask(prompts, self.pad, side="right")
+            batch["labels"] = _padded(targets, IGNORED, side="right")
         tasks = {sample.task for sample in samples}
-        first = samples[0].task
-        of_task = {"task": first} if first is not None and len(tasks) == 1 else {}
-        if not self.causal:
-            return {**_with_mask(prompts, self.pad, side="right"), "labels": labels_BT, **of_task}
-        left, right = (
-            _with_mask(prompts, self.pad, side="left"),
-            _with_mask(targets, self.pad, side="right"),
-        )
-        mask = torch.cat([left["attention_mask"], right["attention_mask"]], dim=1)
-        keeps = "logits_to_keep" in self.accepted
-        ignored = torch.full((len(samples), 1 if keeps else left["input_ids"].shape[1]), IGNORED)
+        if len(tasks) == 1 and (task := tasks.pop()) is not None:
+            batch["task"] = task
+        return batch
+
+    def _causal(
+        self, prompts: Sequence[list[int]], targets: Sequence[list[int]]
+    ) -> dict[str, Tensor | int]:
+        left = _with_mask(prompts, self.pad, side="left")
+        right = _with_mask(targets, self.pad, side="right")
+        mask = torch.cat([left["attention_mask"], right["attention_mask"]], dim=1)  # (B, P+T)
+        labels_BT = _padded(targets, IGNORED, side="right")
+        # The last prompt token predicts the first target token, so its logit is kept as well.
+        unlabelled = 1 if "logits_to_keep" in self.accepted else left["input_ids"].shape[1]
+        ignored = torch.full((len(prompts), unlabelled), IGNORED)
         batch: dict[str, Tensor | int] = {
             "input_ids": torch.cat([left["input_ids"], right["input_ids"]], dim=1),
             "attention_mask": mask,
-            "position_ids": (mask.cumsum(1) - 1).clamp(
-                min=0
-            ),  # learned positions count from the first real token
             "labels": torch.cat([ignored, labels_BT], dim=1),
-            "logits_to_keep": labels_BT.shape[1] + 1,
-            **of_task,
         }
-        optional = {"position_ids", "logits_to_keep"}
-        return {
-            key: value
-            for key, value in batch.items()
-            if key not in optional or key in self.accepted
-        }
+        if "position_ids" in self.accepted:
+            # Counted from the first real token: left padding would shift learned positions.
+            batch["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+        if "logits_to_keep" in self.accepted:
+            batch["logits_to_keep"] = labels_BT.shape[1] + 1
+        return batch
 
 
 def generation_batch(
     tokenizer: "PreTrainedTokenizerBase", encoded: Sequence[Encoded], causal: bool
 ) -> dict[str, Tensor]:
-    """Return `input_ids` and `attention_mask` of the prompts, padded where generation does not
-    start.
+    """Return `input_ids` and `attention_mask` (B, P) of the prompts.
+
+    Causal models continue at the right end of a row, so their padding is on the left.
     """
-    return _with_mask(
-        [sample.prompt for sample in encoded],
-        _pad_id(tokenizer),
-        side="left" if causal else "right",
-    )
+    prompts = [sample.prompt for sample in encoded]
+    return _with_mask(prompts, _pad_id(tokenizer), side="left" if causal else "right")
 
 
 def prompt_ids(
@@ -148,21 +147,19 @@ def prompt_ids(
     if chat:
         turns = [{"role": "user", "content": prompt}]
         text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        return list(
-            tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-        )  # the template has its own
+        # The template writes its own special tokens.
+        return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
     if not causal:
         return list(tokenizer(prompt, verbose=False).input_ids)
     ids = list(tokenizer(prompt + "\n", verbose=False).input_ids)
-    return (
-        ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
-    )  # some end every text, and nothing follows an end
+    # Some tokenizers end every text, and after an end a model writes nothing.
+    return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
 
 
 def length_order(lengths: Sequence[int]) -> list[int]:
     """Return the indices from the longest to the shortest, so that neighbours need little padding.
 
-    The first batch is the largest: memory that does not suffice shows at once.
+    The first batch is the largest: if memory does not suffice, that shows at once.
     """
     return sorted(range(len(lengths)), key=lambda index: -lengths[index])
 
@@ -170,19 +167,17 @@ def length_order(lengths: Sequence[int]) -> list[int]:
 def _fitting_input(
     tokenizer: "PreTrainedTokenizerBase", task: Task, text: str, *, causal: bool, chat: bool
 ) -> str:
-    """Return the longest beginning of `text` with which the whole prompt stays within the task's
-    limit.
-    """
+    """Return the longest beginning of `text` with which the whole prompt fits the task's limit."""
 
     def length(characters: int) -> int:
-        return len(prompt_ids(tokenizer, task.render(text[:characters]), causal=causal, chat=chat))
+        prompt = task.render(text[:characters])
+        return len(prompt_ids(tokenizer, prompt, causal=causal, chat=chat))
 
     limit = task.max_input_tokens
     if length(len(text)) <= limit:
         return text
-    fitting = bisect_right(
-        range(len(text)), limit, key=length
-    )  # this many lengths fit, the empty input's among them
+    # How many beginnings fit, the empty one included. Each costs a tokenization, so few are tried.
+    fitting = bisect_right(range(len(text)), limit, key=length)
     if fitting == 0:
         raise DataError(
             f"task '{task.name}': the prompt takes {length(0)} tokens without any input; "
@@ -193,18 +188,18 @@ def _fitting_input(
 
 def _target_ids(tokenizer: "PreTrainedTokenizerBase", target: str, *, causal: bool) -> list[int]:
     """Return the target's ids and the end token, which for chat models ends the turn."""
-    if tokenizer.eos_token_id is None:
+    end = tokenizer.eos_token_id
+    if end is None:
         raise BaseModelError(
             "the tokenizer has no end token, so a model cannot learn where its answer ends"
         )
-    ids = list(
-        tokenizer(text_target=target, add_special_tokens=not causal, verbose=False).input_ids
-    )
-    return ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
+    encoding = tokenizer(text_target=target, add_special_tokens=not causal, verbose=False)
+    ids = list(encoding.input_ids)
+    return ids if ids and ids[-1] == end else [*ids, end]
 
 
 def _pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Return the id to pad with; what it is does not matter, as padding is masked."""
+    """Return the id to pad with; any will do, as padding is masked."""
     for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token_id is not None:
             return int(token_id)
@@ -221,8 +216,8 @@ def _with_mask(rows: Sequence[list[int]], pad: int, *, side: str) -> dict[str, T
 
 def _padded(rows: Sequence[list[int]], fill: int, *, side: str) -> Tensor:
     width = max(len(row) for row in rows)
-    gaps = [[fill] * (width - len(row)) for row in rows]
-    filled = [
-        gap + row if side == "left" else row + gap for row, gap in zip(rows, gaps, strict=True)
-    ]
-    return torch.tensor(filled, dtype=torch.long)
+    filled: list[list[int]] = []
+    for row in rows:
+        gap = [fill] * (width - len(row))
+        filled.append(gap + row if side == "left" else row + gap)
+    return torch.tensor(filled, dtype=torch.long)  # (B, width)

@@ -10,9 +10,9 @@ from loramix.errors import DataError, did_you_mean
 def built_in(name: str) -> Task:
     """Return the built-in task `name`; raises DataError with the nearest name for any other."""
     if name not in BUILT_IN:
+        known = ", ".join(BUILT_IN)
         raise DataError(
-            f"no built-in task '{name}'{did_you_mean(name, BUILT_IN)}; there are: "
-            f"{', '.join(BUILT_IN)}"
+            f"no built-in task '{name}'{did_you_mean(name, BUILT_IN)}; there are: {known}"
         )
     return BUILT_IN[name]
 
@@ -30,15 +30,12 @@ _HAIKU = Task(
         "what would a Japanese nature poet have to say about {input}?",
     ),
     inverse="list the keywords of this poem: {input}",
-    cleaning=Cleaning(
-        min_target_words=5, max_target_words=19
-    ),  # 3 to 17 words for 17 syllables, and two slashes
+    cleaning=Cleaning(min_target_words=5, max_target_words=19),  # 3 to 17, and two slashes
     metrics=("rouge", "bertscore", "haiku"),
 )
 # The reference reads Kaggle's spsayakpaul/arxiv-paper-abstracts (columns `summaries`, `titles`). No
-# copy of it on the Hub is known; this is the nearest data set there: machine learning papers of
-# arXiv, abstract and title. Kaggle's own file is used by setting source, input_column and
-# target_column.
+# copy of it on the Hub is known; this is the nearest data set there: abstracts and titles of
+# machine learning papers on arXiv. For Kaggle's file, set source, input_column and target_column.
 _TITLE = Task(
     name="arxiv-title",
     source="CShorten/ML-ArXiv-Papers",
@@ -90,8 +87,8 @@ _DEMO_COMMAND = Task(
     inverse="explain what this shell command does: {input}",
     metrics=("rouge", "exact-match", "bleu"),
 )
-# Like the reference's, the prompt of a question is the question alone: it names no task, and the
-# three ask alike.
+# Like the reference's, the prompt of a question is the question alone: the gates have to tell these
+# three tasks apart without a name in the prompt.
 _COMMONSENSE_QA = Task(
     name="commonsense-qa",
     source="tau/commonsense_qa",
@@ -115,7 +112,7 @@ _MEDQA = _COMMONSENSE_QA.model_copy(
         "source": "GBaker/MedQA-USMLE-4-options",
         "target_column": "answer_idx",
         "choices_column": "options",
-        # What is too long for a model is cut at its end, where the choices stand.
+        # A longer input would be cut at its end, where the choices stand.
         "cleaning": Cleaning(max_input_words=300, duplicates="pair"),
         "max_new_tokens": 64,
     }
@@ -129,12 +126,8 @@ _SCIENCE_QA = _COMMONSENSE_QA.model_copy(
         "max_new_tokens": 64,
     }
 )
-BUILT_IN: Mapping[str, Task] = MappingProxyType(
-    {
-        task.name: task
-        for task in (
-            *(_HAIKU, _TITLE, _COMMONSENSE_QA, _MEDQA, _SCIENCE_QA),
-            *(_DEMO_HAIKU, _DEMO_TITLE, _DEMO_COMMAND),
-        )
-    }
+_ALL = (
+    *(_HAIKU, _TITLE, _COMMONSENSE_QA, _MEDQA, _SCIENCE_QA),
+    *(_DEMO_HAIKU, _DEMO_TITLE, _DEMO_COMMAND),
 )
+BUILT_IN: Mapping[str, Task] = MappingProxyType({task.name: task for task in _ALL})

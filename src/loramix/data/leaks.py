@@ -1,37 +1,33 @@
-"""The leak guard: what every model learned from, by hash, and the refusal to test on it."""
+"""The leak guard: a record of what each model has learned from, and the refusal to test on it."""
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from loramix.data.samples import Sample, digest
 from loramix.errors import LeakError
-from loramix.storage.files import atomic_file
+from loramix.storage.files import read_csv, write_csv
 
 RECORD = "learned_from.csv"  # beside the losses of every trained model
 Match = Literal["target", "pair"]
 
 
 def record(path: Path, samples: Iterable[Sample]) -> None:
-    """Write the digests of the samples that a model was trained or chosen on: each input's,
-    target's and pair's.
-    """
+    """Write the digests of the samples that a model was trained or chosen on."""
+    # Sorted and without repeats, so that the file does not depend on the order of training.
     rows = sorted({(sample.task, sample.split, *_digests(sample).values()) for sample in samples})
-    with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("task", "split", "input", "target", "pair"))
-        writer.writerows(rows)
+    write_csv(path, ("task", "split", "input", "target", "pair"), rows)
 
 
 def refuse_leaks(
     samples: Sequence[Sample], records: Mapping[str, Path], *, same: Mapping[str, Match]
 ) -> None:
-    """Raise LeakError if any of `samples` was seen by a model, whose record is the path under its
-    name.
+    """Raise LeakError if a model has seen any of `samples`.
 
-    A sample was seen if its input was, or its target; of tasks whose `same` is "pair", whose few
-    answers repeat rightfully, a target that was seen with another input is none.
+    records: model -> the path of its record. same: task -> whether samples of the same target, or
+        only those of the same pair, count as one.
+    A sample was seen if its input or its target was. Of a task that asks for "pair", whose answers
+    come from a small set, only the pair of both counts.
     """
     for model, path in records.items():
         seen = _read(model, path)
@@ -42,36 +38,32 @@ def refuse_leaks(
             first = leaked[0]
             raise LeakError(
                 f"'{model}' has learned from {len(leaked)} of the {len(samples)} test samples, so "
-                "its scores on them "
-                f"would mean nothing; the first is sample {first.id} of {first.task}, "
-                f"{first.input[:60]!r}. "
-                f"{path} lists what it learned from; delete {path.parent} and run again to train "
-                "it without them"
+                "its scores on them would mean nothing; the first is sample "
+                f"{first.id} of {first.task}, {first.input[:60]!r}. {path} lists what it learned "
+                f"from; delete {path.parent} and run again to train it without them"
             )
 
 
 def _was_seen(sample: Sample, seen: Mapping[str, set[str]], same: Match) -> bool:
-    own = _digests(sample)
-    return any(
-        own[part] in seen[part] for part in (("input", "target") if same == "target" else ("pair",))
-    )
+    digests = _digests(sample)
+    parts = ("input", "target") if same == "target" else ("pair",)
+    return any(digests[part] in seen[part] for part in parts)
 
 
 def _digests(sample: Sample) -> dict[str, str]:
+    source, target = sample.input.casefold(), sample.target.casefold()
     return {
-        "input": digest("input", sample.input.casefold()),
-        "target": digest("target", sample.target.casefold()),
-        "pair": digest("pair", sample.input.casefold(), sample.target.casefold()),
+        "input": digest("input", source),
+        "target": digest("target", target),
+        "pair": digest("pair", source, target),
     }
 
 
 def _read(model: str, path: Path) -> dict[str, set[str]]:
     if not path.is_file():
         raise LeakError(
-            f"'{model}' left no record of what it learned from, so nobody knows whether the test "
-            "samples are new to "
-            f"it: {path} is missing; delete {path.parent} and run again"
+            f"'{model}' left no record of what it learned from, so the test samples may not be "
+            f"new to it: {path} is missing; delete {path.parent} and run again"
         )
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(path)
     return {part: {row[part] for row in rows} for part in ("input", "target", "pair")}

@@ -1,14 +1,15 @@
-"""Data: clean a task's rows, cut tasks to size, split them, and keep the result as one manifest.
+"""Samples: a task's rows cleaned, cut to size, split, and kept in one manifest.
 
-Which samples are kept and which split they belong to follows from their content and a seed alone:
-not from the order of rows, the number of other samples, the machine or the time.
+A sample's content and a seed alone decide whether it is kept and which split it belongs to: not the
+order of rows, the number of other samples, the machine or the time.
 """
 
 import hashlib
+import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -37,8 +38,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The samples of one task in an order that is random but fixed, and how many rows took which
-    way.
+    """The samples of one task in an order that is random but fixed, and counts of its rows.
 
     `counts`: read = blank + out_of_range + duplicate + surplus + kept, and kept = train +
     validation + test.
@@ -49,40 +49,36 @@ class Prepared:
 
 
 def prepare(tasks: Sequence[Task], *, samples: int | None, seed: int) -> dict[str, Prepared]:
-    """Return the cleaned, cut and split samples of every task, by name.
+    """Return the cleaned, cut and split samples of every task: name -> samples.
 
-    Each task is cut to its own `samples`, else to `samples`, else to as many as the smallest of
-    these tasks has. Raises DataError if a task has fewer than that, or if one of its splits would
-    be empty.
+    Each task is cut to its own `samples`, else to `samples`, else to the size of the smallest task
+    without samples of its own. Raises DataError if a task has too few, or an empty split.
     """
     repeated = [name for name, times in Counter(task.name for task in tasks).items() if times > 1]
     if repeated:
         raise DataError(f"task names must differ, and these repeat: {', '.join(repeated)}")
     cleaned = {task.name: clean(task, load_rows(task)) for task in tasks}
-    smallest = min(
-        (len(cleaned[task.name][0]) for task in tasks if task.samples is None), default=0
-    )
-    prepared = {}
+    sizes = [len(cleaned[task.name][0]) for task in tasks if task.samples is None]
+    smallest = min(sizes, default=0)
+    prepared: dict[str, Prepared] = {}
     for task in tasks:
         pairs, counts = cleaned[task.name]
         wanted = task.samples or samples or smallest
-        prepared[task.name] = _split(
-            task, _select(task, pairs, counts, wanted=wanted, seed=seed), counts, seed=seed
-        )
+        selected = _select(task, pairs, counts, wanted=wanted, seed=seed)
+        prepared[task.name] = _split(task, selected, counts, seed=seed)
     return prepared
 
 
 def clean(task: Task, rows: Iterable[Pair]) -> tuple[list[Pair], dict[str, int]]:
-    """Return the rows that the task's rules keep, with white space normalised, and counts of those
-    they drop.
+    """Return the rows that the task's rules keep, and counts of the rows they drop.
 
-    Rows are dropped as blank (no input or no target), then as out of range, then as duplicates. By
-    default a repeated
-    target is a duplicate, a repeated input is not: in the haiku data 23,707 different poems share
-    18,652 keywords, and dropping these would lose a fifth of the poems, while one poem under two
-    keywords could be trained on and asked for again in the test. Inputs that repeat always share a
-    split (`split_of`). Of duplicates, the one with the smallest digest stays, so that the order of
-    rows does not matter.
+    White space is normalised. Rows are dropped as blank (no input or no target), then as out of
+    range, then as duplicates.
+
+    By default a repeated target makes a duplicate and a repeated input does not. In the haiku data
+    23,707 different poems share 18,652 keywords: to drop repeated inputs would lose a fifth of the
+    poems, while one poem under two keywords could be trained on and asked for again in the test.
+    Samples with the same input always share a split (`split_of`).
     """
     kept: dict[object, Pair] = {}
     counts = dict.fromkeys(("read", "blank", "out_of_range", "duplicate"), 0)
@@ -96,33 +92,29 @@ def clean(task: Task, rows: Iterable[Pair]) -> tuple[list[Pair], dict[str, int]]
         else:
             key = _duplicate_key(task.cleaning, pair)
             counts["duplicate"] += key in kept
+            # The one with the smallest digest stays, so that the order of rows does not matter.
             kept[key] = min(kept.get(key, pair), pair, key=_sample_id)
     return list(kept.values()), counts
 
 
 def normalise(text: str) -> str:
-    """Return `text` in Unicode's composed form (NFC), with every run of white space, line breaks
-    too, as one space.
-    """
+    """Return `text` in Unicode's composed form (NFC), each run of white space as one space."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def split_of(text: str, *, seed: int) -> Split:
-    """Return the split of every sample whose input is `text`, case aside: 70 % train, 15 %
-    validation, 15 % test.
+    """Return the split of all samples with this input: 70 % train, 15 % validation, 15 % test.
 
-    The task plays no part, so that an input that two tasks share is never trained on for one and
-    tested for the other.
+    Case does not count, nor does the task: an input that two tasks share is never trained on for
+    one and tested for the other.
     """
-    position = _position("split", str(seed), text.casefold())
-    return next(split for split, end in SPLIT_ENDS.items() if position < end)
+    fraction = _fraction("split", str(seed), text.casefold())  # [0, 1)
+    return next(split for split, end in SPLIT_ENDS.items() if fraction < end)
 
 
 def hash_fraction(sample: Sample, purpose: str) -> float:
-    """Return a number in [0, 1) that is random but fixed for a sample and a purpose, to draw
-    samples by.
-    """
-    return _position(purpose, sample.id)
+    """Return a number in [0, 1), random but fixed for a sample and a purpose, to draw by."""
+    return _fraction(purpose, sample.id)
 
 
 def write_manifest(path: Path, prepared: Mapping[str, Prepared]) -> None:
@@ -130,17 +122,14 @@ def write_manifest(path: Path, prepared: Mapping[str, Prepared]) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    rows = [astuple(sample) for part in prepared.values() for sample in part.samples]
-    columns = [[row[index] for row in rows] for index in range(len(COLUMNS))]
+    rows = [asdict(sample) for part in prepared.values() for sample in part.samples]
     schema = pyarrow.schema([(name, pyarrow.string()) for name in COLUMNS])
     with atomic_file(path) as temporary:
-        parquet.write_table(pyarrow.table(columns, schema=schema), temporary)
+        parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), temporary)
 
 
 def read_manifest(path: Path) -> list[Sample]:
-    """Return the samples of a manifest in the order they were written; raises DataError if it is
-    missing or damaged.
-    """
+    """Return the samples of a manifest in their order; DataError if it is missing or damaged."""
     from pyarrow import parquet
 
     try:
@@ -153,6 +142,12 @@ def read_manifest(path: Path) -> list[Sample]:
         ) from error
 
 
+def digest(*parts: str) -> str:
+    """Return 16 hex digits that depend on all parts and on where one ends and the next begins."""
+    joined = "\0".join(parts).encode("utf-8", "surrogatepass")  # lone surrogates hash as well
+    return hashlib.blake2b(joined, digest_size=8).hexdigest()
+
+
 def _select(
     task: Task, pairs: list[Pair], counts: dict[str, int], *, wanted: int, seed: int
 ) -> list[Pair]:
@@ -160,43 +155,37 @@ def _select(
     if len(pairs) < max(wanted, 1):
         raise DataError(
             f"task '{task.name}': {wanted or 'some'} samples are asked for, and cleaning leaves "
-            f"{len(pairs)} "
-            f"({_in_words(counts)}); lower samples, loosen cleaning or give a larger source"
+            f"{len(pairs)} ({_in_words(counts)}); lower samples, loosen cleaning or give a larger "
+            "source"
         )
     return sorted(pairs, key=lambda pair: digest("select", str(seed), *pair))[:wanted]
 
 
 def _split(task: Task, pairs: list[Pair], dropped: dict[str, int], *, seed: int) -> Prepared:
-    samples = [
-        Sample(
-            task.name, _sample_id(pair), split_of(pair[0], seed=seed), input=pair[0], target=pair[1]
-        )
-        for pair in pairs
-    ]
+    samples: list[Sample] = []
+    for pair in pairs:
+        split = split_of(pair[0], seed=seed)
+        samples.append(Sample(task.name, _sample_id(pair), split, *pair))
     sizes = Counter(sample.split for sample in samples)
-    surplus = (
-        dropped["read"]
-        - sum(dropped[reason] for reason in ("blank", "out_of_range", "duplicate"))
-        - len(pairs)
-    )
-    counts = (
-        dropped
-        | {"surplus": surplus, "kept": len(pairs)}
-        | {split: sizes[split] for split in SPLIT_ENDS}
-    )
+    left = dropped["read"] - dropped["blank"] - dropped["out_of_range"] - dropped["duplicate"]
+    counts = dropped | {"surplus": left - len(pairs), "kept": len(pairs)}
+    counts |= {split: sizes[split] for split in SPLIT_ENDS}
     if not all(sizes[split] for split in SPLIT_ENDS):
         raise DataError(
             f"task '{task.name}': a split is empty ({_in_words(counts)}); "
-            "raise samples, loosen cleaning or give a larger source with more different inputs"
+            "raise samples, loosen cleaning or give a larger source with more distinct inputs"
         )
     return Prepared(samples, counts)
 
 
 def _in_range(cleaning: Cleaning, pair: Pair) -> bool:
-    input_words, target_words = (len(text.split()) for text in pair)
-    return cleaning.min_input_words <= input_words <= (
-        cleaning.max_input_words or input_words
-    ) and cleaning.min_target_words <= target_words <= (cleaning.max_target_words or target_words)
+    return _within(pair[0], cleaning.min_input_words, cleaning.max_input_words) and _within(
+        pair[1], cleaning.min_target_words, cleaning.max_target_words
+    )
+
+
+def _within(text: str, low: int, high: int | None) -> bool:
+    return low <= len(text.split()) <= (high or math.inf)
 
 
 def _duplicate_key(cleaning: Cleaning, pair: Pair) -> object:
@@ -208,15 +197,8 @@ def _sample_id(pair: Pair) -> str:
     return digest("id", *pair)
 
 
-def _position(*parts: str) -> float:
+def _fraction(*parts: str) -> float:
     return int(digest(*parts), 16) / 2**64
-
-
-def digest(*parts: str) -> str:
-    """Return 16 hex digits that depend on all parts and on where one ends and the next begins."""
-    return hashlib.blake2b(
-        "\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=8
-    ).hexdigest()
 
 
 def _in_words(counts: Mapping[str, int]) -> str:

@@ -1,6 +1,4 @@
-"""Sources: read a task's columns from a Hub data set, a folder or a file, and name what was
-read.
-"""
+"""Sources: the columns of a task, read from a Hub data set, a folder or a file."""
 
 import csv
 import gzip
@@ -13,7 +11,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loramix.data.choices import Question, multiple_choice
+from loramix.data.choices import MultipleChoice, multiple_choice
 from loramix.data.tasks import PACKAGE, Task
 from loramix.errors import DataError, did_you_mean
 from loramix.storage.files import sha256
@@ -29,34 +27,32 @@ Row = Mapping[str, object]  # the values of the task's columns
 
 
 def load_rows(task: Task) -> list[tuple[str, str]]:
-    """Return the (input, target) texts of every row as they stand in the source; missing values are
-    empty texts.
+    """Return the (input, target) texts of every row; missing values are empty texts.
 
     Rows in which `empty_column` holds something are left out. With `choices_column`, the texts are
-    those of `loramix.data.choices`, and both are empty for a row that lacks its question or its
-    answer. Raises DataError if the source, its split or one of the columns is missing, or if it
-    cannot be read.
+    those of `loramix.data.choices`; rows that lack their question or their answer come last, with
+    two empty texts. Raises DataError if the source, its split or one of the columns is missing, or
+    if it cannot be read.
     """
     path = locate(task.source)
     rows = _read_dataset(task, path) if path is None or path.is_dir() else _read_file(task, path)
-    numbered = list(enumerate(rows, start=1))
+    numbered = list(enumerate(rows, start=1))  # before any is left out, as errors name rows
     if task.empty_column is not None:
-        numbered = [
-            (number, row) for number, row in numbered if _is_missing(row[task.empty_column])
-        ]
+        empty = task.empty_column
+        numbered = [(number, row) for number, row in numbered if _is_missing(row[empty])]
     if task.choices_column is not None:
-        return _questions(task, task.choices_column, numbered)
-    return [
-        (_text(task, task.input_column, row), _text(task, task.target_column, row))
-        for _, row in numbered
-    ]
+        return _choice_texts(task, task.choices_column, numbered)
+    texts: list[tuple[str, str]] = []
+    for _, row in numbered:
+        pair = _text(task, task.input_column, row), _text(task, task.target_column, row)
+        texts.append(pair)
+    return texts
 
 
 def locate(source: str) -> Path | None:
     """Return the file or folder that `source` names, or None if it is the id of a Hub data set.
 
-    What exists on disk wins over an id of the same name. Raises DataError for a path where nothing
-    is.
+    What exists on disk wins over an id of the same name. Raises DataError if a path leads nowhere.
     """
     path = _package_path(source) if source.startswith(PACKAGE) else Path(source).expanduser()
     if path.exists():
@@ -67,23 +63,22 @@ def locate(source: str) -> Path | None:
 
 
 def source_fingerprint(task: Task) -> str:
-    """Return what identifies the source's content, without loading it: SHA-256 of a file, or Hub id
-    @ commit.
+    """Return a fingerprint of the source's content, without loading it.
 
-    A folder's fingerprint covers the names and bytes of its files, hidden ones aside.
+    It is `id@commit` of a Hub data set and the SHA-256 of a file. A folder's covers the names and
+    bytes of its files, hidden ones aside.
     """
     path = locate(task.source)
     if path is None:
         return f"{task.source}@{pinned(task).revision}"
     if path.is_file():
         return sha256(path)
-    names = (file for file in sorted(path.rglob("*")) if file.is_file())
-    visible = (
-        file
-        for file in names
-        if not any(part.startswith(".") for part in file.relative_to(path).parts)
-    )
-    lines = (f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in visible)
+    lines: list[str] = []
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if file.is_file() and not hidden:
+            lines.append(f"{sha256(file)}  {name.as_posix()}\n")
     return sha256("".join(lines))
 
 
@@ -112,8 +107,8 @@ def _read_dataset(task: Task, folder: Path | None) -> list[Row]:
 
     if folder is not None and task.revision is not None:
         raise DataError(
-            f"task '{task.name}': revision is for Hub data sets, and {folder} is a folder; leave "
-            "it out"
+            f"task '{task.name}': revision is for Hub data sets, and {folder} is a folder; "
+            "leave it out"
         )
     name = task.source if folder is None else str(folder)
     try:
@@ -123,9 +118,8 @@ def _read_dataset(task: Task, folder: Path | None) -> list[Row]:
     _require_columns(task, table.column_names)
     columns = {column: table[column] for column in _text_columns(task)}
     if task.empty_column is not None:
-        arrow = table.select_columns([task.empty_column]).with_format("arrow")[
-            :
-        ]  # in this format nothing is decoded
+        # As Arrow, pictures are not decoded.
+        arrow = table.select_columns([task.empty_column]).with_format("arrow")[:]
         columns[task.empty_column] = _marks(arrow[task.empty_column])
     return _as_rows(columns)
 
@@ -137,7 +131,7 @@ def _read_file(task: Task, path: Path) -> list[Row]:
         )
     try:
         return _read_kind(task, path)
-    except DataError:
+    except DataError:  # a ValueError too, and in words already
         raise
     except (OSError, EOFError, ValueError, csv.Error) as error:
         raise DataError(f"task '{task.name}': cannot read {path}: {error}") from error
@@ -185,6 +179,7 @@ def _read_csv(task: Task, lines: TextIOWrapper) -> list[Row]:
 
 def _read_jsonl(task: Task, lines: TextIOWrapper) -> list[Row]:
     rows: list[dict[str, object]] = []
+    found: dict[str, None] = {}  # the columns of all rows, as rows may lack some
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -194,8 +189,10 @@ def _read_jsonl(task: Task, lines: TextIOWrapper) -> list[Row]:
                 f"task '{task.name}': line {number} is no JSON object: {line.strip()[:60]}"
             )
         rows.append(row)
-    _require_columns(task, list(dict.fromkeys(column for row in rows for column in row)))
-    return [{column: row.get(column) for column in _columns(task)} for row in rows]
+        found |= dict.fromkeys(row)
+    _require_columns(task, list(found))
+    columns = _columns(task)
+    return [dict(zip(columns, map(row.get, columns), strict=True)) for row in rows]
 
 
 def _text_columns(task: Task) -> list[str]:
@@ -204,11 +201,10 @@ def _text_columns(task: Task) -> list[str]:
 
 
 def _columns(task: Task) -> list[str]:
-    return list(
-        dict.fromkeys(
-            [*_text_columns(task), *([task.empty_column] if task.empty_column is not None else [])]
-        )
-    )
+    columns = _text_columns(task)
+    if task.empty_column is not None and task.empty_column not in columns:
+        columns.append(task.empty_column)
+    return columns
 
 
 def _require_columns(task: Task, found: Sequence[str]) -> None:
@@ -222,37 +218,31 @@ def _require_columns(task: Task, found: Sequence[str]) -> None:
 
 
 def _marks(column: "ChunkedArray") -> list[object]:
-    """Return the column's values, those of a nested column as True: pictures, with their bytes and
-    path, are large.
-    """
+    """Return the values of a column; of a nested one True or None, as pictures are large."""
     from pyarrow import types
 
     if types.is_nested(column.type):
-        return [True if there else None for there in column.is_valid().to_pylist()]
+        return [valid or None for valid in column.is_valid().to_pylist()]
     return list(column.to_pylist())
 
 
 def _as_rows(columns: Mapping[str, Iterable[object]]) -> list[Row]:
-    return [
-        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
-    ]
+    rows = zip(*columns.values(), strict=True)
+    return [dict(zip(columns, values, strict=True)) for values in rows]
 
 
-def _questions(
+def _choice_texts(
     task: Task, choices_column: str, rows: Sequence[tuple[int, Row]]
 ) -> list[tuple[str, str]]:
-    """Return input and target of every question; rows without a question or an answer come last."""
-    asked = [
-        Question(
-            number,
-            _text(task, task.input_column, row),
-            row[choices_column],
-            row[task.target_column],
-        )
-        for number, row in rows
-        if not _is_missing(row[task.input_column]) and not _is_missing(row[task.target_column])
-    ]
-    return multiple_choice(asked, task=task.name) + [("", "")] * (len(rows) - len(asked))
+    """Return the input and target of every row; incomplete rows come last, as empty texts."""
+    complete: list[MultipleChoice] = []
+    for number, row in rows:
+        answer = row[task.target_column]
+        if not _is_missing(row[task.input_column]) and not _is_missing(answer):
+            question = _text(task, task.input_column, row)
+            complete.append(MultipleChoice(number, question, row[choices_column], answer))
+    incomplete = len(rows) - len(complete)
+    return multiple_choice(complete, task=task.name) + [("", "")] * incomplete
 
 
 def _text(task: Task, column: str, row: Row) -> str:
@@ -264,8 +254,8 @@ def _text(task: Task, column: str, row: Row) -> str:
     if isinstance(value, int | float):
         return str(value)
     raise DataError(
-        f"task '{task.name}': column '{column}' must hold texts, and holds {type(value).__name__} "
-        "values"
+        f"task '{task.name}': column '{column}' must hold texts, "
+        f"and holds {type(value).__name__} values"
     )
 
 
@@ -276,6 +266,7 @@ def _is_missing(value: object) -> bool:
 
 
 def _open_text(path: Path) -> TextIOWrapper:
+    # utf-8-sig: spreadsheets begin their CSV files with a byte order mark
     if path.suffix.lower() == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return path.open(encoding="utf-8-sig", newline="")
@@ -286,9 +277,7 @@ def _package_path(source: str) -> Path:
 
 
 def _nearest_file(path: Path) -> str:
-    """Return a hint at the nearest name in the folder of `path`, or that there is no such
-    folder.
-    """
+    """Return a hint: the nearest name in the folder of `path`, or that there is no folder."""
     if not path.parent.is_dir():
         return f" (there is no folder {path.parent} either; relative paths start at {Path.cwd()})"
     return did_you_mean(path.name, sorted(file.name for file in path.parent.iterdir()))

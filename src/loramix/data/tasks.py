@@ -1,6 +1,4 @@
-"""Tasks: what is read from where, how it is cleaned, how a prompt is made of it and how answers are
-scored.
-"""
+"""Tasks: the source of the samples, their cleaning, their prompt and the metrics of answers."""
 
 from typing import Literal
 
@@ -8,21 +6,22 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from loramix.config import PLACEHOLDER, fill
 
-# prefix of sources that ship with loramix, the same in every recipe on every machine
+# The prefix of sources that ship with loramix. Recipes and fingerprints hold it instead of a path,
+# so that they are the same on every machine.
 PACKAGE = "package:"
 
 Metric = Literal["rouge", "bertscore", "haiku", "exact-match", "bleu"]
 
 
 class Cleaning(BaseModel):
-    """Which samples of a source are kept.
+    """The rules by which samples of a source are kept.
 
-    Limits count words (runs of characters between white space, so the ` / ` of a haiku counts as
-    one), are inclusive, and apply after normalising white space.
+    Limits are inclusive, count words (runs of characters between white space, so the ` / ` of a
+    haiku counts as one) and apply after normalising white space.
 
-    `duplicates` says what makes two samples one, case aside: the same `target` (free text, where a
-    repeated target would be seen in training and asked for again in the test), or the same `pair`
-    of input and target (answers out of a small set, which repeat rightfully).
+    duplicates: the part by which two samples are one, case aside. `target` is for free text, where
+        a repeated target would be seen in training and asked for again in the test; `pair`, of
+        input and target, for answers from a small set, which repeat rightfully.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,40 +34,38 @@ class Cleaning(BaseModel):
 
     @model_validator(mode="after")
     def _ranges_hold_something(self) -> "Cleaning":
-        for kind, low, high in (
+        limits = (
             ("input", self.min_input_words, self.max_input_words),
             ("target", self.min_target_words, self.max_target_words),
-        ):
+        )
+        for kind, low, high in limits:
             if high is not None and high < low:
                 raise ValueError(
-                    f"max_{kind}_words ({high}) is below min_{kind}_words ({low}): nothing would "
-                    "be left"
+                    f"max_{kind}_words ({high}) is below min_{kind}_words ({low}): "
+                    "nothing would be left"
                 )
         return self
 
 
 class Task(BaseModel):
-    """One thing to learn: pairs of input and target from a source, and the prompt that asks for it.
+    """A task to learn: pairs of input and target from a source, and the prompt that asks for it.
 
-    `source` is a Hub data set id, a folder laid out like one, or a .parquet, .csv, .jsonl, .csv.gz
-    or .jsonl.gz file (relative to the current folder; `package:` stands for loramix's own files).
-    `revision` applies to Hub ids alone, `split` to Hub ids and folders. `samples` is how many
-    cleaned samples to keep; None: as the recipe says. `max_input_tokens` bounds the whole prompt,
-    template included.
-
-    choices_column: the choices of a multiple-choice question. The input is then the question with
-        its choices, the target the text of the right one, and the target column says which that is
-        (see `loramix.data.choices`).
+    source: a Hub data set id, a folder laid out like one, or a .parquet, .csv, .jsonl, .csv.gz or
+        .jsonl.gz file, relative to the current folder; `package:` stands for loramix's own files.
+    revision: of a Hub data set. split: of a Hub data set or a folder.
+    choices_column: the choices of a multiple-choice question. The input becomes the question with
+        its choices; the target, the text of the right one, is found by the answer in the target
+        column (see `loramix.data.choices`).
     empty_column: rows in which this column holds something, a picture for instance, are left out.
     paraphrases: the prompt in other words.
-    inverse: a prompt that asks for the input and takes a target.
+    inverse: a prompt that takes a target and asks for the input.
+    samples: the number of cleaned samples to keep; None leaves it to the recipe.
+    max_input_tokens: the longest whole prompt, template included.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
-    )  # also the name of files and of an expert
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")  # also of its files and its expert
     source: str = Field(min_length=1)
     revision: str | None = None
     split: str = "train"
@@ -88,17 +85,17 @@ class Task(BaseModel):
     @model_validator(mode="after")
     def _prompts_take_one_input(self) -> "Task":
         prompts = [("prompt", self.prompt), *(("paraphrase", text) for text in self.paraphrases)]
-        prompts += [("inverse", self.inverse)] if self.inverse is not None else []
+        if self.inverse is not None:
+            prompts.append(("inverse", self.inverse))
         for kind, text in prompts:
-            if (found := text.count(PLACEHOLDER)) != 1:
+            found = text.count(PLACEHOLDER)
+            if found != 1:
                 raise ValueError(
-                    f"{kind} {text!r} must hold {PLACEHOLDER} exactly once, and holds it {found} "
-                    "times"
+                    f"{kind} {text!r} must hold {PLACEHOLDER} exactly once, "
+                    f"and holds it {found} times"
                 )
         return self
 
     def render(self, text: str) -> str:
-        """Return the prompt for one input; braces in `text` and other braces in the template mean
-        nothing.
-        """
+        """Return the prompt for one input; no braces but the template's placeholder count."""
         return fill(self.prompt, text)
