@@ -3,8 +3,8 @@
 import csv
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +18,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
     changes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.parent / f"{_hidden(path)}{path.suffix}"
+    temporary.touch(exist_ok=False)
+    mode = temporary.stat().st_mode  # as the umask has it; who writes may set another one
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(mode)
         _sync(temporary)
         temporary.replace(path)
     finally:
@@ -36,12 +36,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     changes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary = path.parent / _hidden(path)
+    temporary.mkdir()
+    mode = temporary.stat().st_mode & 0o777  # as the umask has it
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        for file in temporary.rglob("*"):
-            _sync(file)
+        for inner in temporary.rglob("*"):
+            # safetensors, for one, writes files that nobody else may read
+            inner.chmod(mode if inner.is_dir() else mode & 0o666)
+            _sync(inner)
         _swap(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -87,7 +90,8 @@ def sha256(content: Path | str) -> str:
 
 def _swap(new: Path, path: Path) -> None:
     """Put folder `new` at `path`, moving an older one out of the way first."""
-    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+    old = path.parent / f"{_hidden(path)}.old"
+    old.mkdir()
     try:
         if path.exists():
             path.replace(old / "replaced")
@@ -105,7 +109,6 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+def _hidden(path: Path) -> str:
+    """Return a name beside `path` that nobody else uses and that listings leave out."""
+    return f".{path.name}.{secrets.token_hex(4)}"
