@@ -12,6 +12,10 @@ class RecipeError(LoramixError, ValueError):
     """A recipe that cannot be run; the message lists every problem found."""
 
 
+class HubError(LoramixError, OSError):
+    """A name that stands for no folder, on disk or on the Hub."""
+
+
 class BaseModelError(LoramixError, ValueError):
     """A base model or encoder that cannot be found, fetched or loaded."""
 

@@ -16,6 +16,7 @@ from loramix.bases.tiny import tiny_tokenizer
 from loramix.config import Prompting
 from loramix.errors import CheckpointError
 from loramix.storage.card import add_measurements
+from loramix.storage.files import write_csv
 
 Experts = Callable[..., dict[str, Path]]
 IDS, TARGET = tokens(2, 6), tokens(2, 4, seed=1)
@@ -127,7 +128,7 @@ def test_newer_and_damaged_configurations_are_told_apart(experts: Experts, tmp_p
     file.unlink()
     with pytest.raises(CheckpointError, match="is no mixture"):
         MixtureModel.from_pretrained(tmp_path / "saved")
-    with pytest.raises(CheckpointError, match="neither a folder nor a reachable Hub id"):
+    with pytest.raises(CheckpointError, match="'nobody/nothing': it is no folder, and not in"):
         MixtureModel.from_pretrained("nobody/nothing")
 
 
@@ -215,3 +216,22 @@ def test_the_card_names_the_base_to_the_hub_if_it_lies_there(
     assert (f"\nbase_model: {base}\n" in card) is named
     assert f"Base model: `{base}`" in card
     assert "| k |" not in card
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_whoever_the_umask_allows_can_read_every_file(
+    experts: Experts, tmp_path: Path, umask: int
+) -> None:
+    mixture, before = build(experts), os.umask(umask)
+    try:
+        mixture.save_pretrained(tmp_path / "saved")
+        mixture.export(tmp_path / "adapter", weights={"a": 1.0})
+        mixture.export(tmp_path / "merged", weights={"a": 1.0}, merged=True)
+        write_csv(tmp_path / "tables" / "a.csv", ["a"], [[1]])
+    finally:
+        os.umask(before)
+    written = [path for path in tmp_path.rglob("*") if path != tmp_path]
+    assert (tmp_path / "saved" / "gate.safetensors") in written
+    for path in written:
+        whole = 0o777 if path.is_dir() else 0o666
+        assert path.stat().st_mode & 0o777 == whole & ~umask, path

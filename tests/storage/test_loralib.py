@@ -8,8 +8,8 @@ from conftest import strengthen, tiny_model, tokens
 from torch import Tensor
 
 from loramix import MixtureModel
+from loramix.cli.loralib import import_mixture
 from loramix.errors import CheckpointError, ExpertError
-from loramix.storage.loralib import import_mixture
 
 ALPHA, RANK, HIDDEN, WIDTH = 2.0, 4, 5, 32
 LAYERS = [

@@ -1,14 +1,13 @@
 """Base models and encoders by name: embedded, tiny, a folder, or a Hub id."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loramix.bases.devices import number_format
-from loramix.errors import BaseModelError, did_you_mean
+from loramix.errors import BaseModelError, HubError, did_you_mean
+from loramix.storage.hub import find, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 
 _BASES, _ENCODERS, _TINY = ("smollm2-135m",), ("minilm-l6",), ("tiny-gpt2", "tiny-llama", "tiny-t5")
 _DTYPES = ("float32", "bfloat16", "float16", "fast", "auto")
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -121,30 +119,20 @@ def resolve_revision(name: str, revision: str | None) -> str | None:
 
     Raises BaseModelError if there is no such model, or if a revision is asked of one that has none.
     """
-    if name in (*_BASES, *_ENCODERS, *_TINY) or Path(name).is_dir():
+    if name in (*_BASES, *_ENCODERS, *_TINY):
         if revision is not None:
             raise BaseModelError(
                 f"'{name}' has no revisions, so it cannot be had at '{revision}'; leave the "
                 "revision out"
             )
-        if (
-            Path(name).is_dir()
-            and name not in base_names()
-            and not (Path(name) / "config.json").is_file()
-        ):
-            raise BaseModelError(f"folder '{name}' holds no base model: it has no config.json")
         return None
-    if not _HUB_ID.fullmatch(name):
-        raise _not_found(
-            name, None, "and no Hub id; give an existing folder, or a Hub id such as org/model"
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:  # unlike hf_hub_download, it does not try for half a minute to reach an unreachable hub
-        return Path(snapshot_download(name, revision=revision, allow_patterns=["config.json"])).name
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise _not_found(name, revision, _refusal(error)) from error
+    try:
+        found = find(name, revision=revision, files=["config.json"])
+    except HubError as error:
+        raise _not_found(name, revision, error) from error
+    if not (found.folder / "config.json").is_file():
+        raise BaseModelError(f"folder '{name}' holds no base model: it has no config.json")
+    return found.revision
 
 
 def encoder_path(name: str) -> str:
@@ -178,48 +166,13 @@ def _source(name: str) -> str:
     return name
 
 
-def _not_found(name: str, revision: str | None, reason: str) -> BaseModelError:
+def _not_found(name: str, revision: str | None, error: HubError) -> BaseModelError:
     known = base_names()
     wanted = f"'{name}'" if revision is None else f"'{name}' at revision '{revision}'"
     return BaseModelError(
         f"there is no base model {wanted}{did_you_mean(name, known)}: it is none of "
-        f"{', '.join(known)}, "
-        f"no folder, {reason}"
+        f"{', '.join(known)}; it is {error}"
     )
-
-
-def _refusal(error: Exception) -> str:
-    """Return why the hub gave no model, and what helps."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    if constants.HF_HUB_OFFLINE:
-        return (
-            "and not in the local Hub cache, while HF_HUB_OFFLINE forbids to ask the hub; "
-            "unset it to fetch the model"
-        )
-    if isinstance(error, LocalEntryNotFoundError):
-        return (
-            "and not in the local Hub cache, and the hub cannot be reached; "
-            "connect, or name a folder that holds it"
-        )
-    if isinstance(error, GatedRepoError):
-        return (
-            "and on the hub its owner asks for consent; "
-            "accept the terms on its page, then run: hf auth login"
-        )
-    if isinstance(error, RepositoryNotFoundError):
-        return (
-            "and the hub has no such model that you may see; for a private one, run: hf auth login"
-        )
-    if isinstance(error, RevisionNotFoundError):
-        return "and the hub has the model, but not this revision; leave it out for the newest"
-    return f"and the hub gave nothing: {_first_line(error)}"
 
 
 @contextmanager
@@ -233,9 +186,5 @@ def _in_words(name: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise BaseModelError(
-            f"base model '{name}' cannot be loaded: {_first_line(error)}"
+            f"base model '{name}' cannot be loaded: {first_line(error)}"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

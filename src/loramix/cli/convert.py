@@ -89,7 +89,7 @@ def import_(
       loramix import loralib my-mixture --base google-t5/t5-large \\
         --expert haiku=haiku.pt --expert title=title.pt --gates gates.pt
     """
-    from loramix.storage.loralib import import_mixture
+    from loramix.cli.loralib import import_mixture
 
     silence_libraries()
     import_mixture(base, _files(experts), gates, out, alpha=alpha)
@@ -109,10 +109,10 @@ def push(mixture: Path, repository: str, private: bool) -> None:
     Examples:
       loramix push results/demo/cgm/models me/my-mixture --private
     """
-    from loramix.storage import hub
+    from loramix.storage import format as mixtures
 
     silence_libraries()
-    click.echo(hub.push(mixture, repository, private=private or None))
+    click.echo(mixtures.push(mixture, repository, private=private or None))
 
 
 @click.command()
@@ -128,10 +128,10 @@ def pull(repository: str, out: Path, revision: str | None) -> None:
     Examples:
       loramix pull me/my-mixture my-mixture --revision main
     """
-    from loramix.storage import hub
+    from loramix.storage import format as mixtures
 
     silence_libraries()
-    hub.pull(repository, out, revision=revision)
+    mixtures.pull(repository, out, revision=revision)
     click.echo(out)
 
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 from loramix.data.choices import MultipleChoice, multiple_choice
 from loramix.data.tasks import PACKAGE, Task
-from loramix.errors import DataError, did_you_mean
+from loramix.errors import DataError, HubError, did_you_mean
 from loramix.storage.files import sha256
+from loramix.storage.hub import find, is_hub_id
 
 if TYPE_CHECKING:
     from pyarrow import ChunkedArray
 
 SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
-HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Row = Mapping[str, object]  # the values of the task's columns
@@ -57,7 +57,7 @@ def locate(source: str) -> Path | None:
     path = _package_path(source) if source.startswith(PACKAGE) else Path(source).expanduser()
     if path.exists():
         return path
-    if HUB_ID.fullmatch(source) and not source.lower().endswith(SUFFIXES):
+    if is_hub_id(source) and not source.lower().endswith(SUFFIXES):
         return None
     raise DataError(f"no such file: {path}{_nearest_file(path)}")
 
@@ -91,15 +91,13 @@ def pinned(task: Task) -> Task:
     """
     if locate(task.source) is not None or COMMIT.fullmatch(task.revision or ""):
         return task
-    from huggingface_hub import snapshot_download
-
-    try:  # downloads no file; the folder's name is the commit
-        folder = snapshot_download(
-            task.source, repo_type="dataset", revision=task.revision, allow_patterns=[]
-        )
-    except (OSError, ValueError) as error:
-        raise _unreachable(task, error) from error
-    return task.model_copy(update={"revision": Path(folder).name})
+    try:  # the commit alone: no file is fetched
+        found = find(task.source, revision=task.revision, kind="dataset", files=[])
+    except HubError as error:
+        raise DataError(
+            f"task '{task.name}': there is no data set '{task.source}': it is {error}"
+        ) from error
+    return task.model_copy(update={"revision": found.revision})
 
 
 def _read_dataset(task: Task, folder: Path | None) -> list[Row]:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from loramix.bases.loading import load_base, load_tokenizer
 from loramix.config import GateConfig, Prompting
 from loramix.errors import ExpertError, LoramixError, MixtureError, did_you_mean
 from loramix.mixture.call import Fixed, Used, checkpoint_contexts, during, recording, thread
@@ -23,6 +24,8 @@ from loramix.mixture.generation import folds, refuse_generation
 from loramix.mixture.hooks import attach
 from loramix.mixture.inputs import text_inputs
 from loramix.mixture.layer import MixtureLinear
+from loramix.mixture.linear import is_transposed
+from loramix.mixture.merging import write_merged
 from loramix.mixture.wrapping import (
     adapted_layers,
     check_fits,
@@ -32,6 +35,7 @@ from loramix.mixture.wrapping import (
     unwrap,
     wrap,
 )
+from loramix.storage import export, format
 from loramix.storage.experts import Expert, load_expert
 
 if TYPE_CHECKING:
@@ -87,8 +91,6 @@ class MixtureModel(nn.Module):
         lossy: what may be left out of adapters that hold more than low-rank updates, see
             `loramix.storage.experts.LOSSY`.
         """
-        from loramix.bases.loading import load_base
-
         revision: str | None = None
         if isinstance(base, str | Path):
             loaded = load_base(str(base), dtype=dtype)
@@ -112,9 +114,18 @@ class MixtureModel(nn.Module):
 
         dtype: of the base, where it is not loaded yet.
         """
-        from loramix.storage.format import load
-
-        return load(path, base, revision=revision, dtype=dtype)
+        saved = format.load(path, revision=revision)
+        model, base_revision = _base(saved, base, dtype)
+        mixture = cls(
+            model,
+            saved.experts,
+            saved.gate,
+            base_name=saved.base,
+            revision=base_revision,
+            prompting=saved.prompting,
+        )
+        mixture.load_gate_state(saved.gate_state)
+        return mixture.eval()
 
     def save_pretrained(
         self, path: str | Path, *, experts: Literal["copy", "reference"] = "copy"
@@ -122,12 +133,18 @@ class MixtureModel(nn.Module):
         """Write gates, experts and their order to folder `path`, whole or not at all; the base is
         only named.
 
-        experts: `reference` stores where each came from (and, of the Hub, the commit) instead of a
+        experts: `reference` stores the source of each (and, of the Hub, the commit) instead of a
             copy.
         """
-        from loramix.storage.format import save
-
-        save(self, Path(path), experts=experts)
+        parts = format.Parts(
+            base=self.base_name,
+            revision=self.revision,
+            experts=self.experts,
+            gate=self.gate_config,
+            gate_state=self.gate_state(),
+            prompting=self.prompting,
+        )
+        format.save(parts, Path(path), experts=experts)
 
     def push_to_hub(
         self, repository: str, *, private: bool | None = None, token: str | None = None
@@ -135,11 +152,10 @@ class MixtureModel(nn.Module):
         """Upload the mixture to a repository of the Hub, made if needed, and return the commit's
         address.
         """
-        from loramix.storage.hub import push
-
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(Path(folder) / "mixture")
-            return push(Path(folder) / "mixture", repository, private=private, token=token)
+        with TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "mixture"
+            self.save_pretrained(folder)
+            return format.push(folder, repository, private=private, token=token)
 
     def add_expert(self, name: str, source: str | Path, *, lossy: Sequence[str] = ()) -> None:
         """Add a PEFT adapter as the last expert; every answer stays as it was until the gates are
@@ -205,17 +221,43 @@ class MixtureModel(nn.Module):
         Raises MixtureError unless exactly one of both is given, or if the gates do not decide once
         for each prompt.
         """
-        from loramix.storage.export import prompt_weights, write_adapter, write_merged
-
         if (weights is None) == (prompt is None):
             raise MixtureError("export needs either weights={expert: weight} or prompt='…'")
         if isinstance(prompt, str):
             prompt = self.text_inputs(prompt)
         if prompt is not None:
-            chosen = prompt_weights(self, prompt)
+            chosen = self._prompt_weights(prompt)
         else:
             chosen = dict.fromkeys(self.layers, torch.tensor(self._row(weights or {})))
-        (write_merged if merged else write_adapter)(self, chosen, Path(path))
+        updates = export.combined(self.experts, chosen, self.gate_config.mixing)
+        layers = {name: layer.base for name, layer in self.layers.items()}
+        if merged:
+            write_merged(self.base, layers, updates, Path(path))
+            return
+        modules = [name for name, _ in self.base.named_modules()]
+        export.write_adapter(
+            updates,
+            Path(path),
+            targets=export.short_names(layers, modules),
+            fan_in_fan_out=any(is_transposed(layer) for layer in layers.values()),
+            base_name=self.base_name,
+            revision=self.revision,
+            task_type="SEQ_2_SEQ_LM" if self.config.is_encoder_decoder else "CAUSAL_LM",
+        )
+
+    def _prompt_weights(self, inputs: Mapping[str, Tensor]) -> dict[str, Float[Tensor, " E"]]:
+        """Return the weights of every layer for a prompt; for several rows, their mean.
+
+        Raises MixtureError unless the gates decide once for each prompt: other weights cannot be
+        one adapter.
+        """
+        context = self.gate_config.context
+        if context != "prompt":
+            raise MixtureError(
+                f"the weights of a '{context}' gate depend on more than the prompt, so no single "
+                "adapter has them; export fixed weights instead"
+            )
+        return {name: weights_BE.mean(0) for name, weights_BE in self.weights(**inputs).items()}
 
     @property
     def expert_names(self) -> list[str]:
@@ -248,8 +290,6 @@ class MixtureModel(nn.Module):
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer of the base."""
-        from loramix.bases.loading import load_tokenizer
-
         return load_tokenizer(self.base_name, revision=self.revision)
 
     def text_inputs(self, text: str, *, task: str | None = None) -> dict[str, Tensor]:
@@ -448,3 +488,16 @@ class MixtureModel(nn.Module):
         )
 
     gradient_checkpointing_enable = activation_checkpointing_enable
+
+
+def _base(
+    saved: format.Parts, base: "str | Path | PreTrainedModel | None", dtype: str
+) -> "tuple[PreTrainedModel, str | None]":
+    """Return the base that is given, loaded if it is a name, else the recorded one; and its
+    commit.
+    """
+    if base is not None and not isinstance(base, str | Path):
+        return base, None
+    name, revision = (saved.base, saved.revision) if base is None else (str(base), None)
+    loaded = load_base(name, revision=revision, dtype=dtype)
+    return loaded.model, loaded.revision

@@ -1,22 +1,22 @@
 """The model card of a mixture: what it is made of, and what a run measured."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 
 from loramix.storage.files import write_text
-from loramix.storage.format import MixtureConfig, read_config
+from loramix.storage.hub import is_hub_id
+from loramix.storage.manifest import MixtureConfig, read_config
 
 RECIPE, METRICS = "recipe.yaml", "metrics.json"
 Rows = Sequence[Mapping[str, object]]
 
 
 def add_measurements(folder: Path, recipe: str, tables: Mapping[str, Rows], weights: Rows) -> None:
-    """Add to a mixture's folder the run's recipe, its tables of scores and the mean weights, and
-    tell in its card.
+    """Add a run's recipe, its tables of scores and the mean weights to a mixture's folder and its
+    card.
     """
     write_text(folder / RECIPE, recipe)
     write_text(
@@ -27,8 +27,8 @@ def add_measurements(folder: Path, recipe: str, tables: Mapping[str, Rows], weig
 
 
 def write_card(folder: Path) -> None:
-    """Write README.md for the mixture in `folder`, from its configuration and from a run's files if
-    there are any.
+    """Write README.md for the mixture in `folder`, from its configuration and the files of a run
+    if there are any.
     """
     config = read_config(folder)
     measured = (
@@ -40,7 +40,7 @@ def write_card(folder: Path) -> None:
     template = Template((files("loramix.storage") / "card.md").read_text(encoding="utf-8"))
     card = template.substitute(
         base=config.base,
-        base_id=f"base_model: {config.base}\n" if _is_hub_id(config.base) else "",
+        base_id=f"base_model: {config.base}\n" if _on_hub(config.base) else "",
         revision=f" at revision `{config.revision}`" if config.revision else "",
         count=len(config.experts),
         prompts=_prompts(config),
@@ -75,11 +75,11 @@ def _gate_settings(config: MixtureConfig) -> list[tuple[str, object]]:
     return list(config.gate.model_dump(exclude=unused).items())
 
 
-def _is_hub_id(name: str) -> bool:
-    """Return whether a base is one of the Hub, whose cards may name no other: not a path, not an
+def _on_hub(base: str) -> bool:
+    """Return whether a base lies on the Hub, as its cards may name no other: not a path, not an
     embedded model.
     """
-    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not Path(name).exists()
+    return "/" in base and is_hub_id(base) and not Path(base).exists()
 
 
 def _section(title: str, parts: Sequence[str]) -> str:

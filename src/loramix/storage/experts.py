@@ -7,23 +7,19 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from jaxtyping import Float
 from peft import LoraConfig, PeftConfig
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 from torch import Tensor
 
-from loramix.errors import ExpertError, did_you_mean
+from loramix.errors import ExpertError, HubError, did_you_mean
+from loramix.storage.hub import Found, find
 
-if TYPE_CHECKING:
-    pass
-
-ADAPTER_FILES = _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+PREFIX = "base_model.model."  # before the base's names, in the names of PEFT's tensors
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 _OUTPUT = ("lm_head.", "embed_out.")
 _MARKS = {  # in the names of tensors that are no low-rank update of a linear layer
@@ -59,8 +55,8 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Expert:
-    """One adapter: its update of every layer that it adapts, by layer name, and the folder that it
-    came from.
+    """One adapter: its updates by the names of the layers that it adapts, and the folder that it
+    was read from.
 
     lossy: the parts of the adapter that were left out, as named in `LOSSY`.
     revision: the commit of an adapter from the Hub.
@@ -95,46 +91,41 @@ def load_expert(
         raise ExpertError(
             f"expert '{name}' is a {config.peft_type} adapter; only LoRA adapters can be mixed"
         )
-    tensors = load_file(folder / _WEIGHTS)
+    tensors = load_file(folder / ADAPTER_WEIGHTS)
     parts = {key: _part(key, config) for key in tensors}
     _refuse(name, config, parts, lossy)
     kept = {key: tensor for key, tensor in tensors.items() if parts[key] == "update"}
     if not kept:
         raise ExpertError(f"expert '{name}' holds no low-rank update of a linear layer")
-    layers = [key.removeprefix(_PREFIX).removesuffix(_DOWN) for key in kept if key.endswith(_DOWN)]
+    layers = [key.removeprefix(PREFIX).removesuffix(_DOWN) for key in kept if key.endswith(_DOWN)]
     updates = {layer: _update(layer, kept, config) for layer in layers}
     return Expert(
         name, str(source), folder, updates, tuple(part for part in LOSSY if part in lossy), revision
     )
 
 
-def _folder(name: str, source: str, revision: str | None) -> tuple[Path, str | None]:
+def _folder(name: str, source: str, revision: str | None) -> Found:
     """Return the adapter's folder and, if it comes from the Hub, its commit."""
-    folder, commit = Path(source), None
-    if not folder.is_dir():
-        try:
-            folder = Path(
-                snapshot_download(source, revision=revision, allow_patterns=["adapter_*"])
-            )
-        except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            raise ExpertError(
-                f"expert '{name}': '{source}' is neither a folder nor a reachable Hub id ({error})"
-            ) from error
-        commit = folder.name  # a snapshot's folder is named after its commit
+    try:
+        found = find(source, revision=revision, files=["adapter_*"])
+    except HubError as error:
+        raise ExpertError(
+            f"expert '{name}': there is no adapter '{source}': it is {error}"
+        ) from error
     for file in ADAPTER_FILES:
-        if not (folder / file).is_file():
+        if not (found.folder / file).is_file():
             raise ExpertError(
-                f"expert '{name}': {folder} holds no {file}; an expert is a PEFT adapter folder "
-                "with both"
+                f"expert '{name}': {found.folder} holds no {file}; an expert is a PEFT adapter "
+                "folder with both"
             )
-    return folder, commit
+    return found
 
 
 def _part(key: str, config: LoraConfig) -> str:
     """Return which part of an adapter a tensor belongs to: an `update`, one of `LOSSY`, or
     `unknown`.
     """
-    layer = key.removeprefix(_PREFIX)
+    layer = key.removeprefix(PREFIX)
     if any(
         re.search(rf"(^|\.){re.escape(module)}\.", layer) for module in config.modules_to_save or ()
     ):
@@ -175,7 +166,7 @@ def _refuse(name: str, config: LoraConfig, parts: Mapping[str, str], lossy: Sequ
 
 
 def _update(layer: str, tensors: Mapping[str, Tensor], config: LoraConfig) -> LowRank:
-    down_RD, up_OR = tensors[f"{_PREFIX}{layer}{_DOWN}"], tensors[f"{_PREFIX}{layer}{_UP}"]
+    down_RD, up_OR = tensors[f"{PREFIX}{layer}{_DOWN}"], tensors[f"{PREFIX}{layer}{_UP}"]
     rank = down_RD.shape[0]
     alpha = config.alpha_pattern.get(
         get_pattern_key(list(config.alpha_pattern), layer), config.lora_alpha

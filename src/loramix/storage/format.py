@@ -1,195 +1,162 @@
-"""A mixture on disk: gates, untouched experts and one configuration file; written whole or not at
-all, without pickle.
+"""A mixture on disk and on the Hub: written whole or not at all, without pickle.
 
 my-mixture/
   README.md               model card, see `loramix.storage.card`
-  mixture_config.json     schema version, base and revision, ordered experts, gate, prompts, package
-  versions gate.safetensors        gate parameters only
+  mixture_config.json     schema version, base and revision, ordered experts, gate, prompts,
+                          versions
+  gate.safetensors        parameters of the gates, nothing else
   experts/<name>/         PEFT adapters, each loads alone with PeftModel.from_pretrained; absent
-  where only referred to recipe.yaml metrics.json  of the run that made it, if one did
+                          where the configuration only refers to them
+  recipe.yaml             these two: of the run that made it, if one did
+  metrics.json
 """
 
-import hashlib
-import json
 import shutil
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 from urllib.parse import quote
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from loramix.config import GateConfig, Prompting
-from loramix.errors import CheckpointError
-from loramix.mixture.model import MixtureModel
+from loramix.errors import CheckpointError, HubError
+from loramix.storage.card import write_card
 from loramix.storage.experts import ADAPTER_FILES, Expert, load_expert
-from loramix.storage.files import atomic_folder, check_replaceable
+from loramix.storage.files import atomic_folder, check_replaceable, sha256
+from loramix.storage.hub import find
+from loramix.storage.manifest import CONFIG, ExpertRecord, MixtureConfig, read_config
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-SCHEMA: Literal[1] = 1
-CONFIG, GATES = "mixture_config.json", "gate.safetensors"
-_EXPERTS = "experts"
+GATES, _EXPERTS = "gate.safetensors", "experts"
 
 
-class ExpertRecord(BaseModel):
-    """One expert: where it came from, the SHA-256 of its two files, and what of it was left out.
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a mixture: all of it but the base, which is only named.
 
-    folder: where its copy lies, relative to the mixture; None where it is read from `source` at
-        `revision`.
+    revision: the commit of a base from the Hub.
+    gate_state: the parameters of the gates, by layer and parameter name.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    name: str
-    source: str
-    revision: str | None
-    folder: str | None
-    sha256: dict[str, str]
-    lossy: tuple[str, ...] = ()
-
-
-class MixtureConfig(BaseModel):
-    """The contents of `mixture_config.json`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    schema_version: Literal[1] = SCHEMA
     base: str
     revision: str | None
-    experts: list[ExpertRecord]
+    experts: tuple[Expert, ...]
     gate: GateConfig
-    gate_sha256: str
-    prompting: Prompting = Prompting()
-    versions: dict[str, str]
+    gate_state: Mapping[str, Tensor]
+    prompting: Prompting
 
 
-def save(
-    mixture: MixtureModel, path: Path, *, experts: Literal["copy", "reference"] = "copy"
-) -> None:
-    """Write the mixture to folder `path`, replacing an older one; an interrupted save leaves `path`
+def save(parts: Parts, path: Path, *, experts: Literal["copy", "reference"] = "copy") -> None:
+    """Write a mixture to folder `path`, replacing an older one; an interrupted save leaves `path`
     as it was.
 
-    experts: whether their files are copied, or read again from where they came from.
+    experts: whether their files are copied, or read again from their sources.
     """
-    from loramix.storage.card import write_card
-
     check_replaceable(path, CONFIG)
     with atomic_folder(path) as folder:
-        save_file(
-            {key: tensor.contiguous() for key, tensor in mixture.gate_state().items()},
-            folder / GATES,
-        )
+        state = {key: tensor.contiguous() for key, tensor in parts.gate_state.items()}
+        save_file(state, folder / GATES)
+        records = [_record(expert, copied=experts == "copy") for expert in parts.experts]
+        packages = ("loramix", "torch", "transformers", "peft")
         config = MixtureConfig(
-            base=mixture.base_name,
-            revision=mixture.revision,
-            experts=[_record(expert, copied=experts == "copy") for expert in mixture.experts],
-            gate=mixture.gate_config,
-            gate_sha256=_sha256(folder / GATES),
-            prompting=mixture.prompting,
-            versions={
-                package: version(package)
-                for package in ("loramix", "torch", "transformers", "peft")
-            },
+            base=parts.base,
+            revision=parts.revision,
+            experts=records,
+            gate=parts.gate,
+            gate_sha256=sha256(folder / GATES),
+            prompting=parts.prompting,
+            versions={package: version(package) for package in packages},
         )
         (folder / CONFIG).write_text(config.model_dump_json(indent=2), encoding="utf-8")
-        for expert, record in zip(mixture.experts, config.experts, strict=True):
+        for expert, record in zip(parts.experts, records, strict=True):
             if record.folder is not None:
-                copy = folder / record.folder
-                copy.mkdir(parents=True)
-                for file in ADAPTER_FILES:
-                    shutil.copyfile(expert.folder / file, copy / file)
+                _copy(expert, folder / record.folder)
         write_card(folder)
 
 
-def load(
-    path: str | Path,
-    base: "str | Path | PreTrainedModel | None" = None,
-    *,
-    revision: str | None = None,
-    dtype: str = "float32",
-) -> MixtureModel:
-    """Read a mixture from a folder or Hub id; a base that is not loaded yet is, as
-    `loramix.bases.loading.load_base` does it.
+def load(path: str | Path, *, revision: str | None = None) -> Parts:
+    """Read the parts of the mixture in a folder, or of a Hub id at `revision`.
 
     Raises CheckpointError if a file is missing or changed, or if a newer loramix wrote it.
     """
-    folder = local_folder(path, revision=revision)
+    folder = _folder(path, revision)
     config = read_config(folder)
     _check_file(folder / GATES, config.gate_sha256)
-    experts = [_expert(folder, record) for record in config.experts]
-    model, base_revision = _base(config, base, dtype)
-    mixture = MixtureModel(
-        model,
-        experts,
-        config.gate,
-        base_name=config.base,
-        revision=base_revision,
+    return Parts(
+        base=config.base,
+        revision=config.revision,
+        experts=tuple(_expert(folder, record) for record in config.experts),
+        gate=config.gate,
+        gate_state=load_file(folder / GATES),
         prompting=config.prompting,
     )
-    mixture.load_gate_state(load_file(folder / GATES))
-    return mixture.eval()
 
 
-def read_config(folder: Path) -> MixtureConfig:
-    """Read and check `mixture_config.json`."""
-    file, upgrade = folder / CONFIG, "pip install --upgrade loramix"
-    if not file.is_file():
-        raise CheckpointError(f"{folder} is no mixture: it holds no {CONFIG}")
+def push(
+    folder: Path, repository: str, *, private: bool | None = None, token: str | None = None
+) -> str:
+    """Upload the mixture in `folder` to a repository of the Hub, made if needed, and return the
+    commit's address.
+    """
+    from huggingface_hub import HfApi
+
+    read_config(folder)
+    api = HfApi(token=token)
     try:
-        content = json.loads(file.read_bytes())
-        found = content.get("schema_version") if isinstance(content, dict) else None
-        if isinstance(found, int) and found > SCHEMA:
-            raise CheckpointError(
-                f"{file} has schema version {found}, but loramix {version('loramix')} reads up to "
-                f"{SCHEMA}; {upgrade}"
-            )
-        return MixtureConfig.model_validate(content)
-    except (ValidationError, json.JSONDecodeError) as error:
-        raise CheckpointError(
-            f"{file} is damaged: it does not describe a mixture of schema {SCHEMA}\n{error}"
-        ) from error
+        name = api.create_repo(repository, private=private, exist_ok=True).repo_id
+        commit = api.upload_folder(
+            repo_id=name, folder_path=folder, commit_message="Upload mixture"
+        )
+    except (OSError, ValueError) as error:  # no connection, a refusal; a bad name, a bad card
+        raise CheckpointError(f"the mixture was not uploaded to '{repository}': {error}") from error
+    return str(commit.commit_url)
 
 
-def local_folder(path: str | Path, *, revision: str | None = None) -> Path:
-    """Return the folder of a mixture, fetched from the Hub if `path` is no folder."""
-    if Path(path).is_dir():
-        return Path(path)
+def pull(repository: str, folder: Path, *, revision: str | None = None) -> None:
+    """Write a copy of a mixture on the Hub to `folder`, whole or not at all."""
+    check_replaceable(folder, CONFIG)
+    snapshot = _folder(repository, revision)
+    read_config(snapshot)
+    with atomic_folder(folder) as copy:
+        shutil.copytree(snapshot, copy, dirs_exist_ok=True)  # follows the links of the cache
+
+
+def _folder(path: str | Path, revision: str | None) -> Path:
     try:
-        return Path(snapshot_download(str(path), revision=revision))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
-            f"'{path}' is neither a folder nor a reachable Hub id ({error})"
-        ) from error
+        return find(path, revision=revision).folder
+    except HubError as error:
+        raise CheckpointError(f"there is no mixture '{path}': it is {error}") from error
 
 
 def _record(expert: Expert, *, copied: bool) -> ExpertRecord:
-    folder = quote(expert.name, safe=" ").replace(
-        "..", "%2E%2E"
-    )  # a name may hold what a path must not
+    folder = quote(expert.name, safe=" ").replace("..", "%2E%2E")  # a name is no path
     return ExpertRecord(
         name=expert.name,
         source=expert.source,
         revision=expert.revision,
         folder=f"{_EXPERTS}/{folder}" if copied else None,
-        sha256={file: _sha256(expert.folder / file) for file in ADAPTER_FILES},
+        sha256={file: sha256(expert.folder / file) for file in ADAPTER_FILES},
         lossy=expert.lossy,
     )
 
 
+def _copy(expert: Expert, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for file in ADAPTER_FILES:
+        shutil.copyfile(expert.folder / file, folder / file)
+
+
 def _expert(folder: Path, record: ExpertRecord) -> Expert:
-    source = record.source if record.folder is None else folder / record.folder
-    expert = load_expert(
-        record.name,
-        source,
-        revision=record.revision if record.folder is None else None,
-        lossy=record.lossy,
-    )
+    """Read one expert of the mixture in `folder`, from its copy there or from its source."""
+    if record.folder is None:
+        expert = load_expert(
+            record.name, record.source, revision=record.revision, lossy=record.lossy
+        )
+    else:
+        expert = load_expert(record.name, folder / record.folder, lossy=record.lossy)
     for file, digest in record.sha256.items():
         _check_file(expert.folder / file, digest)
     return replace(expert, source=record.source, revision=record.revision)
@@ -198,24 +165,7 @@ def _expert(folder: Path, record: ExpertRecord) -> Expert:
 def _check_file(file: Path, digest: str) -> None:
     if not file.is_file():
         raise CheckpointError(f"{file} is missing")
-    if _sha256(file) != digest:
+    if sha256(file) != digest:
         raise CheckpointError(
             f"{file} is not the file that was saved with this mixture: its SHA-256 differs"
         )
-
-
-def _base(
-    config: MixtureConfig, base: "str | Path | PreTrainedModel | None", dtype: str
-) -> "tuple[PreTrainedModel, str | None]":
-    from loramix.bases.loading import load_base
-
-    if base is not None and not isinstance(base, str | Path):
-        return base, None
-    name, revision = (config.base, config.revision) if base is None else (str(base), None)
-    loaded = load_base(name, revision=revision, dtype=dtype)
-    return loaded.model, loaded.revision
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

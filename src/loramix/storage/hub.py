@@ -1,44 +1,102 @@
-"""Mixtures on the Hugging Face Hub: a repository holds what a mixture's folder holds."""
+"""From a name to a folder: one on disk, or one that is fetched from the Hugging Face Hub."""
 
-import shutil
+import re
 from pathlib import Path
+from typing import Literal, NamedTuple
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from loramix.errors import HubError
 
-from loramix.errors import CheckpointError
-from loramix.storage.files import atomic_folder, check_replaceable
-from loramix.storage.format import CONFIG, local_folder, read_config
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+Kind = Literal["model", "dataset"]
 
 
-def push(
-    folder: Path, repository: str, *, private: bool | None = None, token: str | None = None
-) -> str:
-    """Upload the mixture in `folder` to a repository, made if needed, and return the commit's
-    address.
+class Found(NamedTuple):
+    """A folder and, of a repository of the Hub, the commit that it is a copy of."""
+
+    folder: Path
+    revision: str | None
+
+
+def find(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    kind: Kind = "model",
+    files: list[str] | None = None,
+) -> Found:
+    """Return the folder that `name` stands for: what lies on disk, else a Hub id at `revision`.
+
+    files: patterns of what is fetched from the Hub; None fetches the whole repository.
+    Raises HubError, whose text reads on from "it is", if there is no such folder.
     """
-    read_config(folder)
-    api = HfApi(token=token)
-    try:
-        name = api.create_repo(repository, private=private, exist_ok=True).repo_id
-        return str(
-            api.upload_folder(
-                repo_id=name, folder_path=folder, commit_message="Upload mixture"
-            ).commit_url
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise HubError(
+                f"a folder, which has no revisions, so it cannot be had at '{revision}'; leave the "
+                "revision out"
+            )
+        return Found(folder, None)
+    if folder.is_file():
+        raise HubError(f"a file; give the folder that holds it: {folder.parent}")
+    if not is_hub_id(str(name)):
+        raise HubError(
+            "no folder, and no Hub id; give an existing folder, or a Hub id such as org/name"
         )
-    except (
-        HfHubHTTPError,
-        OfflineModeIsEnabled,
-        OSError,
-        ValueError,
-    ) as error:  # ValueError: a name, a card
-        raise CheckpointError(f"the mixture was not uploaded to '{repository}': {error}") from error
+    # Imported when needed: it takes long. Unlike hf_hub_download, snapshot_download does not try
+    # for half a minute to reach a hub that is unreachable.
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot = snapshot_download(
+            str(name), revision=revision, allow_patterns=files, repo_type=kind
+        )
+    except (OSError, ValueError) as error:  # the Hub's own errors are of these two kinds
+        raise HubError(f"no folder, {_reason(error, kind)}") from error
+    return Found(Path(snapshot), Path(snapshot).name)  # a snapshot is named after its commit
 
 
-def pull(repository: str, folder: Path, *, revision: str | None = None) -> None:
-    """Write a copy of a mixture on the Hub to `folder`, whole or not at all."""
-    check_replaceable(folder, CONFIG)
-    snapshot = local_folder(repository, revision=revision)
-    read_config(snapshot)
-    with atomic_folder(folder) as copy:
-        shutil.copytree(snapshot, copy, dirs_exist_ok=True)  # follows the links of the cache
+def is_hub_id(name: str) -> bool:
+    """Return whether `name` can be that of a repository on the Hub."""
+    return bool(HUB_ID.fullmatch(name))
+
+
+def _reason(error: Exception, kind: Kind) -> str:
+    """Return why the Hub gave nothing, and what helps."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    thing = {"model": "model", "dataset": "data set"}[kind]
+    if constants.HF_HUB_OFFLINE:
+        return (
+            "and not in the local Hub cache, while HF_HUB_OFFLINE forbids to ask the hub; "
+            f"unset it to fetch the {thing}"
+        )
+    if isinstance(error, LocalEntryNotFoundError):
+        return (
+            "and not in the local Hub cache, and the hub cannot be reached; "
+            "connect, or name a folder that holds it"
+        )
+    if isinstance(error, GatedRepoError):
+        return (
+            "and on the hub its owner asks for consent; "
+            "accept the terms on its page, then run: hf auth login"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"and the hub has no such {thing} that you may see; for a private one, "
+            "run: hf auth login"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return f"and the hub has the {thing}, but not this revision; leave it out for the newest"
+    return f"and the hub gave nothing: {first_line(error)}"
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or its class where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,9 +1,8 @@
-"""Import of the reference's checkpoints: LoRA matrices as loralib saves them, and the parameters of
-its gates.
+"""Checkpoints of the reference: LoRA matrices as loralib saves them, and the parameters of gates.
 
-    LoRA    encoder.block.0.layer.0.SelfAttention.q.lora_A                                  (rank,
-    input), and lora_B gates
-    encoder.block.0.layer.0.SelfAttention.q.context_gated_mixing.lin1.weight        (hidden, input)
+    LoRA    encoder.block.0.layer.0.SelfAttention.q.lora_A               (rank, input), and lora_B
+    gates   encoder.block.0.layer.0.SelfAttention.q.context_gated_mixing.lin1.weight
+            (hidden, input)
             encoder.block.0.layer.0.SelfAttention.q.context_gated_mixing.output.weight
             (experts, hidden)
 
@@ -12,66 +11,26 @@ They are pickled files, read with `weights_only=True`, which refuses everything 
 
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
-from loramix.config import GateConfig
 from loramix.errors import CheckpointError, ExpertError
-from loramix.mixture.model import MixtureModel
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _MARK = ".context_gated_mixing."
 _LORA = (".lora_A", ".lora_B")
 _GATE = {f"{_MARK}lin1.weight": "lift.weight", f"{_MARK}output.weight": "score.weight"}
 
 
-def import_mixture(
-    base: "str | Path | PreTrainedModel",
-    experts: Mapping[str, str | Path],
-    gates: str | Path,
-    path: str | Path,
-    *,
-    alpha: float = 1.0,
-) -> None:
-    """Write a mixture with the reference gate to folder `path`.
+def write_adapter(name: str, file: Path, folder: Path, *, alpha: float) -> None:
+    """Write the matrices of one file to a new folder, as the PEFT adapter of expert `name`.
 
-    experts: a file with loralib's matrices for every expert, in the order of the gates' outputs.
-    gates: a file with the parameters of the gates; may be one of a whole model, of which the rest
-        is not read.
     alpha: loralib's `lora_alpha`, which its files do not hold: updates are scaled by alpha / rank.
-
-    Raises ExpertError or CheckpointError if a file is no such checkpoint.
+    Raises ExpertError or CheckpointError if the file holds no such matrices.
     """
-    with TemporaryDirectory() as folder:
-        folders = {}
-        for index, (name, file) in enumerate(experts.items()):
-            folders[name] = Path(folder) / str(index)
-            _write_adapter(name, Path(file), folders[name], alpha=alpha)
-        state = _gate_state(Path(gates), len(experts))
-        hidden = next(value.shape[0] for key, value in state.items() if key.endswith("lift.weight"))
-        config = GateConfig.reference().model_copy(update={"hidden": hidden})
-        mixture = MixtureModel.from_experts(base, folders, gate=config)
-        mixture.experts = tuple(
-            replace(expert, source=str(file))
-            for expert, file in zip(mixture.experts, experts.values(), strict=True)
-        )
-        own = mixture.gate_state()
-        priors = {key: value for key, value in own.items() if key.endswith(".prior")}
-        mixture.load_gate_state({**state, **priors})
-        mixture.save_pretrained(path)
-
-
-def _write_adapter(name: str, file: Path, folder: Path, *, alpha: float) -> None:
-    """Write loralib's matrices as a PEFT adapter."""
     state = _read(file)
     layers = [key.removesuffix(_LORA[0]) for key in state if key.endswith(_LORA[0])]
     if not layers:
@@ -103,8 +62,11 @@ def _write_adapter(name: str, file: Path, folder: Path, *, alpha: float) -> None
     save_file(tensors, folder / "adapter_model.safetensors")
 
 
-def _gate_state(file: Path, experts: int) -> dict[str, Tensor]:
-    """Return the gates' parameters under loramix's names."""
+def read_gates(file: Path, experts: int) -> dict[str, Tensor]:
+    """Return the parameters of the gates under loramix's names; the rest of a whole model is left.
+
+    Raises CheckpointError if the file holds no gates, or gates of another number of experts.
+    """
     state = _read(file)
     found = {
         f"{key.removesuffix(theirs)}.{ours}": value
@@ -145,8 +107,8 @@ def _read(file: Path) -> Mapping[str, Tensor]:
 
 
 def _unwrapped(content: object, keys: Sequence[str]) -> object:
-    """Return the state dict that training scripts put beside an optimizer's under one of these
-    keys.
+    """Return the state dict under one of these keys, where training scripts put it beside an
+    optimizer's.
     """
     for key in keys:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
