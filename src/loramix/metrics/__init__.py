@@ -1,1 +1,1 @@
-"""Scores of generated text: against a reference, of its form, and of its variety."""
+"""Scores of generated text: against a reference, of its form and of its variety."""

@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MOST_TOKENS = 4096  # of a text, for encoders without a limit of their own
+MOST_TOKENS = 4096  # of a text, for encoders without a limit of their own, such as T5
 
 
 class BertScorer:
     """BERTScore without idf weights and without rescaling, from the token embeddings of bert-score.
 
-    encoder: a model name or a folder. layer: the layer, counted from 1, whose output is compared;
-    by default the one that bert-score's table holds for this name, or the last if the table lacks
-    the encoder, as it does all folders.
+    encoder: a model name or a folder.
+    layer: the layer, counted from 1, whose output is compared. By default the one of bert-score's
+        table for this name, or the last layer of an encoder that the table lacks, as of a folder.
     batch_size: pairs that are encoded at once; it changes speed and memory only.
     Raises BaseModelError if the encoder cannot be loaded or has no such layer, MissingExtraError
     without bert-score.
@@ -36,18 +36,15 @@ class BertScorer:
 
     @property
     def identity(self) -> str:
-        """What a score depends on besides the texts: encoder, layer and library versions."""
-        libraries = ", ".join(
-            f"{library} {version(library)}" for library in ("bert-score", "transformers")
-        )
-        return f"{self._name} layer {self._layer} ({libraries})"
+        """Encoder, layer and library versions: with the texts, all that a score depends on."""
+        libraries = [f"{name} {version(name)}" for name in ("bert-score", "transformers")]
+        return f"{self._name} layer {self._layer} ({', '.join(libraries)})"
 
     def score(self, generated: Sequence[str], references: Sequence[str]) -> list[float]:
-        """Return the F1 of each pair in the order given, the same whatever other pairs are scored
-        with it.
+        """Return the F1 of each pair: at most 1, and in practice above 0.
 
-        At most 1, and in practice above 0. A pair with an empty text, or one without a token that
-        the encoder knows of, scores 0. Tokens beyond the encoder's positions are left out.
+        It does not depend on the other pairs. A pair with an empty text, or with one that gives the
+        encoder no token, scores 0. Tokens beyond the encoder's positions are left out.
         """
         if len(generated) != len(references):
             raise DataError(
@@ -55,29 +52,30 @@ class BertScorer:
             )
         scores = [0.0] * len(generated)
         pairs = list(zip(generated, references, strict=True))
-        filled = [
-            position for position, pair in enumerate(pairs) if all(map(self._has_tokens, pair))
-        ]
-        filled.sort(key=lambda position: max(map(len, pairs[position])))  # less padding
+        filled = [index for index, pair in enumerate(pairs) if all(map(self._has_tokens, pair))]
+        filled.sort(key=lambda index: max(map(len, pairs[index])))  # less padding
         for start in range(0, len(filled), self._batch_size):
             batch = filled[start : start + self._batch_size]
-            embedded = self._embed([text for position in batch for text in pairs[position]])
-            for position in batch:
-                scores[position] = _f1(*next(embedded), *next(embedded))
+            texts: list[str] = []
+            for index in batch:
+                texts += pairs[index]
+            embedded = self._embed(texts)
+            for index in batch:
+                scores[index] = _f1(*next(embedded), *next(embedded))
         return scores
 
     def _has_tokens(self, text: str) -> bool:
-        """Return whether any token counts: bert-score fails on empty texts, and some characters
-        leave no token.
-        """
+        """Return whether any token has a weight, without which bert-score fails."""
         if not text.strip():
             return False
+        # Some characters leave no token but the special ones.
         tokens = self._tokenizer.encode(text.strip(), add_special_tokens=False, truncation=True)
         return not self._unweighted.issuperset(tokens)
 
     def _embed(self, texts: list[str]) -> "Iterator[tuple[Tensor, Tensor]]":
-        """Yield for each text the unit-length embeddings (T, D) of its tokens and their weights
-        (T), 0 for CLS, SEP.
+        """Yield the unit-length embeddings (T, D) of each text's tokens, and their weights (T).
+
+        CLS and SEP have weight 0, all other tokens 1.
         """
         from bert_score.utils import get_bert_embedding
 
@@ -96,12 +94,12 @@ class BertScorer:
 def _f1(
     text_TD: "Tensor", text_weights: "Tensor", reference_TD: "Tensor", reference_weights: "Tensor"
 ) -> float:
-    """Return the F1 of the greedy matching, computed pair by pair.
+    """Return the F1 of the greedy matching of one pair.
 
-    bert-score pads a batch with similarities of 0, which win over negative ones: its scores depend
-    on the batch.
+    bert-score pads a batch with similarities of 0, which win over negative ones, so that its scores
+    depend on the batch.
     """
-    similarity = text_TD @ reference_TD.T
+    similarity = text_TD @ reference_TD.T  # (tokens of the text, of the reference), cosines
     precision = float(similarity.amax(1) @ text_weights / text_weights.sum())
     recall = float(similarity.amax(0) @ reference_weights / reference_weights.sum())
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
@@ -110,7 +108,7 @@ def _f1(
 def _load_model(encoder: str, layer: int | None) -> "tuple[PreTrainedModel, int]":
     """Return the encoder up to its layer number `layer`, and that number.
 
-    bert-score's own loader takes any path with "t5" in it for a T5.
+    bert-score's own loader takes every path with "t5" in it for a T5.
     """
     try:
         from bert_score.utils import model2layers
@@ -136,7 +134,7 @@ def _load_model(encoder: str, layer: int | None) -> "tuple[PreTrainedModel, int]
 
 
 def _load_tokenizer(encoder: str, model: "PreTrainedModel") -> "PreTrainedTokenizerBase":
-    """Return the encoder's tokenizer, which truncates to what the encoder can read."""
+    """Return the encoder's tokenizer, which truncates to the encoder's positions."""
     from transformers import AutoTokenizer
 
     try:
@@ -150,7 +148,7 @@ def _load_tokenizer(encoder: str, model: "PreTrainedModel") -> "PreTrainedTokeni
 
 
 def _positions(model: "PreTrainedModel") -> int:
-    """Return how many tokens the encoder has positions for."""
+    """Return the longest text, in tokens, that the encoder has positions for."""
     limit = getattr(model.config, "max_position_embeddings", None) or MOST_TOKENS
     for name, module in model.named_modules():
         padding = getattr(module, "padding_idx", None)

@@ -1,19 +1,18 @@
-"""How many words texts have, and how often they repeat themselves."""
+"""The length of texts in words, and how often texts repeat themselves."""
 
 import re
 import unicodedata
 from collections.abc import Sequence
 
-WORD = re.compile(
-    r"[^\W_]+(?:['\u2019][^\W_]+)*"
-)  # letters and digits of any script; "don't" is one word
+# letters and digits of any script; "don't" is one word
+WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 
 
 def split_words(text: str) -> list[str]:
-    """Return the words of `text`, case folded: runs of letters and digits, with apostrophes inside
-    but no hyphens.
+    """Return the words of `text`, case folded: runs of letters and digits.
 
-    The two forms of accented letters, and of apostrophes, are one.
+    Apostrophes inside belong to a word, hyphens separate two. Accented letters compare equal in
+    both their Unicode forms, and so do straight and curly apostrophes.
     """
     found = WORD.findall(unicodedata.normalize("NFC", text))
     return [word.casefold().replace("\u2019", "'") for word in found]
@@ -25,24 +24,25 @@ def words(texts: Sequence[str]) -> list[float]:
 
 
 def repetition(texts: Sequence[str]) -> list[float]:
-    """Return for each text the share (0 to 1) of its pairs of adjacent words that repeat an earlier
-    pair of that text.
+    """Return the share (0 to 1) of adjacent word pairs of each text that repeat an earlier pair.
 
-    0 for a text of fewer than two words.
+    A text of fewer than two words gives 0.
     """
     return [_repeated(_ngrams(text, 2)) for text in texts]
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Return the share (0 to 1) of distinct n-grams of words among all n-grams of all texts, `n`
-    being 1 or more.
+    """Return the share (0 to 1) of distinct n-grams among all word n-grams of all texts.
 
-    Distinct-n of Li et al. 2016, arXiv:1510.03055. No n-gram reaches from one text into the next. 0
-    where there are none. The more texts, the lower: compare sets of equal size.
+    This is distinct-n of Li et al. 2016, arXiv:1510.03055. No n-gram reaches from one text into
+    the next; without any, the share is 0. It falls with the number of texts, so only sets of equal
+    size compare.
     """
     if n < 1:
         raise ValueError(f"n-grams have 1 word or more, not {n}")
-    ngrams = [ngram for text in texts for ngram in _ngrams(text, n)]
+    ngrams: list[tuple[str, ...]] = []
+    for text in texts:
+        ngrams += _ngrams(text, n)
     return len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 

@@ -13,7 +13,7 @@ FORM = (5, 7, 5)
 
 @dataclass(frozen=True)
 class HaikuForm:
-    """What the form of one text is, and how much of it is a haiku's."""
+    """The form of one text, compared with a haiku's."""
 
     syllables: tuple[int, ...]  # one count per line
 
@@ -24,25 +24,21 @@ class HaikuForm:
 
     @property
     def lines_right(self) -> int:
-        """How many of the first three lines have their five, seven and five syllables."""
+        """The number of the first three lines that have their five, seven or five syllables."""
         return sum(self.line_right(position) for position in range(len(FORM)))
 
     @property
     def is_575(self) -> bool:
-        """Whether the text is three lines of five, seven and five syllables and nothing else."""
+        """Whether the text is exactly three lines of five, seven and five syllables."""
         return self.syllables == FORM
 
     def line_right(self, position: int) -> bool:
-        """Return whether the line at `position` (0, 1 or 2) exists and has its five, seven or five
-        syllables.
-        """
+        """Return whether the line at `position` (0 to 2) exists and has the right syllables."""
         return position < len(self.syllables) and self.syllables[position] == FORM[position]
 
 
 def haiku_lines(text: str) -> list[str]:
-    """Return the lines of `text`, which a slash or line breaks separate; blank ones at its edges
-    are left out.
-    """
+    """Return the lines of `text`, split at slashes and line breaks; blank ends are dropped."""
     lines = re.split(r"\s*[/\n]\s*", text.strip())
     while lines and not lines[-1]:
         lines.pop()
@@ -52,20 +48,19 @@ def haiku_lines(text: str) -> list[str]:
 
 
 def haiku_form(text: str) -> HaikuForm:
-    """Return the syllables of each line of `text`, which may be empty or no haiku at all."""
+    """Return the form of any text, be it a haiku, another text or empty."""
     return HaikuForm(tuple(map(line_syllables, haiku_lines(text))))
 
 
 def syllable_table(texts: Sequence[str]) -> dict[str, int | float]:
-    """Return the shares (0 to 1) of all `texts`, empty and malformed ones included, that have a
-    haiku's form.
+    """Return the shares (0 to 1) of all `texts`, malformed ones included, that have a haiku's form.
 
-    `line1_5`, `line2_7` and `line3_5` are the shares whose line at that position has that many
-    syllables, `poem_575` of complete haikus, `empty` of texts without a line; `mean_syllables` is
-    per text, and `n` their number.
+    `line1_5`, `line2_7` and `line3_5` are the shares of texts with that many syllables in that
+    line, `poem_575` of complete haikus and `empty` of texts without a line. `mean_syllables` is a
+    mean per text, `n` the number of texts.
     """
     if not texts:
-        raise DataError("there are no texts whose syllables could be counted")
+        raise DataError("there are no texts to count syllables of")
     forms = [haiku_form(text) for text in texts]
     return {
         "n": len(forms),

@@ -1,4 +1,4 @@
-"""Whether a generated text is the reference, how near it comes, and what it uses of its input."""
+"""Generated texts against references and inputs: exact match, BLEU and the use of keywords."""
 
 import re
 import unicodedata
@@ -8,18 +8,10 @@ from functools import lru_cache
 from loramix.errors import DataError, MissingExtraError
 from loramix.metrics.diversity import split_words
 
-EDGES = {
-    "Po",
-    "Ps",
-    "Pe",
-    "Pi",
-    "Pf",
-    "Zs",
-}  # Unicode categories of punctuation, brackets, quotes and spaces
+EDGES = {"Po", "Ps", "Pe", "Pi", "Pf", "Zs"}  # Unicode: punctuation, brackets, quotes, spaces
 MEANINGFUL = "%‰#&@/\\′″"  # punctuation that is part of an answer: "5%" is not "5", nor is "-5"
-LABEL = re.compile(
-    r"^\(?[A-Z]\)\s+(?=\S)"
-)  # "(S)-warfarin" has none, and a label on its own is an answer
+# the label of a choice; "(S)-warfarin" has none, and a label on its own is an answer
+LABEL = re.compile(r"^\(?[A-Z]\)\s+(?=\S)")
 DECIMAL = re.compile(r"\.\d")  # ".5" is not "5"
 ARTICLES = re.compile(r"^(?:(?:a|an|the)\s+)+(?=\S)")
 FUNCTION_WORDS = """
@@ -35,29 +27,25 @@ not no yes too very just also such some any each both either neither
 
 
 def exact_match(generated: Sequence[str], references: Sequence[str]) -> list[float]:
-    """Return 1.0 for each text that equals its reference and 0.0 for any other: accuracy where the
-    target is an answer.
+    """Return 1.0 for each text that equals its reference and 0.0 for any other.
 
-    Compared after the manner of SQuAD (Rajpurkar et al. 2016, arXiv:1606.05250): case, white space,
-    Unicode form, leading articles, and punctuation, brackets and quotes around the text do not
-    count. Unlike there, punctuation within the text does, and so do signs, as in "-5" and "5%". A
-    choice's label at the start, "(B) text" or "B) text", is dropped, right or wrong. An empty text
-    never matches.
+    The mean is the accuracy where targets are answers. The comparison follows SQuAD (Rajpurkar et
+    al. 2016, arXiv:1606.05250): case, white space, Unicode form, leading articles, and punctuation,
+    brackets and quotes around the text do not count. Unlike there, punctuation within the text
+    counts, and so do signs, as in "-5" and "5%". A choice's label at the start, "(B) text" or
+    "B) text", is dropped, right or wrong. An empty text never matches.
     """
     _check_lengths(generated, references)
-    pairs = [
-        (_normalised(text), _normalised(reference))
-        for text, reference in zip(generated, references, strict=True)
-    ]
-    return [float(text != "" and text == reference) for text, reference in pairs]
+    texts, expected = map(_normalised, generated), map(_normalised, references)
+    return [float(text != "" and text == each) for text, each in zip(texts, expected, strict=True)]
 
 
 def bleu(generated: Sequence[str], references: Sequence[str]) -> list[float]:
-    """Return the sentence BLEU (0 to 1) of each text, in the order of the samples.
+    """Return the sentence BLEU (0 to 1) of each text.
 
-    BLEU-4 (Papineni et al. 2002) by sacrebleu (Post 2018, arXiv:1804.08771) with its standard
-    tokens, case kept, exponential smoothing, and in texts of fewer than four tokens no longer
-    n-grams than they hold. Empty texts score 0.
+    This is BLEU-4 (Papineni et al. 2002) by sacrebleu (Post 2018, arXiv:1804.08771), with its
+    standard tokens, case kept and exponential smoothing. A text of fewer than four tokens is scored
+    by the n-grams that it has; an empty text scores 0.
     """
     _check_lengths(generated, references)
     try:
@@ -73,9 +61,9 @@ def bleu(generated: Sequence[str], references: Sequence[str]) -> list[float]:
 def keyword_use(inputs: Sequence[str], texts: Sequence[str]) -> list[float]:
     """Return the share (0 to 1) of each input's keywords that its text uses.
 
-    Keywords are the input's distinct words but function words ("the", "no"), or all its words if it
-    has no others. A word is used if the text has one of the same Porter stem: "frogs" uses "frog".
-    An input without words, and an empty text, score 0.
+    Keywords are the input's distinct words without function words ("the", "no"), or all its words
+    if it has no others. A word is used if the text has one of the same Porter stem: "frogs" uses
+    "frog". An input without words and an empty text score 0.
     """
     if len(inputs) != len(texts):
         raise DataError(f"there are {len(inputs)} inputs, but {len(texts)} texts")
@@ -93,7 +81,7 @@ def _check_lengths(generated: Sequence[str], references: Sequence[str]) -> None:
 
 
 def _normalised(text: str) -> str:
-    """Return what counts of an answer."""
+    """Return the part of an answer that counts, in one form for all its spellings."""
     straight = unicodedata.normalize("NFC", text).replace("\u2019", "'")
     plain = _without_edges(" ".join(straight.split()))
     folded = unicodedata.normalize("NFC", _without_edges(LABEL.sub("", plain)).casefold())
@@ -101,9 +89,7 @@ def _normalised(text: str) -> str:
 
 
 def _without_edges(text: str) -> str:
-    """Return `text` without punctuation and spaces around it; a text of nothing else stays as it
-    is.
-    """
+    """Return `text` without punctuation and spaces around it; a text of nothing else is kept."""
     start, end = 0, len(text)
     while start < end and _is_edge(text[start]) and not DECIMAL.match(text, start):
         start += 1
@@ -121,7 +107,7 @@ def _plain_words(text: str) -> list[str]:
 
 
 def _keywords(text: str) -> set[str]:
-    """Return the stems of the words in `text` that say what it is about."""
+    """Return the stems of the content words in `text`, or of all words if it has no others."""
     found, left_out = set(_plain_words(text)), set(FUNCTION_WORDS.split())
     return _stems(found - left_out or found)
 

@@ -8,13 +8,11 @@ KINDS = ("rouge1", "rouge2", "rougeL")
 
 
 def rouge(generated: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
-    """Return for `rouge1`, `rouge2` and `rougeL` one F1 score (0 to 1) per sample, in the order of
-    the samples.
+    """Return F1 scores (0 to 1) by `rouge1`, `rouge2` and `rougeL`, one per sample in each.
 
     Computed by the rouge-score library: words are runs of the letters a to z and of digits, in
-    lower case, and those of four and more letters are reduced to their Porter stems, so that
-    "frogs" matches "frog". Line breaks separate words and nothing else. A text without words scores
-    0.
+    lower case, and those of four letters or more are reduced to their Porter stems, so that "frogs"
+    matches "frog". Line breaks only separate words. A text without words scores 0.
     """
     if len(generated) != len(references):
         raise DataError(

@@ -1,6 +1,4 @@
-"""Syllables of English words and lines: a pronouncing dictionary, and rules for the words that it
-lacks.
-"""
+"""Syllables of English words and lines: a pronouncing dictionary, and rules for unknown words."""
 
 import gzip
 import re
@@ -10,28 +8,11 @@ from importlib.resources import files
 
 SPOKEN = {"&": "and", "%": "percent"}
 UNIT_SYLLABLES = (
-    0,
-    1,
-    1,
-    1,
-    1,
-    1,
-    1,
-    2,
-    1,
-    1,
-    1,
-    3,
-    1,
-    2,
-    2,
-    2,
-    2,
-    3,
-    2,
-    2,
-)  # "", one, two … nineteen
-# an ending, what stands in its place in the dictionary, the syllables that the ending adds
+    *(0, 1, 1, 1, 1, 1, 1, 2, 1, 1),  # "" (as in twenty), one … nine
+    *(1, 3, 1, 2, 2, 2, 2, 3, 2, 2),  # ten … nineteen
+)
+SCALES = ((10**9, 2), (10**6, 2), (1000, 2), (100, 2))  # billion, million, thousand, hundred
+# an ending, the letters that it may replace, the syllables that it adds
 ENDINGS = (
     ("ically", ("ic",), 1),
     ("ing", ("", "e"), 1),
@@ -53,18 +34,8 @@ ENDINGS = (
     ("ly", ("",), 1),
     ("y", ("", "e"), 1),
 )
-PREFIXES = {
-    "anti": 2,
-    "dis": 1,
-    "mis": 1,
-    "non": 1,
-    "out": 1,
-    "over": 2,
-    "pre": 1,
-    "re": 1,
-    "un": 1,
-    "under": 2,
-}
+PREFIXES = dict.fromkeys(("dis", "mis", "non", "out", "pre", "re", "un"), 1)
+PREFIXES |= dict.fromkeys(("anti", "over", "under"), 2)
 SHORTEST_PART = 3  # letters in each half of a compound, and in the stem of a derived word
 LONGEST_SPELLED = 4  # letters of an unknown word in capitals that is read letter by letter
 CONTRACTIONS = re.compile(r"(?P<word>.+)(?P<ending>n't|'(?:s|d|ll|re|ve|m))")
@@ -83,10 +54,10 @@ def line_syllables(line: str) -> int:
 def count_syllables(word: str) -> int:
     """Return the syllables of `word` as read aloud, punctuation ignored.
 
-    Of several pronunciations the dictionary's first counts. Hyphens, slashes and the like part a
-    word, numbers are read out, hashtags in CamelCase are read as several words, links without their
-    scheme, and abbreviations (capitals, or no vowel) letter by letter. What holds no Latin letter
-    and no digit counts 0.
+    Of several pronunciations, the dictionary's first counts. Hyphens and slashes split a word,
+    numbers are read out, CamelCase is read as several words, a link without its scheme, and an
+    abbreviation (capitals, or no vowel) letter by letter. A word without a Latin letter or a digit
+    counts 0.
     """
     plain = _ascii(word)
     known = _table().get(plain.strip('.,;:!?"()[]*_').lower())
@@ -143,22 +114,20 @@ def _spelled(word: str) -> int:
 
 
 def _number_syllables(text: str) -> int:
-    """Return the syllables of `1,024`, `3.5`, `1999`, `21st` or `80s`, read as years from 1100 to
-    2099.
-    """
+    """Return the syllables of `1,024`, `3.5`, `21st` or `80s`; 1100 to 2099 are read as years."""
     found = re.match(r"([0-9,]+)(?:\.([0-9]+))?([a-z]*)", text)
     if found is None:
         raise ValueError(f"{text!r} does not begin with a digit")
     digits, fraction, ending = found.groups()
     whole = digits.replace(",", "")
+    # 007, and numbers beyond billions, are read digit by digit.
     if len(whole) > 12 or (len(whole) > 1 and whole[0] == "0"):
         return sum(_cardinal(int(digit)) for digit in whole)
-    year = (
-        len(digits) == 4
-        and not fraction
-        and (1100 <= int(whole) < 2000 or 2010 <= int(whole) < 2100)
-    )
-    count = _year(int(whole)) if year else _cardinal(int(whole))
+    number = int(whole)
+    # 2000 to 2009 are "two thousand …", like any other number.
+    in_centuries = 1100 <= number < 2000 or 2010 <= number < 2100
+    year = len(digits) == 4 and not fraction and in_centuries
+    count = _year(number) if year else _cardinal(number)
     if fraction:
         count += 1 + sum(_cardinal(int(digit)) for digit in fraction)
     tieth = ending == "th" and whole[-1] == "0" and whole[-2:] not in ("0", "00", "10")
@@ -176,12 +145,7 @@ def _cardinal(number: int) -> int:
     """Return the syllables of `number` as a cardinal in American English, without "and"."""
     if number == 0:
         return 2
-    for size, name in (
-        (10**9, 2),
-        (10**6, 2),
-        (1000, 2),
-        (100, 2),
-    ):  # billion, million, thousand, hundred
+    for size, name in SCALES:
         if number >= size:
             above, rest = divmod(number, size)
             return _cardinal(above) + name + (_cardinal(rest) if rest else 0)
@@ -195,23 +159,19 @@ def _cardinal(number: int) -> int:
 
 
 def _apostrophe_syllables(word: str) -> int:
-    """Return the syllables of a word with an apostrophe inside, or 0 if it has none or only drops a
-    letter by it.
-    """
+    """Return the syllables of a contraction, or of two words around an apostrophe, else 0."""
     contraction = CONTRACTIONS.fullmatch(word)
     if contraction:
         stem, ending = contraction["word"], contraction["ending"]
         return _count_token(stem) + _adds_syllable(stem, ending)
     first, _, second = word.partition("'")
-    return (
-        _known(first) + _known(second)
-        if _known(first) and len(second) >= SHORTEST_PART and _known(second)
-        else 0
-    )
+    if _known(first) and len(second) >= SHORTEST_PART and _known(second):
+        return _known(first) + _known(second)
+    return 0
 
 
 def _adds_syllable(stem: str, ending: str) -> bool:
-    """Return whether a contracted ending is spoken as a syllable of its own after `stem`."""
+    """Return whether a contracted ending is a syllable of its own after `stem`."""
     match ending:
         case "'s":
             return bool(re.search(r"(?:[sxz]|ch|sh|ce|ge|se|ze)$", stem))
@@ -277,17 +237,16 @@ def _single(stem: str) -> str:
 
 
 def _compound_syllables(word: str) -> int:
-    """Return the syllables of two known words written together, the fewest where several cuts are
-    possible, or 0.
-    """
+    """Return the syllables of two known words written as one, the fewest of all cuts, or 0."""
     cuts = range(SHORTEST_PART, len(word) - SHORTEST_PART + 1)
     halves = ((_known(word[:cut]), _known(word[cut:])) for cut in cuts)
     return min((first + second for first, second in halves if first and second), default=0)
 
 
 def _vowel_groups(word: str) -> int:
-    """Return the number of vowel groups in `word`, at least 1; a silent e counts 0, vowels that
-    part 2.
+    """Return the number of vowel groups in `word`, at least 1.
+
+    A silent e counts 0; two vowels that are spoken apart, as in "lion", count 2.
     """
     if not re.search("[dt]ed$|(?:[sxzcg]|ch|sh)es$|[^aeiouylrw]le[sd]?$", word):
         word = re.sub("(?<=[^aeiou])e[sd]?$", "", word)
