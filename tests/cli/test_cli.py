@@ -1,7 +1,5 @@
 """The command line: fast help, results on standard output, errors in one clean message."""
 
-import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +8,6 @@ import pytest
 from click.testing import CliRunner
 
 from loramix.cli.main import cli
-from loramix.experiment.reading import load_recipe
 
 
 def call(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -25,29 +22,6 @@ def test_help_does_not_import_torch() -> None:
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert "explain" in call("--help").stdout
-
-
-@pytest.mark.parametrize("command", ["", *cli.commands])
-def test_help_ends_with_examples_that_can_be_typed(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("results/demo/cgm/models").mkdir(parents=True)  # `push` takes a folder that exists
-    Path("my-recipe.yaml").write_text("extends: demo\nname: mine\n", encoding="utf-8")
-    result = CliRunner().invoke(cli, [*command.split(), "--help"])
-    assert result.exit_code == 0
-    examples = result.output.partition("Examples:\n")[2]
-    lines = re.sub(r"\\\n +", "", examples).splitlines()
-    typed = [line.strip().split("   ")[0] for line in lines if line.startswith("    loramix")]
-    assert typed
-    for line in typed:
-        _, name, *arguments = shlex.split(line)
-        assert name in (command or cli.commands)
-        if arguments == ["--help"]:
-            continue
-        given = cli.commands[name].make_context(name, arguments).params
-        if "overrides" in given:
-            load_recipe(given["recipe"], given["overrides"])
 
 
 def test_errors_are_one_clean_message() -> None:

@@ -81,7 +81,7 @@ def compare(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
     \b
     Examples:
       loramix compare demo
-      loramix compare demo comparison.seeds=[0]
+      loramix compare demo 'comparison.seeds=[0]'
       loramix compare ablate-context --out results/haiku-title-compare
     """
     from loramix.experiment.reading import load_recipe
