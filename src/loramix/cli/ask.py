@@ -1,20 +1,11 @@
 """`generate` and `explain`: ask a saved mixture."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
 
 from loramix.cli import options
 from loramix.cli.display import silence_libraries
-
-if TYPE_CHECKING:
-    from loramix.mixture.explanation import Explanation
-
-_BAR = 10  # cells of a whole bar: a layer's full name and two experts fit into 80 columns
 
 
 @click.command()
@@ -69,6 +60,7 @@ def explain_(mixture: str, prompt: str, task: str | None, html: Path | None, dty
       loramix explain results/demo/cgm/models "rain" --task haiku --html why.html
     """
     from loramix.bases.devices import accelerator
+    from loramix.cli.tables import show_weights
     from loramix.mixture.explanation import explain
     from loramix.mixture.model import MixtureModel
     from loramix.report.explanation import explanation_page
@@ -77,11 +69,7 @@ def explain_(mixture: str, prompt: str, task: str | None, html: Path | None, dty
     silence_libraries()
     model = MixtureModel.from_pretrained(mixture, dtype=dtype).to(accelerator())
     explanation = explain(model, prompt, task=task)
-    console = Console()
-    console.print(_table("layer", explanation, {**explanation.layers, "mean": explanation.mean}))
-    if explanation.tokens:
-        by_token = dict(enumerate(weights for _, weights in explanation.tokens))
-        console.print(_table("token", explanation, by_token))
+    show_weights(explanation)
     if html is not None:
         page = explanation_page(
             explanation.prompt,
@@ -92,21 +80,3 @@ def explain_(mixture: str, prompt: str, task: str | None, html: Path | None, dty
         )
         write_text(html, page)
         click.echo(f"Page:    {html}", err=True)
-
-
-def _table(
-    what: str, explanation: "Explanation", rows: dict[str, list[float]] | dict[int, list[float]]
-) -> Table:
-    table = Table(
-        Column(what, no_wrap=True),
-        *explanation.experts,
-        title=Text(f"weights for {explanation.prompt!r}"),
-    )
-    for key, weights in rows.items():
-        if key == "mean":
-            table.add_section()
-        name = repr(explanation.tokens[key][0]) if isinstance(key, int) else key
-        table.add_row(
-            Text(name), *(f"{weight:.2f} {'█' * round(weight * _BAR)}" for weight in weights)
-        )
-    return table

@@ -1,13 +1,15 @@
-"""The score tables of a run, for the terminal."""
+"""Tables for the terminal: scores of a run, results of a comparison, weights of a prompt."""
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
+from loramix.mixture.explanation import Explanation
 from loramix.storage.files import read_csv
 
 _TITLES = {
@@ -17,6 +19,7 @@ _TITLES = {
     "syllables": "Haiku form",
     "test_loss": "Test loss",
 }
+_BAR = 10  # cells of a whole bar: a layer's full name and two experts fit into 80 columns
 
 
 def show_scores(root: Path) -> None:
@@ -46,9 +49,8 @@ def show_comparison(folder: Path) -> None:
     for claim in found["verdict"]:
         console.print(Text(f"{words[claim['holds']]}: {claim['text']}; {claim['evidence']}"))
     cells: dict[str, dict[str, float]] = {}
-    for row in found[
-        "results"
-    ]:  # the mean over seeds comes after each seed's, and that over tasks after each task's
+    # the mean over seeds comes after each seed's, and that over tasks after each task's
+    for row in found["results"]:
         if row["measure"] == "combined":
             cells.setdefault(row["model"], {})[row["test_set"]] = row["value"]
     columns = list(dict.fromkeys(column for of_model in cells.values() for column in of_model))
@@ -62,6 +64,34 @@ def show_comparison(folder: Path) -> None:
             Text(model), *(f"{of_model[c]:.3f}" if c in of_model else "" for c in columns)
         )
     console.print(table)
+
+
+def show_weights(explanation: Explanation) -> None:
+    """Print the weights of every layer and their mean, and those of every token if tokens differ,
+    to standard output.
+    """
+    console = Console()
+    layers = _weights_table("layer", explanation, explanation.layers.items())
+    layers.add_section()
+    layers.add_row("mean", *_bars(explanation.mean))
+    console.print(layers)
+    if explanation.tokens:
+        tokens = [(repr(token), weights) for token, weights in explanation.tokens]
+        console.print(_weights_table("token", explanation, tokens))
+
+
+def _weights_table(
+    heading: str, explanation: Explanation, rows: Iterable[tuple[str, Sequence[float]]]
+) -> Table:
+    title = Text(f"weights for {explanation.prompt!r}")
+    table = Table(Column(heading, no_wrap=True), *explanation.experts, title=title)
+    for name, weights in rows:
+        table.add_row(Text(name), *_bars(weights))
+    return table
+
+
+def _bars(weights: Sequence[float]) -> list[str]:
+    return [f"{weight:.2f} {'█' * round(weight * _BAR)}" for weight in weights]
 
 
 def _heading(column: str) -> str:
