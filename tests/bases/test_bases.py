@@ -154,6 +154,14 @@ def test_damaged_weights_are_no_base(saved: Callable[[str], Path]) -> None:
         load_base(str(file.parent))
 
 
+def test_a_folder_may_be_in_the_home_folder(
+    saved: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved("tiny-llama")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_base(f"~/{folder.relative_to(tmp_path)}").model.config.model_type == "llama"
+
+
 def test_an_empty_folder_is_no_base(tmp_path: Path) -> None:
     with pytest.raises(BaseModelError, match=r"config\.json"):
         load_base(str(tmp_path))

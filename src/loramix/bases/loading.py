@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loramix.bases.devices import number_format
@@ -19,9 +20,7 @@ _DTYPES = ("float32", "bfloat16", "float16", "fast", "auto")
 
 @dataclass(frozen=True)
 class Base:
-    """A loaded base model; `revision` is the commit of a Hub model, None for everything that cannot
-    change.
-    """
+    """A loaded base model; `revision` is the commit of a Hub model, and None for any other."""
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
@@ -30,7 +29,7 @@ class Base:
 
 
 def base_names() -> list[str]:
-    """Return the names that need neither a folder nor a hub."""
+    """Return the names of bases that need neither a folder nor the Hub."""
     return [*_BASES, *_TINY]
 
 
@@ -39,47 +38,18 @@ def load_base(name: str, *, revision: str | None = None, dtype: str = "float32")
 
     name: one of `base_names()`, a folder, or a Hub id. dtype: float32, bfloat16, float16, fast (see
         `number_format`) or auto (as stored).
-    Raises BaseModelError if there is no such model, it cannot be reached, or some of its weights
-    are missing.
+    Raises BaseModelError if there is no such model, if it cannot be reached, or if some of its
+    weights are missing.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
     if dtype not in _DTYPES:
         raise BaseModelError(
             f"no number format '{dtype}'{did_you_mean(dtype, _DTYPES)}; there are "
             f"{', '.join(_DTYPES)}"
         )
-    number = dtype if dtype == "auto" else getattr(torch, number_format(dtype))
     revision = resolve_revision(name, revision)
     tokenizer = load_tokenizer(name, revision=revision)
-    if name in _TINY:
-        from loramix.bases.tiny import tiny_model
-
-        tiny = tiny_model(name)
-        return Base(tiny if dtype == "auto" else tiny.to(number), tokenizer, name, None)
-    auto = (
-        AutoModelForSeq2SeqLM
-        if load_config(name, revision=revision).is_encoder_decoder
-        else AutoModelForCausalLM
-    )
-    source = _source(name)
-    with _in_words(name):
-        model, report = auto.from_pretrained(
-            source,
-            revision=revision,
-            dtype=number,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    if report["missing_keys"]:  # transformers would go on with random numbers in their place
-        raise BaseModelError(
-            f"base model '{name}' lacks weights: {', '.join(sorted(report['missing_keys']))}"
-        )
-    head = model.get_output_embeddings()
-    if head is not None:
-        head.register_forward_pre_hook(_contiguous)
-    return Base(model.eval(), tokenizer, name, revision)
+    model = _tiny(name, dtype) if name in _TINY else _pretrained(name, revision, dtype)
+    return Base(model, tokenizer, name, revision)
 
 
 def load_tokenizer(name: str, *, revision: str | None = None) -> "PreTrainedTokenizerBase":
@@ -114,16 +84,16 @@ def load_config(name: str, *, revision: str | None = None) -> "PreTrainedConfig"
 
 
 def resolve_revision(name: str, revision: str | None) -> str | None:
-    """Return the commit that a Hub model is pinned to, read from the local cache when offline; None
-    for the rest.
+    """Return the commit that a Hub model is pinned to, and None for any other model.
 
-    Raises BaseModelError if there is no such model, or if a revision is asked of one that has none.
+    Offline, the local cache tells. Raises BaseModelError if there is no such model, or if a
+    revision is given for a model that has none.
     """
     if name in (*_BASES, *_ENCODERS, *_TINY):
         if revision is not None:
             raise BaseModelError(
-                f"'{name}' has no revisions, so it cannot be had at '{revision}'; leave the "
-                "revision out"
+                f"'{name}' has no revisions, so it cannot be had at '{revision}'; "
+                "leave the revision out"
             )
         return None
     try:
@@ -136,9 +106,7 @@ def resolve_revision(name: str, revision: str | None) -> str | None:
 
 
 def encoder_path(name: str) -> str:
-    """Return the folder of an embedded or tiny encoder, made when needed; any other name as it
-    is.
-    """
+    """Return the folder of an embedded or tiny encoder, made if missing; other names unchanged."""
     from loramix.bases.embedded import embedded_folder, made_once
 
     if name == "tiny-bert":
@@ -148,12 +116,46 @@ def encoder_path(name: str) -> str:
     return str(embedded_folder(name)) if name in _ENCODERS else name
 
 
-def _contiguous(head: "nn.Module", args: "tuple[Tensor, ...]") -> "tuple[Tensor, ...]":
-    """Give the output layer its input in one piece.
+def _tiny(name: str, dtype: str) -> "PreTrainedModel":
+    import torch
 
-    With `logits_to_keep` it would get a slice, which torch multiplies row by row, each with its own
-    copy of a frozen
-    weight: for SmolLM2-135M that took longer than all layers together.
+    from loramix.bases.tiny import tiny_model
+
+    model = tiny_model(name)
+    if dtype != "auto":
+        model.to(getattr(torch, number_format(dtype)))
+    return model
+
+
+def _pretrained(name: str, revision: str | None, dtype: str) -> "PreTrainedModel":
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    config = load_config(name, revision=revision)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    source = _source(name)
+    with _in_words(name):
+        model, report = auto.from_pretrained(
+            source,
+            revision=revision,
+            dtype=dtype if dtype == "auto" else getattr(torch, number_format(dtype)),
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    if report["missing_keys"]:  # transformers would go on with random numbers in their place
+        missing = ", ".join(sorted(report["missing_keys"]))
+        raise BaseModelError(f"base model '{name}' lacks weights: {missing}")
+    head = model.get_output_embeddings()
+    if head is not None:
+        head.register_forward_pre_hook(_contiguous)
+    return model.eval()
+
+
+def _contiguous(head: "nn.Module", args: "tuple[Tensor, ...]") -> "tuple[Tensor, ...]":
+    """Copy the output layer's input into one piece.
+
+    With `logits_to_keep` it is a slice, which torch multiplies row by row, copying a frozen weight
+    for each: in SmolLM2-135M this took longer than all layers together.
     """
     return tuple(arg.contiguous() for arg in args)
 
@@ -163,7 +165,8 @@ def _source(name: str) -> str:
         from loramix.bases.embedded import embedded_folder
 
         return str(embedded_folder(name))
-    return name
+    folder = Path(name).expanduser()  # transformers would take ~ for a part of a Hub id
+    return str(folder) if folder.is_dir() else name
 
 
 def _not_found(name: str, revision: str | None, error: HubError) -> BaseModelError:
@@ -177,9 +180,7 @@ def _not_found(name: str, revision: str | None, error: HubError) -> BaseModelErr
 
 @contextmanager
 def _in_words(name: str) -> Iterator[None]:
-    """Turn what transformers raises about unreadable files into one line that names the base
-    model.
-    """
+    """Turn errors of transformers about unreadable files into one line that names the model."""
     from safetensors import SafetensorError
 
     try:

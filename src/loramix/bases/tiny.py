@@ -1,6 +1,4 @@
-"""Tiny models with random weights, built in code: the whole program can run on them anywhere, in
-seconds.
-"""
+"""Tiny models with random weights, built in code: the whole program runs on them in seconds."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,15 +24,13 @@ _SIZE = 258  # two special tokens and every byte
 
 def tiny_model(name: str) -> PreTrainedModel:
     """Return the tiny model of this name, in evaluation mode; the same weights every time."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng():  # leaves the caller's random numbers alone
         torch.manual_seed(0)
         return TINY[name]().eval()
 
 
 def tiny_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """Return a tokenizer with one token per byte, so that it encodes every text and never
-    changes.
-    """
+    """Return a tokenizer with one token per byte: it encodes every text and needs no file."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([_PAD, _END, *alphabet])}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -54,9 +50,7 @@ def tiny_tokenizer(name: str) -> PreTrainedTokenizerFast:
 
 
 def save_tiny_encoder(folder: Path) -> None:
-    """Write a tiny BERT with random weights and a byte tokenizer, as a stand-in for the encoder of
-    BERTScore.
-    """
+    """Write a tiny BERT with random weights, a stand-in for the encoder of BERTScore."""
     config = BertConfig(
         vocab_size=_SIZE,
         hidden_size=32,
