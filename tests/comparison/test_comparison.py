@@ -6,6 +6,7 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -13,21 +14,22 @@ from click.testing import CliRunner
 
 from loramix.bases.loading import load_base
 from loramix.cli.main import cli
-from loramix.comparison.baselines import fixed, routers
+from loramix.comparison.baselines import BASELINES, xlora
+from loramix.comparison.baselines.shared import read_weights, untrained_mixture
 from loramix.comparison.collapse import collapse
-from loramix.comparison.contenders import contenders
-from loramix.comparison.scores import Scores, read_scores
+from loramix.comparison.compare import compare
+from loramix.comparison.comparison import Comparison
+from loramix.comparison.models import compared_models, mixture_row
+from loramix.comparison.scores import ModelScores, Scores, read_scores
 from loramix.comparison.testsets import Question, asked_task, questions, read_questions
 from loramix.comparison.verdict import verdict
 from loramix.config import GateConfig
 from loramix.data.leaks import RECORD
-from loramix.data.samples import read_manifest
-from loramix.errors import LeakError
-from loramix.experiment import runner
+from loramix.errors import LeakError, RecipeError
 from loramix.experiment.answers import encode_all, target_losses
-from loramix.experiment.reading import Recipe, load_recipe
-from loramix.experiment.run import Layout
-from loramix.experiment.training.trainer import recipe_base
+from loramix.experiment.reading import load_recipe
+from loramix.experiment.recipe import ModelName, Recipe
+from loramix.experiment.run import Run
 
 SETTINGS = [
     *("name=small", "samples=80", "finetune.epochs=1", "lora.epochs=1", "gate.epochs=1"),
@@ -78,12 +80,13 @@ def recipe() -> Recipe:
 
 @pytest.fixture(scope="module")
 def folder(recipe: Recipe, root: Path) -> Path:
-    return runner.compare(recipe, root)
+    return compare(recipe, root)
 
 
 @pytest.fixture(scope="module")
 def scores(recipe: Recipe, root: Path, folder: Path) -> Scores:
-    return read_scores(recipe, contenders(recipe, Layout(root))[0], folder)
+    comparison = Comparison(Run(recipe, root))
+    return read_scores(comparison, compared_models(comparison)[0])
 
 
 def test_every_model_is_scored_in_one_schema(folder: Path) -> None:
@@ -215,12 +218,12 @@ def test_a_second_comparison_does_nothing_and_other_questions_need_no_training(
         return {path.stem: path.stat().st_mtime_ns for path in (root / ".stages").glob("*.json")}
 
     before = stamps()
-    runner.compare(recipe, root)
+    compare(recipe, root)
     assert stamps() == before
     fewer = recipe.model_copy(
         update={"comparison": recipe.comparison.model_copy(update={"replicates": 101})}
     )
-    runner.compare(fewer, root)
+    compare(fewer, root)
     after = stamps()
     assert {key for key in after if after[key] != before[key]} == {
         "compare-small-results",
@@ -248,7 +251,7 @@ def test_another_comparison_in_the_same_folder_uses_the_same_experts(
         "comparison.mixtures={wide: {hidden: 16}}",
     ]
     other = load_recipe("tiny", [*SETTINGS, "name=other", "comparison.test_sets=[named]", *chosen])
-    second = runner.compare(other, root)
+    second = compare(other, root)
     assert models == [
         path.stat().st_mtime_ns for path in root.glob("lora/*/models/adapter_model.safetensors")
     ]
@@ -265,8 +268,7 @@ def test_a_comparison_refuses_models_that_know_the_test(
     """
     path = root / "lora" / "haiku" / RECORD
     kept = path.read_text()
-    manifest = read_manifest(Layout(root).manifest)
-    test = next(sample for sample in manifest if sample.task == "haiku" and sample.split == "test")
+    test = Run(recipe, root).manifest.of(recipe.tasks[0], "test")[0]
     from loramix.data.leaks import record
 
     record(path, [replace(test, split="train")])
@@ -276,21 +278,19 @@ def test_a_comparison_refuses_models_that_know_the_test(
         with pytest.raises(
             LeakError, match=r"'uniform weights \(haiku\)' has learned from 1 of the"
         ):
-            runner.compare(recipe, root)
+            compare(recipe, root)
     finally:
         path.write_text(kept)
-    runner.compare(recipe, root)
+    compare(recipe, root)
 
 
 def test_questions_ask_withheld_samples_in_several_ways(
     recipe: Recipe, root: Path, folder: Path
 ) -> None:
     asked = read_questions(folder / "questions.csv")
-    assert asked == questions(recipe, read_manifest(Layout(root).manifest))
+    assert asked == questions(Run(recipe, root))
     withheld = {
-        sample.id: sample
-        for sample in read_manifest(Layout(root).manifest)
-        if sample.split == "test"
+        sample.id: sample for sample in Run(recipe, root).manifest if sample.split == "test"
     }
     assert all(question.id in withheld for question in asked)
     by_set: dict[str, list[Question]] = {}
@@ -310,7 +310,7 @@ def test_questions_ask_withheld_samples_in_several_ways(
 
 def test_x_lora_is_left_out_where_it_does_not_run() -> None:
     recipe = load_recipe("tiny", [*SETTINGS, "base.name=tiny-t5"])
-    found, left_out = contenders(recipe, Layout(Path("nowhere")))
+    found, left_out = compared_models(Comparison(Run(recipe, Path("nowhere"))))
     assert "X-LoRA" not in {each.label for each in found}
     assert left_out == ["PEFT's X-LoRA does not load adapters of t5 models"]
 
@@ -347,7 +347,7 @@ def test_the_best_static_weights_are_the_best_that_were_tried(
     tried = rows(folder / "static" / "tried.csv")
     assert len(tried) == 25
     best = min(tried, key=lambda row: float(row["loss"]))
-    assert fixed.read_weights(folder / "static") == {
+    assert read_weights(folder / "static") == {
         name: float(best[name]) for name in ("haiku", "title")
     }
     assert len(rows(folder / "lorahub" / "tried.csv")) >= 6
@@ -355,25 +355,21 @@ def test_the_best_static_weights_are_the_best_that_were_tried(
 
 def test_x_loras_classifier_is_kept(recipe: Recipe, root: Path, folder: Path) -> None:
     """PEFT's own saving loses it; here, what is loaded is what was trained."""
-    layout, ids = Layout(root), torch.arange(5, 15)[None]
-    with (
-        routers.xlora(recipe_base(recipe), recipe, layout, folder / "xlora") as one,
-        torch.no_grad(),
-    ):
+    run, ids = Run(recipe, root), torch.arange(5, 15)[None]
+    with xlora.load(run, folder / "xlora", run.load_base()) as one, torch.no_grad():
         trained = one(input_ids=ids).logits
-    with (
-        routers.xlora(recipe_base(recipe), recipe, layout, folder / "xlora") as two,
-        torch.no_grad(),
-    ):
+    with xlora.load(run, folder / "xlora", run.load_base()) as two, torch.no_grad():
         torch.testing.assert_close(two(input_ids=ids).logits, trained)
-    with routers.xlora(recipe_base(recipe), recipe, layout, None) as fresh, torch.no_grad():
+    with torch.no_grad():
+        fresh = xlora.untrained(run, run.load_base())
         assert not torch.allclose(fresh(input_ids=ids).logits, trained)
 
 
 def test_weights_of_one_input_can_be_held_for_another(
     recipe: Recipe, root: Path, folder: Path
 ) -> None:
-    mixture = fixed.run_mixture(recipe_base(recipe), recipe, Layout(root), GateConfig()).eval()
+    run = Run(recipe, root)
+    mixture = untrained_mixture(run, run.load_base(), GateConfig()).eval()
     for gate in mixture.gates.values():
         torch.nn.init.normal_(
             gate.score.weight, std=3.0, generator=torch.Generator().manual_seed(1)
@@ -400,19 +396,41 @@ def test_gates_that_do_not_route_are_called_out() -> None:
 def test_the_verdict_follows_the_scores(recipe: Recipe, scores: Scores) -> None:
     """Where all models have the same scores, nothing is better than anything else."""
     alike = [
-        replace(run, values={key: values * 0 + 0.5 for key, values in run.values.items()})
-        for run in scores.runs
+        replace(part, values={key: values * 0 + 0.5 for key, values in part.values.items()})
+        for part in scores.parts
     ]
     claims = verdict(recipe, Scores(alike, replicates=100))
     assert [claim.holds for claim in claims[:2]] == [True, True]
     assert all(claim.holds is None for claim in claims[2:-1])
-    better = [
-        replace(r, values={k: v + (r.label == "CGM LoRA") for k, v in r.values.items()})
-        for r in alike
-    ]
+    better, worse = (shifted(alike, mixture_row("CGM LoRA"), by) for by in (1, -1))
     assert all(claim.holds for claim in verdict(recipe, Scores(better, replicates=100))[:-1])
-    worse = [
-        replace(r, values={k: v - (r.label == "CGM LoRA") for k, v in r.values.items()})
-        for r in alike
-    ]
     assert not any(claim.holds for claim in verdict(recipe, Scores(worse, replicates=100))[:-1])
+
+
+def shifted(parts: list[ModelScores], row: str, by: float) -> list[ModelScores]:
+    """Return the scores with all values of one model raised."""
+    changed = []
+    for part in parts:
+        gain = by if part.row == row else 0.0
+        values = {measure: values + gain for measure, values in part.values.items()}
+        changed.append(replace(part, values=values))
+    return changed
+
+
+def test_every_model_of_a_recipe_is_known_to_the_comparison() -> None:
+    of_run = {"base", "finetune", "experts", "oracle", "mixtures"}
+    assert of_run | set(BASELINES) == set(get_args(ModelName))
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_baseline_that_fits_says_what_it_leaves(name: str) -> None:
+    baseline, recipe = BASELINES[name], load_recipe("tiny")
+    assert baseline.label
+    assert (baseline.fit is None) == (not baseline.leaves)
+    assert (baseline.fit is None) == (not baseline.settings(recipe))
+
+
+def test_no_mixture_takes_the_name_of_a_baseline() -> None:
+    recipe = load_recipe("tiny", ["comparison.mixtures={TIES: {}}"])
+    with pytest.raises(RecipeError, match="'TIES' is the name of another model"):
+        compared_models(Comparison(Run(recipe, Path("nowhere"))))

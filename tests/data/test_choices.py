@@ -17,9 +17,9 @@ from loramix.data.samples import clean
 from loramix.data.sources import load_rows
 from loramix.data.tasks import Task
 from loramix.errors import DataError
-from loramix.experiment.graph import graph
+from loramix.experiment.graph import run_steps
 from loramix.experiment.reading import load_recipe
-from loramix.experiment.run import Layout
+from loramix.experiment.run import Run
 
 Rows = list[dict[str, object]]
 ASKED = [
@@ -388,7 +388,7 @@ def test_answers_that_repeat_are_no_duplicates(name: str) -> None:
 @pytest.mark.parametrize("column", ["choices_column", "empty_column"])
 def test_other_columns_make_other_data(column: str, tmp_path: Path) -> None:
     def settings(*overrides: str) -> dict[str, object]:
-        return graph(load_recipe("tiny", overrides), Layout(tmp_path), {})[0].settings
+        return run_steps(Run(load_recipe("tiny", overrides), tmp_path), {})[0].settings
 
     assert settings() == settings()
     assert settings(f"tasks.haiku.{column}=keywords") != settings()

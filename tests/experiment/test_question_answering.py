@@ -11,8 +11,10 @@ import pytest
 from pyarrow import parquet
 
 from loramix import MixtureModel
+from loramix.comparison.compare import compare
 from loramix.experiment import runner
-from loramix.experiment.reading import Recipe, load_recipe
+from loramix.experiment.reading import load_recipe
+from loramix.experiment.recipe import Recipe
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
@@ -96,7 +98,7 @@ def test_three_experts_go_through_all_experiments(recipe: Recipe, tmp_path: Path
     mixture = MixtureModel.from_pretrained(root / "cgm" / "models")
     assert mixture.expert_names == list(TASKS)
     assert "Accuracy" in (root / "report.html").read_text()
-    folder = runner.compare(recipe, root)
+    folder = compare(recipe, root)
     results = rows(folder / "results.csv")
     measured = {
         row["measure"] for row in results if (row["task"], row["test_set"]) == ("medqa", "named")

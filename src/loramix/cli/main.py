@@ -89,9 +89,9 @@ def compare(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
     resolved = load_recipe(recipe, overrides)
     silence_libraries()
     from loramix.cli.tables import show_comparison
-    from loramix.experiment import runner
+    from loramix.comparison.compare import compare as compare_models
 
-    folder = runner.compare(resolved, out or Path("results") / resolved.name)
+    folder = compare_models(resolved, out or Path("results") / resolved.name)
     click.echo(folder)
     show_comparison(folder)
     click.echo(f"\nReport:  {folder / 'report.html'}", err=True)

@@ -9,24 +9,18 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from loramix.metrics.measures import SCORE_FILES
 from loramix.mixture.explanation import Explanation
 from loramix.storage.files import read_csv
 
-_TITLES = {
-    "rouge": "ROUGE F1",
-    "bertscore": "BERTScore F1",
-    "accuracy": "Accuracy",
-    "syllables": "Haiku form",
-    "test_loss": "Test loss",
-}
 _BAR = 10  # cells of a whole bar: a layer's full name and two experts fit into 80 columns
 
 
 def show_scores(root: Path) -> None:
     """Print the score tables of the run in folder `root` to standard output, one row per model."""
     console = Console()
-    for name, title in _TITLES.items():
-        file = root / f"{name}.csv"
+    for score_file in SCORE_FILES:
+        title, file = f"{score_file.title} {score_file.unit}".strip(), root / score_file.file
         rows = read_csv(file) if file.is_file() else []
         if not rows:
             continue

@@ -1,33 +1,31 @@
-"""How the gates of the compared mixtures route, and a warning where they do not."""
+"""The routing weights of the compared mixtures, and a warning where their gates do not route."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
 from loramix.comparison.asking import ROUTING
-from loramix.comparison.contenders import Contender, Place
+from loramix.comparison.comparison import ComparedModel, Comparison
 from loramix.report.content import RoutingWeights, WeightRow, mean_weights
 from loramix.storage.files import read_csv
 
-ALONE, EVEN = (
-    0.9,
-    0.02,
-)  # a mean weight from which one expert does all; a distance from which all do the same
+ALONE = 0.9  # a mean weight from which one expert does all
+EVEN = 0.02  # a difference of mean weights below which all tasks get the same
 
 Means = Mapping[str, Mapping[str, float]]  # mean weights by task, then expert
 
 
-def routings(place: Place, models: Sequence[Contender]) -> list[RoutingWeights]:
-    """Return how every gated mixture, of its first seed, routes on every test set."""
-    shown: dict[str, Contender] = {}
+def routing_weights(
+    comparison: Comparison, models: Sequence[ComparedModel]
+) -> list[RoutingWeights]:
+    """Return the weights that the gates of these mixtures give on every test set."""
+    found = []
     for model in models:
-        if model.gated:
-            shown.setdefault(model.label, model)
-    return [
-        _routing(model, test_set, read_csv(place.root / model.key / test_set / ROUTING))
-        for model in shown.values()
-        for test_set in place.recipe.comparison.test_sets
-        if (place.root / model.key / test_set / ROUTING).is_file()
-    ]
+        for test_set in comparison.recipe.comparison.test_sets:
+            file = comparison.folder(model, test_set) / ROUTING
+            if file.is_file():
+                title = f"{model.label}, seed {model.seed}, {test_set}"
+                found.append(_routing_weights(title, read_csv(file)))
+    return found
 
 
 def collapse(means: Means) -> list[str]:
@@ -42,31 +40,25 @@ def collapse(means: Means) -> list[str]:
 
 def _collapsed(means: Means) -> Iterator[str]:
     experts = list(next(iter(means.values())))
-    for expert in experts if len(experts) > 1 else ():
-        if all(of_task[expert] >= ALONE for of_task in means.values()):
+    spreads = []
+    for expert in experts:
+        of_tasks = [of_task[expert] for of_task in means.values()]
+        spreads.append(max(of_tasks) - min(of_tasks))
+        if len(experts) > 1 and min(of_tasks) >= ALONE:
             yield f"collapsed: '{expert}' gets at least {ALONE:.0%} of the weight on every task"
-    spread = max(
-        max(of[expert] for of in means.values()) - min(of[expert] for of in means.values())
-        for expert in experts
-    )
-    if spread < EVEN:
+    if max(spreads) < EVEN:
         yield f"no routing: no expert's mean weight differs by {EVEN} or more between the tasks"
 
 
-def _routing(model: Contender, test_set: str, rows: Sequence[Mapping[str, str]]) -> RoutingWeights:
-    weights = [
-        WeightRow(row["layer"], row["task"], row["expert"], float(row["weight"])) for row in rows
-    ]
+def _routing_weights(title: str, rows: Sequence[Mapping[str, str]]) -> RoutingWeights:
+    weights = []
+    by_task: dict[str, list[Mapping[str, str]]] = {}
+    for row in rows:
+        by_task.setdefault(row["task"], []).append(row)
+        weights.append(WeightRow(row["layer"], row["task"], row["expert"], float(row["weight"])))
     facts = []
-    for task in dict.fromkeys(row["task"] for row in rows):
-        of_task = [row for row in rows if row["task"] == task]
-        entropy, squares = (
-            fmean(float(row[key]) for row in of_task) for key in ("entropy", "concentration")
-        )
+    for task, of_task in by_task.items():
+        entropy = fmean(float(row["entropy"]) for row in of_task)
+        squares = fmean(float(row["concentration"]) for row in of_task)
         facts.append((task, f"mean entropy {entropy:.3f} nats, mean Σw² {squares:.3f}"))
-    return RoutingWeights(
-        f"{model.label}, seed {model.seed}, {test_set}",
-        weights,
-        facts,
-        collapse(mean_weights(weights)),
-    )
+    return RoutingWeights(title, weights, facts, collapse(mean_weights(weights)))

@@ -1,87 +1,121 @@
-"""The steps of a comparison: those of the run that it needs, then fits, questions to every model,
-results, report.
+"""Compare: the steps of a comparison. Those of the run that it needs, then fits, questions to every
+model, results, report.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 from loramix.comparison import asking, report, results, testsets
-from loramix.comparison.contenders import Contender, Place, contenders
+from loramix.comparison.comparison import STAGE, ComparedModel, Comparison, comparison_folder
+from loramix.comparison.models import compared_models
 from loramix.comparison.scores import read_scores
-from loramix.data.samples import read_manifest
-from loramix.experiment.graph import METRIC_KEYS, PROMPT_KEYS, Node, Settings, graph, part
-from loramix.experiment.recipe import Recipe
-from loramix.experiment.run import Layout
+from loramix.comparison.testsets import QUESTIONS
+from loramix.experiment.graph import (
+    METRIC_FIELDS,
+    PROMPT_FIELDS,
+    TEST_SET_FIELDS,
+    Settings,
+    Step,
+    run_steps,
+    task_settings,
+)
+from loramix.experiment.recipe import Recipe, TestSet
+from loramix.experiment.run import Run
+from loramix.experiment.runner import RECIPE, begin, do_steps, pin
 
-QUESTIONS = "questions.csv"
+_OF_RUN = ("prepare", "finetune", "lora")  # stages that leave what is compared
 
 
-def comparison_graph(recipe: Recipe, layout: Layout, sources: Mapping[str, str]) -> list[Node]:
-    """Return the comparison's nodes, each after those it needs."""
-    place, (models, left_out) = Place(recipe, layout), contenders(recipe, layout)
-    shared = [
-        node
-        for node in graph(recipe, layout, sources)
-        if node.stage in ("prepare", "finetune", "lora")
+def compare(recipe: Recipe, root: Path) -> Path:
+    """Run the recipe's comparison in the run folder `root`, which may hold its experts; return the
+    comparison's folder.
+
+    Several recipes may be compared in one run folder: what they share is done once.
+    """
+    folder = comparison_folder(recipe, root)
+    began = folder / RECIPE if (folder / RECIPE).is_file() else root / RECIPE
+    comparison = Comparison(Run(pin(recipe, began), root))
+    steps = comparison_steps(comparison, begin(comparison.recipe, folder))
+    do_steps(steps, [steps[-1].key], root)
+    return folder
+
+
+def comparison_steps(comparison: Comparison, sources: Mapping[str, str]) -> list[Step]:
+    """Return the steps of a comparison, each after those it needs."""
+    models, left_out = compared_models(comparison)
+    shared = [step for step in run_steps(comparison.run, sources) if step.stage in _OF_RUN]
+    fits: list[Step] = []
+    asked: list[Step] = []
+    for model in models:
+        fits += model.fits
+        for test_set in model.asked(comparison.recipe.comparison.test_sets):
+            asked.append(_ask(comparison, model, test_set))
+    return [
+        *shared,
+        *fits,
+        _questions(comparison),
+        *asked,
+        _results(comparison, models, [step.key for step in asked]),
+        _report(comparison, models, left_out),
     ]
-    fits = [node for model in models for node in model.fits]
-    sets = recipe.comparison.test_sets
-    asked = [_ask(place, model, test_set) for model in models for test_set in model.asked(sets)]
-    last = [_results(place, models, [node.key for node in asked]), _report(place, models, left_out)]
-    return [*shared, *fits, _questions(place), *asked, *last]
 
 
-def _questions(place: Place) -> Node:
-    recipe = place.recipe
-    keys = {"test_sets", "test_samples", "side_samples"}
+def _questions(comparison: Comparison) -> Step:
+    recipe, file = comparison.recipe, comparison.root / QUESTIONS
+    fields = {"test_sets", "test_samples", "side_samples"}
     settings: Settings = {
-        "test sets": recipe.comparison.model_dump(mode="json", include=keys),
-        "prompts": part(recipe.tasks, {*PROMPT_KEYS, "paraphrases", "inverse", "metrics"}),
+        "test sets": recipe.comparison.model_dump(mode="json", include=fields),
+        "prompts": task_settings(recipe.tasks, PROMPT_FIELDS | METRIC_FIELDS | TEST_SET_FIELDS),
     }
 
     def work() -> None:
-        samples = read_manifest(place.layout.manifest)
-        testsets.write_questions(place.root / QUESTIONS, testsets.questions(recipe, samples))
+        testsets.write_questions(file, testsets.questions(comparison.run))
 
-    outputs = (place.root / QUESTIONS,)
-    return Node(place.step("questions"), "compare", settings, ("prepare",), outputs, work)
+    return Step(comparison.step_key("questions"), STAGE, settings, ("prepare",), (file,), work)
 
 
-def _ask(place: Place, model: Contender, test_set: str) -> Node:
-    recipe, folder = place.recipe, place.root / model.key / test_set
+def _ask(comparison: Comparison, model: ComparedModel, test_set: TestSet) -> Step:
+    recipe, folder = comparison.recipe, comparison.folder(model, test_set)
+    limits = {} if model.cached else {"uncached samples": recipe.comparison.uncached_samples}
     settings: Settings = {
         **recipe.model_dump(mode="json", include={"generation", "evaluation"}),
         "base": recipe.base.model_dump(mode="json"),
-        "metrics": part(recipe.tasks, METRIC_KEYS),
-        "limits": {} if model.cached else {"uncached samples": recipe.comparison.uncached_samples},
+        "metrics": task_settings(recipe.tasks, METRIC_FIELDS),
+        "limits": limits,
     }
     files = (asking.ANSWERS, asking.SCORES, *([asking.ROUTING] if model.gated else []))
-    work = partial(
-        asking.ask, recipe, place.layout, model, place.root / QUESTIONS, test_set, folder
+    return Step(
+        comparison.step_key(f"{model.key}-{test_set}"),
+        STAGE,
+        settings,
+        (*model.needs, comparison.step_key("questions")),
+        tuple(folder / file for file in files),
+        partial(asking.ask, comparison, model, test_set),
     )
-    needs = (*model.needs, place.step("questions"))
-    key = place.step(f"{model.key}-{test_set}")
-    return Node(key, "compare", settings, needs, tuple(folder / file for file in files), work)
 
 
-def _results(place: Place, models: list[Contender], needs: list[str]) -> Node:
-    recipe = place.recipe
+def _results(comparison: Comparison, models: Sequence[ComparedModel], needs: Sequence[str]) -> Step:
+    fields = {"replicates", "models", "mixtures"}
     settings: Settings = {
-        "comparison": recipe.comparison.model_dump(
-            mode="json", include={"replicates", "models", "mixtures"}
-        ),
+        "comparison": comparison.recipe.comparison.model_dump(mode="json", include=fields),
     }
 
     def work() -> None:
-        results.write_results(recipe, models, read_scores(recipe, models, place.root), place.root)
+        results.write_results(comparison, models, read_scores(comparison, models))
 
-    files = ("results.csv", "differences.csv", "routing.csv", "results.json")
-    outputs = tuple(place.root / file for file in files)
-    return Node(place.step("results"), "compare", settings, tuple(needs), outputs, work)
+    outputs = tuple(comparison.root / file for file in results.FILES)
+    return Step(comparison.step_key("results"), STAGE, settings, tuple(needs), outputs, work)
 
 
-def _report(place: Place, models: list[Contender], left_out: list[str]) -> Node:
-    work = partial(report.run, place, models, left_out)
-    outputs = (place.root / "report.html",)
-    settings: Settings = {"name": {"name": place.recipe.name}}
-    return Node(place.step("report"), "compare", settings, (place.step("results"),), outputs, work)
+def _report(
+    comparison: Comparison, models: Sequence[ComparedModel], left_out: Sequence[str]
+) -> Step:
+    return Step(
+        comparison.step_key("report"),
+        STAGE,
+        {"name": {"name": comparison.recipe.name}},
+        (comparison.step_key("results"),),
+        (comparison.root / "report.html",),
+        partial(report.run, comparison, models, left_out),
+    )

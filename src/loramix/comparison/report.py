@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from loramix.comparison.collapse import routings
-from loramix.comparison.contenders import Contender, Place
-from loramix.comparison.scores import ORACLE, Run, Scores, read_scores
+from loramix.comparison.collapse import routing_weights
+from loramix.comparison.comparison import ComparedModel, Comparison
+from loramix.comparison.scores import ModelScores, Scores, read_scores
 from loramix.comparison.verdict import verdict
-from loramix.experiment.run import ROUTING_STEPS, read_losses
-from loramix.metrics.measures import MEASURES
+from loramix.experiment.labels import BASE, ORACLE, expert_key
+from loramix.experiment.run import LOSSES, ROUTING_STEPS, read_losses
+from loramix.metrics.measures import MEASURES, Group
 from loramix.report.comparison import comparison_page
 from loramix.report.content import (
     ComparisonReport,
@@ -30,112 +31,120 @@ _TEST_SETS = {
     "mixed": "one task about another's inputs",
     "unknown": "a task that no expert knows",
 }
-_OF_REFERENCE = ("rouge1", "rouge2", "rougeL", "bertscore", "perplexity", "exact_match", "bleu")
-_OF_FORM = ("poem_575", "lines_right", "three_lines", "keyword_use")
-_OF_TEXT = ("words", "repetition", "empty", "cut", "malformed")
+_SIGNS = {"higher": 1, "lower": -1, "neither": 0}
+_IN_WORDS = {"higher": ", higher is better", "lower": ", lower is better", "neither": ""}
 
 
-def run(place: Place, models: Sequence[Contender], left_out: Sequence[str]) -> None:
+def run(comparison: Comparison, models: Sequence[ComparedModel], left_out: Sequence[str]) -> None:
     """Write report.html."""
-    scores = read_scores(place.recipe, models, place.root)
+    recipe, scores = comparison.recipe, read_scores(comparison, models)
+    gated = _first_seeds(models)
     report = ComparisonReport(
-        title=f"loramix: {place.recipe.name}",
-        claims=verdict(place.recipe, scores),
-        facts=_facts(place, models, scores, left_out),
+        title=f"loramix: {recipe.name}",
+        claims=verdict(recipe, scores),
+        facts=_facts(comparison, models, scores, left_out),
         tables=[*_tables(scores)],
         forests=[*_forests(scores)],
-        matrix=_matrix(place, scores),
-        routing_weights=routings(place, models),
-        weight_steps=dict(_steps(models)),
-        losses=dict(_losses(place, models)),
+        matrix=_matrix(comparison, scores),
+        routing_weights=routing_weights(comparison, gated),
+        weight_steps=dict(_weight_steps(gated)),
+        losses=dict(_losses(comparison, models)),
         samples=[*_samples(scores)],
-        recipe=place.recipe.to_yaml(),
+        recipe=recipe.to_yaml(),
     )
-    write_text(place.root / "report.html", comparison_page(report))
+    write_text(comparison.root / "report.html", comparison_page(report))
 
 
 def _facts(
-    place: Place, models: Sequence[Contender], scores: Scores, left_out: Sequence[str]
+    comparison: Comparison,
+    models: Sequence[ComparedModel],
+    scores: Scores,
+    left_out: Sequence[str],
 ) -> list[tuple[str, str]]:
-    recipe = place.recipe
+    recipe, spec = comparison.recipe, comparison.recipe.comparison
     most: dict[tuple[str, str], int] = {}
-    for run in scores.runs:
-        asked = run.test_set, run.task
-        most[asked] = max(most.get(asked, 0), len(run.ids))
-    sizes = [f"{test_set} {task}: {most[test_set, task]}" for test_set, task in scores.places]
+    for part in scores.parts:
+        asked = part.test_set, part.task
+        most[asked] = max(most.get(asked, 0), len(part.ids))
+    sizes = [f"{test_set} {task}: {most[test_set, task]}" for test_set, task in scores.asked]
     facts = [
         ("Base model", f"{recipe.base.name}, {recipe.base.dtype}"),
         ("Test samples", ", ".join(sizes)),
+        ("Seeds of the gates", ", ".join(map(str, spec.seeds))),
     ]
-    facts.append(("Seeds of the gates", ", ".join(map(str, recipe.comparison.seeds))))
-    slow, first = (
-        [model.label for model in models if not model.cached],
-        recipe.comparison.uncached_samples,
-    )
-    if slow and first is not None:
-        reason = "which generates without a cache, answered the first"
-        facts.append(
-            (
-                "Fewer samples",
-                f"{', '.join(slow)}, {reason} {first} of the first set; differences are paired on "
-                "those",
-            )
+    slow = ", ".join(model.label for model in models if not model.cached)
+    if slow and spec.uncached_samples is not None:
+        fact = (
+            f"{slow}, which generates without a cache, answered the first {spec.uncached_samples} "
+            "of the first set; differences are paired on those"
         )
+        facts.append(("Fewer samples", fact))
     return [*facts, *(("Left out", reason) for reason in left_out)]
 
 
 def _tables(scores: Scores) -> Iterator[ScoreTable]:
+    of_reference = [*_names("reference"), "perplexity"]
+    of_form, of_style = _names("form"), _names("style")
     yield _headline(scores)
-    for test_set, what in _TEST_SETS.items():
-        yield from _table(
-            scores, f"{what.capitalize()}: scores", test_set, (*_OF_REFERENCE, *_OF_FORM)
-        )
-    yield from _table(scores, "What the answers are like, prompts as trained", "named", _OF_TEXT)
+    for test_set, words in _TEST_SETS.items():
+        title = f"{words.capitalize()}: scores"
+        yield from _table(scores, title, test_set, [*of_reference, *of_form])
+    title = "Length and defects of the answers, prompts as trained"
+    yield from _table(scores, title, "named", of_style)
+
+
+def _names(group: Group) -> list[str]:
+    return [measure.name for measure in MEASURES.values() if measure.group == group]
 
 
 def _headline(scores: Scores) -> ScoreTable:
-    columns: list[tuple[str, list[str]]] = []
+    """Return the combined score of every model, by test set and task and over all tasks."""
+    headings, columns = [], []
     for test_set in ("named", "bare"):
         tasks = scores.tasks(test_set)
-        columns += [(test_set, [task]) for task in tasks] + (
-            [(test_set, tasks)] if len(tasks) > 1 else []
-        )
-    cells = [_column(scores, test_set, part, "combined") for test_set, part in columns]
-    return ScoreTable(
-        "Combined score",
-        "The mean of the scores against the reference that a task has (ROUGE-L, BERTScore, exact "
-        "match, BLEU) and of "
-        "the probability of the reference's tokens; higher is better. named: prompts as trained; "
-        "bare: inputs alone.",
-        [f"{test_set} {part[0] if len(part) == 1 else 'all tasks'}" for test_set, part in columns],
-        [(label, [column[row] for column in cells]) for row, label in enumerate(scores.labels)],
+        for task in tasks:
+            headings.append(f"{test_set} {task}")
+            columns.append(_column(scores, test_set, [task], "combined"))
+        if len(tasks) > 1:
+            headings.append(f"{test_set} all tasks")
+            columns.append(_column(scores, test_set, tasks, "combined"))
+    note = (
+        f"The {MEASURES['combined'].label}; higher is better. named: prompts as trained; bare: "
+        "inputs alone."
     )
+    return ScoreTable("Combined score", note, headings, _by_model(scores, columns))
 
 
 def _table(
     scores: Scores, title: str, test_set: str, measures: Sequence[str]
 ) -> Iterator[ScoreTable]:
-    columns = [(task, measure) for task in scores.tasks(test_set) for measure in measures]
-    filled = {
-        column: cells
-        for column in columns
-        if any(cells := _column(scores, test_set, [column[0]], column[1]))
-    }
-    if filled:
-        shown = [
-            MEASURES[measure] for measure in measures if any(measure == each for _, each in filled)
-        ]
-        ways = {"higher": ", higher is better", "lower": ", lower is better", "neither": ""}
-        rows = [
-            (label, [cells[row] for cells in filled.values()])
-            for row, label in enumerate(scores.labels)
-        ]
-        yield ScoreTable(
-            title,
-            "; ".join(f"{each.name}: {each.label}{ways[each.better]}" for each in shown),
-            [f"{task} {measure}" for task, measure in filled],
-            [row for row in rows if any(row[1])],
-        )
+    """Yield the table of these measures on a test set, without columns and rows that are empty;
+    nothing if all are.
+    """
+    headings, columns = [], []
+    shown: dict[str, None] = {}
+    for task in scores.tasks(test_set):
+        for measure in measures:
+            column = _column(scores, test_set, [task], measure)
+            if any(column):
+                headings.append(f"{task} {measure}")
+                columns.append(column)
+                shown[measure] = None
+    if columns:
+        explained = [MEASURES[measure] for measure in measures if measure in shown]
+        notes = [f"{each.name}: {each.label}{_IN_WORDS[each.better]}" for each in explained]
+        rows = [row for row in _by_model(scores, columns) if any(row[1])]
+        yield ScoreTable(title, "; ".join(notes), headings, rows)
+
+
+def _by_model(
+    scores: Scores, columns: Sequence[Sequence[MeanScore | None]]
+) -> list[tuple[str, list[MeanScore | None]]]:
+    """Return the rows of a table from its columns."""
+    rows = []
+    for index, label in enumerate(scores.labels.values()):
+        rows.append((label, [column[index] for column in columns]))
+    return rows
 
 
 def _column(
@@ -147,28 +156,29 @@ def _column(
     A model that was measured on fewer samples than others is never the best: its mean is one of
     other samples.
     """
-    found = {label: scores.over(label, test_set, tasks, measure) for label in scores.labels}
-    sign = {"higher": 1, "lower": -1, "neither": 0}[MEASURES[measure].better]
-    counts = {
-        label: sum(len(scores.measured(scores.of(label, test_set, t), measure)) for t in tasks)
-        for label in found
-    }
+    sign = _SIGNS[MEASURES[measure].better]
+    found = {row: scores.over(row, test_set, tasks, measure) for row in scores.rows}
+    counts = {row: scores.count(row, test_set, tasks, measure) for row in scores.rows}
     ranked = {
-        label: sign * estimate.value
-        for label, estimate in found.items()
-        if estimate is not None and counts[label] == max(counts.values())
+        row: sign * estimate.value
+        for row, estimate in found.items()
+        if estimate is not None and counts[row] == max(counts.values())
     }
-    best = max(ranked, key=lambda label: ranked[label]) if len(set(ranked.values())) > 1 else None
+    alike = len(set(ranked.values())) <= 1  # then none is the best
+    best = None if alike else max(ranked, key=lambda row: ranked[row])
 
-    def mark(label: str) -> Literal["best", "tied", ""]:
-        if best is None or ranked.get(label) == ranked[best]:
-            return "best" if best is not None else ""
-        gap = scores.difference(best, label, test_set, tasks, measure)
-        return "tied" if gap is not None and (gap.low <= 0 if sign > 0 else gap.high >= 0) else ""
+    def mark(row: str) -> Literal["best", "tied", ""]:
+        if best is None:
+            return ""
+        if ranked.get(row) == ranked[best]:
+            return "best"
+        gap = scores.difference(best, row, test_set, tasks, measure)
+        not_worse = gap is not None and (gap.low <= 0 if sign > 0 else gap.high >= 0)
+        return "tied" if not_worse else ""
 
     return [
-        None if each is None else MeanScore(each.value, each.low, each.high, mark(label))
-        for label, each in found.items()
+        None if each is None else MeanScore(each.value, each.low, each.high, mark(row))
+        for row, each in found.items()
     ]
 
 
@@ -176,71 +186,77 @@ def _forests(scores: Scores) -> Iterator[Forest]:
     for test_set in ("named", "bare", "paraphrased"):
         for task in scores.tasks(test_set):
             cells = _column(scores, test_set, [task], "combined")
-            rows = [
-                (label, cell)
-                for label, cell in zip(scores.labels, cells, strict=True)
-                if cell is not None
-            ]
+            labelled = zip(scores.labels.values(), cells, strict=True)
+            rows = [(label, cell) for label, cell in labelled if cell is not None]
             rows.sort(key=lambda row: -row[1].value)
             yield Forest(f"{task}, {_TEST_SETS[test_set]}", "combined score", "higher", rows)
 
 
-def _matrix(place: Place, scores: Scores) -> Matrix | None:
-    tasks = [task.name for task in place.recipe.tasks]
-    rows = [
-        label for label in ("base", *(f"LoRA {task}" for task in tasks)) if label in scores.labels
-    ]
-    estimates = [
-        [scores.estimate(scores.of(label, "named", task), "combined") for task in tasks]
-        for label in rows
-    ]
-    if not any(map(any, estimates)):
+def _matrix(comparison: Comparison, scores: Scores) -> Matrix | None:
+    """Return the scores of the base and of every expert on all tasks; None without any."""
+    tasks = [task.name for task in comparison.recipe.tasks]
+    rows = [row for row in (BASE, *map(expert_key, tasks)) if row in scores.rows]
+    cells: list[list[float | None]] = []
+    for row in rows:
+        means = [scores.estimate(scores.of(row, "named", task), "combined") for task in tasks]
+        cells.append([None if mean is None else mean.value for mean in means])
+    if all(cell is None for row_cells in cells for cell in row_cells):
         return None
-    cells = [[None if each is None else each.value for each in row] for row in estimates]
     note = "Combined score of every expert on its own task and on the others, prompts as trained."
-    return Matrix("Experts on all tasks", note, rows, tasks, cells)
+    labels = [scores.labels[row] for row in rows]
+    return Matrix("Experts on all tasks", note, labels, tasks, cells)
 
 
-def _first_seed(models: Sequence[Contender]) -> list[Contender]:
-    first = {model.label: model for model in reversed(models) if model.gated}
-    return list(reversed(first.values()))
+def _first_seeds(models: Sequence[ComparedModel]) -> list[ComparedModel]:
+    """Return every gated mixture of its first seed."""
+    first: dict[str, ComparedModel] = {}
+    for model in models:
+        if model.gated:
+            first.setdefault(model.row, model)
+    return list(first.values())
 
 
-def _steps(models: Sequence[Contender]) -> Iterator[tuple[str, list[WeightStep]]]:
-    for model in _first_seed(models):
+def _weight_steps(
+    models: Sequence[ComparedModel],
+) -> Iterator[tuple[str, list[WeightStep]]]:
+    """Yield the mean weights in the course of every mixture's training, by title."""
+    for model in models:
         if model.folder is not None:
-            rows = read_csv(model.folder / ROUTING_STEPS)
-            steps = [
-                WeightStep(int(r["step"]), r["task"], r["expert"], float(r["weight"])) for r in rows
-            ]
+            steps = []
+            for row in read_csv(model.folder / ROUTING_STEPS):
+                weight = float(row["weight"])
+                steps.append(WeightStep(int(row["step"]), row["task"], row["expert"], weight))
             yield f"{model.label}, seed {model.seed}", steps
 
 
-def _losses(place: Place, models: Sequence[Contender]) -> Iterator[tuple[str, list[LossRow]]]:
-    for label, file in place.layout.losses(place.recipe).items():
+def _losses(
+    comparison: Comparison, models: Sequence[ComparedModel]
+) -> Iterator[tuple[str, list[LossRow]]]:
+    """Yield the losses of every training, by title; of mixtures, those of the first seed."""
+    for title, file in comparison.run.loss_files().items():
         if file.is_file():
-            yield label, read_losses(file)
-    for model in [*(each for each in models if not each.gated), *_first_seed(models)]:
-        if model.folder is not None and (model.folder / "losses.csv").is_file():
-            yield f"{model.label}, seed {model.seed}", read_losses(model.folder / "losses.csv")
+            yield title, read_losses(file)
+    for model in [*(each for each in models if not each.gated), *_first_seeds(models)]:
+        if model.folder is not None and (model.folder / LOSSES).is_file():
+            yield f"{model.label}, seed {model.seed}", read_losses(model.folder / LOSSES)
 
 
 def _samples(scores: Scores) -> Iterator[ComparisonSample]:
-    for test_set, task in scores.places:
-        runs = [
-            scores.of(label, test_set, task)[0]
-            for label in scores.labels
-            if scores.of(label, test_set, task)
-        ]
-        answers = {run.label: _answers(run) for run in runs if run.label != ORACLE}
-        for row in list(next(iter(answers.values())).values())[:_SHOWN]:
+    """Yield the first samples of every test set and task with the answers of every model."""
+    for test_set, task in scores.asked:
+        answers: dict[str, dict[str, dict[str, str]]] = {}  # by label, then sample id
+        for row, label in scores.labels.items():
+            parts = scores.of(row, test_set, task)
+            if parts and row != ORACLE:
+                answers[label] = _answers(parts[0])
+        for asked in list(next(iter(answers.values())).values())[:_SHOWN]:
             outputs = {
-                label: of[row["id"]]["generated"]
-                for label, of in answers.items()
-                if row["id"] in of
+                label: rows[asked["id"]]["generated"]
+                for label, rows in answers.items()
+                if asked["id"] in rows
             }
-            yield ComparisonSample(test_set, task, row["input"], row["reference"], outputs)
+            yield ComparisonSample(test_set, task, asked["input"], asked["reference"], outputs)
 
 
-def _answers(run: Run) -> dict[str, dict[str, str]]:
-    return {row["id"]: row for row in read_csv(run.answers) if row["task"] == run.task}
+def _answers(part: ModelScores) -> dict[str, dict[str, str]]:
+    return {row["id"]: row for row in read_csv(part.answers) if row["task"] == part.task}

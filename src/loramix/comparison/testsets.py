@@ -4,10 +4,9 @@ named        each task's samples in the task's own prompt, as all models were tr
 bare         the same samples without any prompt: the input alone, so that no task is named
 paraphrased  the same samples in other wordings of the prompt, one of the task's for each sample
 mixed        one task's prompt about the inputs of another (a haiku about an abstract), which has no
-reference; of
-             tasks whose answers have a form that can be checked without one
+             reference; of tasks whose answers have a form that can be checked without one
 unknown      a task that no expert knows: the first task's `inverse`, which asks for the input given
-    the target
+             the target
 """
 
 import csv
@@ -19,15 +18,18 @@ from loramix.config import PLACEHOLDER
 from loramix.data.samples import Sample, hash_fraction
 from loramix.data.tasks import Task
 from loramix.experiment.recipe import Recipe, TestSet
+from loramix.experiment.run import Run
 from loramix.storage.files import read_csv, write_csv
 
+QUESTIONS = "questions.csv"
 UNKNOWN = "-inverse"  # ends the name of a task that asks for another's inputs
 
 
 @dataclass(frozen=True)
 class Question:
-    """A withheld sample as it is asked; `reference` is empty where there is none. `id` is the
-    sample's.
+    """A withheld sample as it is asked.
+
+    id: the sample's. reference: empty where there is none.
     """
 
     test_set: str
@@ -38,18 +40,13 @@ class Question:
     reference: str
 
 
-def questions(recipe: Recipe, samples: Sequence[Sample]) -> list[Question]:
+def questions(run: Run) -> list[Question]:
     """Return the questions of the recipe's test sets; the same ones for the same data and seed."""
-    spec = recipe.comparison
+    recipe, spec = run.recipe, run.recipe.comparison
     found = []
     for name in spec.test_sets:
         limit = spec.test_samples if name in ("named", "bare") else spec.side_samples
-        withheld = {
-            task.name: [
-                each for each in samples if each.task == task.name and each.split == "test"
-            ][:limit]
-            for task in recipe.tasks
-        }
+        withheld = {task.name: run.manifest.of(task, "test")[:limit] for task in recipe.tasks}
         found += [Question(name, *rest) for rest in _ASKED[name](recipe, withheld)]
     return found
 
@@ -57,6 +54,7 @@ def questions(recipe: Recipe, samples: Sequence[Sample]) -> list[Question]:
 def asked_task(recipe: Recipe, question: Question) -> Task:
     """Return the task of a question, with the question's own prompt in the place of the task's."""
     known = {task.name: task for task in recipe.tasks}
+    # other wordings and foreign inputs may be longer than the task's own prompts
     longest = max(task.max_input_tokens for task in recipe.tasks)
     if question.task in known:
         task = known[question.task]
@@ -78,28 +76,28 @@ def read_questions(path: Path) -> list[Question]:
     return [Question(**row) for row in read_csv(path)]
 
 
-Withheld = Mapping[str, Sequence[Sample]]
+Withheld = Mapping[str, Sequence[Sample]]  # by task
 Asked = Iterator[tuple[str, str, str, str, str]]  # task, id, prompt, input, reference
 
 
-def _in(prompt_of: Callable[[Task, Sample], str | None]) -> Callable[[Recipe, Withheld], Asked]:
-    """Return what asks every sample of every task in the prompt that is chosen for it, if there is
-    one.
-    """
-
-    def ask(recipe: Recipe, withheld: Withheld) -> Asked:
-        for task in recipe.tasks:
-            for sample in withheld[task.name]:
-                prompt = prompt_of(task, sample)
-                if prompt is not None:
-                    yield task.name, sample.id, prompt, sample.input, sample.target
-
-    return ask
+def _named(recipe: Recipe, withheld: Withheld) -> Asked:
+    for task in recipe.tasks:
+        for sample in withheld[task.name]:
+            yield task.name, sample.id, task.prompt, sample.input, sample.target
 
 
-def _paraphrase(task: Task, sample: Sample) -> str | None:
-    choices = task.paraphrases
-    return choices[int(hash_fraction(sample, "paraphrase") * len(choices))] if choices else None
+def _bare(recipe: Recipe, withheld: Withheld) -> Asked:
+    for task in recipe.tasks:
+        for sample in withheld[task.name]:
+            yield task.name, sample.id, PLACEHOLDER, sample.input, sample.target
+
+
+def _paraphrased(recipe: Recipe, withheld: Withheld) -> Asked:
+    for task in recipe.tasks:
+        choices = task.paraphrases
+        for sample in withheld[task.name] if choices else ():
+            prompt = choices[int(hash_fraction(sample, "paraphrase") * len(choices))]
+            yield task.name, sample.id, prompt, sample.input, sample.target
 
 
 def _mixed(recipe: Recipe, withheld: Withheld) -> Asked:
@@ -118,9 +116,9 @@ def _unknown(recipe: Recipe, withheld: Withheld) -> Asked:
 
 
 _ASKED: dict[TestSet, Callable[[Recipe, Withheld], Asked]] = {
-    "named": _in(lambda task, sample: task.prompt),
-    "bare": _in(lambda task, sample: PLACEHOLDER),
-    "paraphrased": _in(_paraphrase),
+    "named": _named,
+    "bare": _bare,
+    "paraphrased": _paraphrased,
     "mixed": _mixed,
     "unknown": _unknown,
 }

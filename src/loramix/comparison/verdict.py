@@ -7,8 +7,10 @@ other single model of the same experts, and to need no task name in the prompt. 
 
 from collections.abc import Sequence
 
-from loramix.comparison.scores import ORACLE, Scores
+from loramix.comparison.models import mixture_row
+from loramix.comparison.scores import Scores
 from loramix.comparison.statistics import Estimate, share_of_gain
+from loramix.experiment.labels import BASE, ORACLE, expert_key
 from loramix.experiment.recipe import Recipe
 from loramix.report.content import Claim
 
@@ -20,59 +22,59 @@ def verdict(recipe: Recipe, scores: Scores) -> list[Claim]:
     """Return the claims of the first mixture that can be checked with the models and test sets of
     this recipe.
     """
-    label = next(iter(recipe.mixtures()))
-    tasks = [task.name for task in recipe.tasks]
-    if label not in scores.labels:
+    mixture = mixture_row(next(iter(recipe.mixtures())))
+    if mixture not in scores.rows:
         return []
-    experts = {ORACLE, *(f"LoRA {task}" for task in tasks)}
-    claims = [_as_good(scores, label, task) for task in tasks]
-    claims += [
-        _better(scores, label, other, tasks)
-        for other in scores.labels
-        if other not in {label, *experts}
-    ]
-    claims.append(_keeps(scores, label, tasks))
+    tasks = [task.name for task in recipe.tasks]
+    told = {ORACLE, *(expert_key(task) for task in tasks)}  # they know the task, or one alone
+    claims = [_as_good(scores, mixture, task) for task in tasks]
+    for other in scores.rows:
+        if other != mixture and other not in told:
+            claims.append(_better(scores, mixture, other, tasks))
+    claims.append(_keeps(scores, mixture, tasks))
     return [claim for claim in claims if claim is not None]
 
 
-def _as_good(scores: Scores, label: str, task: str) -> Claim | None:
-    found = scores.difference(label, ORACLE, "named", [task], _MEASURE)
+def _as_good(scores: Scores, mixture: str, task: str) -> Claim | None:
+    found = scores.difference(mixture, ORACLE, "named", [task], _MEASURE)
     if found is None:
         return None
-    return Claim(
-        f"{label} is not worse than the right expert on {task}", found.high >= 0, _in_words(found)
-    )
+    text = f"{scores.labels[mixture]} is not worse than the right expert on {task}"
+    return Claim(text, found.high >= 0, _in_words(found))
 
 
-def _better(scores: Scores, label: str, other: str, tasks: Sequence[str]) -> Claim | None:
-    found = scores.difference(label, other, "named", tasks, _MEASURE)
+def _better(scores: Scores, mixture: str, other: str, tasks: Sequence[str]) -> Claim | None:
+    found = scores.difference(mixture, other, "named", tasks, _MEASURE)
     if found is None:
         return None
-    holds = True if found.low > 0 else False if found.high < 0 else None
-    return Claim(f"{label} is better than {other} on all tasks together", holds, _in_words(found))
+    labels = scores.labels
+    text = f"{labels[mixture]} is better than {labels[other]} on all tasks together"
+    return Claim(text, _beyond(found, 0.0), _in_words(found))
 
 
-def _keeps(scores: Scores, label: str, tasks: Sequence[str]) -> Claim | None:
-    means = [scores.over(model, "bare", tasks, _MEASURE) for model in (label, ORACLE, "base")]
-    known = [each for each in means if each is not None]
+def _keeps(scores: Scores, mixture: str, tasks: Sequence[str]) -> Claim | None:
+    means = [scores.over(row, "bare", tasks, _MEASURE) for row in (mixture, ORACLE, BASE)]
+    known = [mean for mean in means if mean is not None]
     if len(known) < len(means):
         return None
     text = (
-        f"without any task name in the prompt, {label} keeps {KEPT_GAIN:.0%} of what the right "
-        "expert gains over base"
+        f"without any task name in the prompt, {scores.labels[mixture]} keeps {KEPT_GAIN:.0%} of "
+        "what the right expert gains over base"
     )
-    _, oracle, base = known
-    if (oracle - base).low <= 0:
-        return Claim(
-            text, None, f"the right expert gains nothing certain there: {_in_words(oracle - base)}"
-        )
-    share = share_of_gain(*known)
-    holds = True if share.low >= KEPT_GAIN else False if share.high < KEPT_GAIN else None
-    return Claim(
-        text,
-        holds,
-        f"it keeps {share.value:.1%} (95 % interval {share.low:.1%} to {share.high:.1%})",
-    )
+    own, oracle, base = known
+    gain = oracle - base
+    if gain.low <= 0:
+        return Claim(text, None, f"the right expert gains nothing certain there: {_in_words(gain)}")
+    share = share_of_gain(own, oracle, base)
+    evidence = f"it keeps {share.value:.1%} (95 % interval {share.low:.1%} to {share.high:.1%})"
+    return Claim(text, _beyond(share, KEPT_GAIN, or_equal=True), evidence)
+
+
+def _beyond(found: Estimate, bound: float, *, or_equal: bool = False) -> bool | None:
+    """Return whether the whole interval lies above a bound, below it, or (None) on both sides."""
+    if found.low > bound or (or_equal and found.low == bound):
+        return True
+    return False if found.high < bound else None
 
 
 def _in_words(found: Estimate) -> str:

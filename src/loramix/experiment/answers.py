@@ -1,4 +1,4 @@
-"""What a model makes of samples: its answers, and its losses on the references."""
+"""Answers and losses: a model generates from prompts, and reads the references."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loramix.data.batches import IGNORED, Collator, Encoded, encode, generation_batch, length_order
-from loramix.data.samples import Sample, read_manifest
 from loramix.data.tasks import Task
 from loramix.experiment.progress import track
 from loramix.experiment.recipe import Recipe
-from loramix.experiment.run import ANSWER_COLUMNS, TEST_LOSS, TEST_LOSS_COLUMNS, Layout
+from loramix.experiment.run import ANSWER_COLUMNS, TEST_LOSS, TEST_LOSS_COLUMNS, Run
 from loramix.mixture.model import MixtureModel
 from loramix.storage.files import write_csv
 
@@ -46,19 +45,10 @@ class Loss:
     tokens: int
 
 
-def test_samples(recipe: Recipe, layout: Layout, task: Task) -> list[Sample]:
-    """Return the withheld samples of a task: the same ones for every model."""
-    samples = [
-        s for s in read_manifest(layout.manifest) if s.task == task.name and s.split == "test"
-    ]
-    return samples[: recipe.generation.test_samples]
-
-
 def write_answers(
+    run: Run,
     model: Model,
     tokenizer: PreTrainedTokenizerBase,
-    recipe: Recipe,
-    layout: Layout,
     *,
     folder: Path,
     tasks: Sequence[Task],
@@ -68,13 +58,12 @@ def write_answers(
     test_loss.csv.
     """
     model.eval()
-    means = []
+    recipe, means = run.recipe, []
     for task in tasks:
-        samples = test_samples(recipe, layout, task)
-        encoded = encode_all(
-            model, tokenizer, recipe, [(task, sample.input, sample.target) for sample in samples]
-        )
-        answers = answer(
+        samples = run.test_samples(task)
+        asked = [(task, sample.input, sample.target) for sample in samples]
+        encoded = encode_all(model, tokenizer, recipe, asked)
+        answers = generate_answers(
             model,
             tokenizer,
             recipe,
@@ -82,10 +71,8 @@ def write_answers(
             task.max_new_tokens,
             label=f"{label} answers {task.name}",
         )
-        rows = [
-            (sample.input, each.text, sample.target)
-            for sample, each in zip(samples, answers, strict=True)
-        ]
+        pairs = zip(samples, answers, strict=True)
+        rows = [(sample.input, answer.text, sample.target) for sample, answer in pairs]
         write_csv(folder / f"{task.name}.csv", ANSWER_COLUMNS, rows)
         losses = target_losses(
             model, tokenizer, recipe, encoded, label=f"{label} reads {task.name}"
@@ -109,7 +96,7 @@ def encode_all(
 
 
 @torch.inference_mode()
-def answer(
+def generate_answers(
     model: Model,
     tokenizer: PreTrainedTokenizerBase,
     recipe: Recipe,
@@ -124,11 +111,11 @@ def answer(
     """
     causal = not model.config.is_encoder_decoder
     order = length_order([len(sample.prompt) for sample in encoded])
-    answers = [Answer("", finished=False)] * len(encoded)
+    answers = [Answer("", finished=False)] * len(encoded)  # filled in the order of the batches
     for chunk in track(_chunks(order, recipe.generation.batch_size), label):
         batch = generation_batch(tokenizer, [encoded[index] for index in chunk], causal)
         batch = {key: value.to(model.device) for key, value in batch.items()}
-        with _decided(model, batch):
+        with _decided_once(model, batch):
             tokens = model.generate(
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
@@ -142,10 +129,9 @@ def answer(
             )
         new = tokens[:, batch["input_ids"].shape[1] :] if causal else tokens[:, 1:]
         for index, ids in zip(chunk, new, strict=True):
-            text = tokenizer.decode(ids, skip_special_tokens=True)
-            answers[index] = Answer(
-                " ".join(text.split()), finished=bool((ids == tokenizer.eos_token_id).any())
-            )
+            text = " ".join(tokenizer.decode(ids, skip_special_tokens=True).split())
+            ended = bool((ids == tokenizer.eos_token_id).any())
+            answers[index] = Answer(text, finished=ended)
     return answers
 
 
@@ -163,9 +149,10 @@ def target_losses(
     collate = Collator(tokenizer, causal, accepted_inputs(model))
     losses = [Loss(0.0, 0)] * len(encoded)
     longest = max(len(sample.target) for sample in encoded) + 1
-    fitting = max(1, _BYTES_OF_LOGITS // (4 * longest * model.config.get_text_config().vocab_size))
+    bytes_of_row = 4 * longest * model.config.get_text_config().vocab_size
+    size = min(recipe.generation.batch_size, max(1, _BYTES_OF_LOGITS // bytes_of_row))
     order = length_order([len(sample.prompt) for sample in encoded])
-    for chunk in track(_chunks(order, min(recipe.generation.batch_size, fitting)), label):
+    for chunk in track(_chunks(order, size), label):
         batch = collate([encoded[index] for index in chunk])
         given = {
             key: value.to(model.device) if isinstance(value, Tensor) else value
@@ -178,9 +165,8 @@ def target_losses(
 
 def mean_loss(losses: Sequence[Loss]) -> float:
     """Return the mean loss per target token of all samples."""
-    return sum(loss.mean * loss.tokens for loss in losses) / max(
-        sum(loss.tokens for loss in losses), 1
-    )
+    total = sum(loss.mean * loss.tokens for loss in losses)
+    return total / max(sum(loss.tokens for loss in losses), 1)
 
 
 def accepted_inputs(model: Model) -> set[str]:
@@ -203,7 +189,7 @@ def _row_losses(model: Model, batch: Mapping[str, object], *, causal: bool) -> l
     return [Loss(float(mean), int(tokens)) for mean, tokens in zip(means_B, tokens_B, strict=True)]
 
 
-def _decided(model: Model, batch: dict[str, Tensor]) -> AbstractContextManager[None]:
+def _decided_once(model: Model, batch: dict[str, Tensor]) -> AbstractContextManager[None]:
     """Let a reference gate, which cannot decide while it generates, decide from the prompt
     alone.
     """

@@ -1,4 +1,4 @@
-"""The steps of a run: what each depends on, what it leaves, and what it does."""
+"""The stage graph: the steps of a run, what each depends on, what it leaves, and what it does."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,35 +7,40 @@ from pathlib import Path
 
 from loramix.data.leaks import RECORD
 from loramix.data.tasks import Task
-from loramix.experiment.recipe import Recipe
-from loramix.experiment.run import CHECKPOINTS, ROUTING_STEPS, TEST_LOSS, Layout
+from loramix.experiment.run import (
+    CHECKPOINTS,
+    LOSSES,
+    MODELS,
+    ROUTING_STEPS,
+    TEST_LOSS,
+    WEIGHTS,
+    Run,
+)
 from loramix.experiment.stages import benchmark, evaluate, finetune, gate, lora, prepare, report
+from loramix.experiment.training.gate_trainer import AUXILIARY_LOSSES
 from loramix.storage.card import METRICS
 
 Settings = dict[str, object]
-_DATA_KEYS = {
-    "name",
-    "source",
-    "revision",
-    "split",
-    "input_column",
-    "target_column",
-    "choices_column",
-    "empty_column",
-    "cleaning",
-    "samples",
-}
-PROMPT_KEYS = {"name", "prompt", "max_input_tokens", "max_new_tokens"}
-METRIC_KEYS = {"name", "metrics"}
+
+# A task's fields by what they change. Prepare depends on all that stand nowhere else, so that a new
+# field redoes too much rather than too little.
+PROMPT_FIELDS = frozenset({"name", "prompt", "max_input_tokens", "max_new_tokens"})
+METRIC_FIELDS = frozenset({"name", "metrics"})
+TEST_SET_FIELDS = frozenset({"paraphrases", "inverse"})  # of comparisons
+DATA_FIELDS = Task.model_fields.keys() - PROMPT_FIELDS - METRIC_FIELDS - TEST_SET_FIELDS | {"name"}
+
+TRAINING_OUTPUTS = (LOSSES, "losses.png", RECORD)
+GATE_OUTPUTS = (MODELS, *TRAINING_OUTPUTS, AUXILIARY_LOSSES, ROUTING_STEPS)
 
 
 @dataclass(frozen=True)
-class Node:
+class Step:
     """One step of a stage. A model's training and its answers are two, so that other questions need
     no new training.
 
-    `settings` is what the step depends on besides the steps in `needs`. `outputs` exist once it is
-    done; `scratch` is what it keeps until then.
+    settings: what the step depends on besides the steps in `needs`.
+    outputs: the files and folders that exist once it is done.
+    scratch: the folder that it keeps until then.
     """
 
     key: str
@@ -47,147 +52,151 @@ class Node:
     scratch: Path | None = None
 
 
-def graph(recipe: Recipe, layout: Layout, sources: Mapping[str, str]) -> list[Node]:
-    """Return the run's nodes, each after those it needs; `sources` names the content of every
-    task's data.
+def run_steps(run: Run, sources: Mapping[str, str]) -> list[Step]:
+    """Return the steps of a run, each after those it needs.
+
+    sources: a fingerprint of every task's data, by task.
     """
-    nodes = [_prepare(recipe, layout, sources), _benchmark(recipe, layout)]
-    for task in recipe.tasks:
-        nodes += _model(
-            "finetune",
-            recipe,
-            layout,
-            finetune.learn,
-            finetune.answer,
-            [task],
-            ["prepare"],
-            asked=[task],
-        )
-    for task in recipe.tasks:
-        nodes += _model(
-            "lora", recipe, layout, lora.learn, lora.answer, [task], ["prepare"], asked=recipe.tasks
-        )
-    experts = [f"lora-{task.name}" for task in recipe.tasks]
-    nodes += _model(
-        "gate", recipe, layout, gate.learn, gate.answer, [], experts, asked=recipe.tasks
-    )
-    answers = [
-        node.key for node in nodes if node.key == "benchmark" or node.key.endswith("-answers")
-    ]
-    return [*nodes, _evaluate(recipe, layout, answers), _report(recipe, layout)]
-
-
-def _prepare(recipe: Recipe, layout: Layout, sources: Mapping[str, str]) -> Node:
-    settings: Settings = {
-        "samples": {"samples": recipe.samples, "seed": recipe.seed},
-        "sources": list(sources.values()),
-        "tasks": part(recipe.tasks, _DATA_KEYS),
-    }
-    outputs = (layout.manifest, layout.folder("prepare") / "counts.csv")
-    return Node("prepare", "prepare", settings, (), outputs, partial(prepare.run, recipe, layout))
-
-
-def _benchmark(recipe: Recipe, layout: Layout) -> Node:
-    settings = {**_asked(recipe, recipe.tasks), "base": recipe.base.model_dump(mode="json")}
-    outputs = _answer_files(layout.folder("benchmark"), recipe.tasks)
-    return Node(
-        "benchmark",
-        "benchmark",
-        settings,
-        ("prepare",),
-        outputs,
-        partial(benchmark.answer, recipe, layout),
-    )
-
-
-def _model(
-    stage: str,
-    recipe: Recipe,
-    layout: Layout,
-    learn: Callable[..., None],
-    answer: Callable[..., None],
-    own: Sequence[Task],
-    needs: Sequence[str],
-    *,
-    asked: Sequence[Task],
-) -> list[Node]:
-    """Return the training of one model, on its `own` task or on all, and its answers to the tasks
-    `asked`.
-    """
-    name = own[0].name if own else None
-    key, folder = f"{stage}-{name}" if name else stage, layout.folder(stage, name)
-    settings: Settings = {
-        **recipe.model_dump(mode="json", include={stage, "base", "seed"}),
-        "prompts": part(own or recipe.tasks, PROMPT_KEYS),
-    }
-    kept = [
-        "models",
-        "losses.csv",
-        "losses.png",
-        RECORD,
-        *(["auxiliary.csv", ROUTING_STEPS] if stage == "gate" else []),
-    ]
-    files = _answer_files(folder, asked) + ((folder / "weights.csv",) if stage == "gate" else ())
+    tasks = run.recipe.tasks
+    trained: list[Step] = []
+    for task in tasks:
+        trained += _finetune(run, task)
+    for task in tasks:
+        trained += _lora(run, task)
+    trained += _gate(run)
+    answers = [step.key for step in trained if step.key.endswith("-answers")]
     return [
-        Node(
-            key,
-            stage,
-            settings,
-            tuple(needs),
-            tuple(folder / name for name in kept),
-            partial(learn, recipe, layout, *own),
-            scratch=folder / CHECKPOINTS,
-        ),
-        Node(
-            f"{key}-answers",
-            stage,
-            _asked(recipe, asked),
-            (key,),
-            files,
-            partial(answer, recipe, layout, *own),
-        ),
+        _prepare(run, sources),
+        _benchmark(run),
+        *trained,
+        _evaluate(run, needs=["benchmark", *answers]),
+        _report(run),
     ]
 
 
-def _evaluate(recipe: Recipe, layout: Layout, needs: Sequence[str]) -> Node:
-    settings = {
-        "metrics": part(recipe.tasks, METRIC_KEYS),
-        **recipe.model_dump(mode="json", include={"evaluation"}),
+def _prepare(run: Run, sources: Mapping[str, str]) -> Step:
+    settings: Settings = {
+        "samples": {"samples": run.recipe.samples, "seed": run.recipe.seed},
+        "sources": list(sources.values()),
+        "tasks": task_settings(run.recipe.tasks, DATA_FIELDS),
     }
-    outputs = tuple(layout.root / f"{name}.csv" for name in evaluate.tables(recipe))
-    return Node(
-        "evaluate",
-        "evaluate",
-        settings,
-        tuple(needs),
-        outputs,
-        partial(evaluate.run, recipe, layout),
+    outputs = (run.manifest_file, run.folder("prepare") / prepare.COUNTS)
+    return Step("prepare", "prepare", settings, (), outputs, partial(prepare.run, run))
+
+
+def _benchmark(run: Run) -> Step:
+    tasks = run.recipe.tasks
+    settings = {**_asking(run, tasks), "base": run.recipe.base.model_dump(mode="json")}
+    outputs = _answer_files(run.folder("benchmark"), tasks)
+    work = partial(benchmark.answer, run)
+    return Step("benchmark", "benchmark", settings, ("prepare",), outputs, work)
+
+
+def _finetune(run: Run, task: Task) -> list[Step]:
+    key, folder = f"finetune-{task.name}", run.folder("finetune", task.name)
+    learn = Step(
+        key,
+        "finetune",
+        _training(run, "finetune", [task]),
+        ("prepare",),
+        _outputs(folder, MODELS, *TRAINING_OUTPUTS),
+        partial(finetune.learn, run, task),
+        scratch=folder / CHECKPOINTS,
     )
+    return [learn, _answers(run, learn, folder, [task], partial(finetune.answer, run, task))]
 
 
-def _report(recipe: Recipe, layout: Layout) -> Node:
-    outputs = (layout.root / "report.html", layout.folder("gate") / "models" / METRICS)
-    return Node(
-        "report",
-        "report",
-        {"name": recipe.name},
-        ("evaluate",),
-        outputs,
-        partial(report.run, recipe, layout),
+def _lora(run: Run, task: Task) -> list[Step]:
+    folder = run.folder("lora", task.name)
+    learn = Step(
+        lora_step(task),
+        "lora",
+        _training(run, "lora", [task]),
+        ("prepare",),
+        _outputs(folder, MODELS, *TRAINING_OUTPUTS),
+        partial(lora.learn, run, task),
+        scratch=folder / CHECKPOINTS,
     )
+    answer = partial(lora.answer, run, task)
+    return [learn, _answers(run, learn, folder, run.recipe.tasks, answer)]
 
 
-def _asked(recipe: Recipe, tasks: Sequence[Task]) -> Settings:
+def _gate(run: Run) -> list[Step]:
+    tasks, folder = run.recipe.tasks, run.folder("gate")
+    learn = Step(
+        "gate",
+        "gate",
+        _training(run, "gate", tasks),
+        tuple(lora_step(task) for task in tasks),
+        _outputs(folder, *GATE_OUTPUTS),
+        partial(gate.learn, run),
+        scratch=folder / CHECKPOINTS,
+    )
+    answer = _answers(run, learn, folder, tasks, partial(gate.answer, run), WEIGHTS)
+    return [learn, answer]
+
+
+def _answers(
+    run: Run,
+    learn: Step,
+    folder: Path,
+    tasks: Sequence[Task],
+    work: Callable[[], None],
+    *more: str,
+) -> Step:
+    """Return the step in which a trained model answers `tasks`; it leaves `more` beside the
+    answers.
+    """
+    outputs = _answer_files(folder, tasks) + _outputs(folder, *more)
+    key, settings = f"{learn.key}-answers", _asking(run, tasks)
+    return Step(key, learn.stage, settings, (learn.key,), outputs, work)
+
+
+def _evaluate(run: Run, *, needs: Sequence[str]) -> Step:
+    settings = {
+        "metrics": task_settings(run.recipe.tasks, METRIC_FIELDS),
+        **run.recipe.model_dump(mode="json", include={"evaluation"}),
+    }
+    outputs = tuple(run.root / table.file for table in evaluate.tables(run.recipe))
+    work = partial(evaluate.run, run)
+    return Step("evaluate", "evaluate", settings, tuple(needs), outputs, work)
+
+
+def _report(run: Run) -> Step:
+    outputs = (run.root / "report.html", run.folder("gate") / MODELS / METRICS)
+    settings: Settings = {"name": run.recipe.name}
+    return Step("report", "report", settings, ("evaluate",), outputs, partial(report.run, run))
+
+
+def lora_step(task: Task) -> str:
+    """Return the key of the step that trains a task's adapter."""
+    return f"lora-{task.name}"
+
+
+def task_settings(tasks: Iterable[Task], fields: Iterable[str]) -> list[Settings]:
+    """Return these fields of every task."""
+    return [task.model_dump(mode="json", include=set(fields)) for task in tasks]
+
+
+def _training(run: Run, stage: str, tasks: Sequence[Task]) -> Settings:
+    """Return what the training of a stage's model on `tasks` depends on."""
     return {
-        **recipe.model_dump(mode="json", include={"generation"}),
-        "prompts": part(tasks, PROMPT_KEYS),
+        **run.recipe.model_dump(mode="json", include={stage, "base", "seed"}),
+        "prompts": task_settings(tasks, PROMPT_FIELDS),
+    }
+
+
+def _asking(run: Run, tasks: Sequence[Task]) -> Settings:
+    """Return what a model's answers to `tasks` depend on, the model aside."""
+    return {
+        **run.recipe.model_dump(mode="json", include={"generation"}),
+        "prompts": task_settings(tasks, PROMPT_FIELDS),
     }
 
 
 def _answer_files(folder: Path, tasks: Sequence[Task]) -> tuple[Path, ...]:
-    return (*(folder / f"{task.name}.csv" for task in tasks), folder / TEST_LOSS)
+    return _outputs(folder, *(f"{task.name}.csv" for task in tasks), TEST_LOSS)
 
 
-def part(tasks: Iterable[Task], keys: set[str]) -> list[Settings]:
-    """Return those settings of the tasks that one kind of step depends on."""
-    return [task.model_dump(mode="json", include=keys) for task in tasks]
+def _outputs(folder: Path, *names: str) -> tuple[Path, ...]:
+    return tuple(folder / name for name in names)

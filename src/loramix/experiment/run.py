@@ -1,75 +1,140 @@
-"""Where a run keeps what: the folders of its stages, and which model wrote which answers."""
+"""A run: a recipe in its run folder, and the questions that its stages ask of both."""
 
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
-from loramix.experiment.recipe import Recipe
+from loramix.bases.devices import accelerator
+from loramix.bases.loading import Base, load_base
+from loramix.data.samples import Sample, Split, read_manifest
+from loramix.data.tasks import Task
+from loramix.experiment.labels import BASE, FINETUNE, MIXTURE, expert_key, label
+from loramix.experiment.recipe import GateSpec, Recipe, TrainSpec
 from loramix.report.content import LossRow
+from loramix.storage.experts import Expert, load_expert
 from loramix.storage.files import read_csv
 
 CHECKPOINTS = "checkpoints"  # in the folder of a model, while it is trained
+MODELS = "models"  # in the folder of a model: what training left
 ANSWER_COLUMNS = ("input", "generated", "reference")
-LOSS_COLUMNS = ("step", "epoch", "training", "validation")
+LOSSES, LOSS_COLUMNS = "losses.csv", ("step", "epoch", "training", "validation")
 TEST_LOSS, TEST_LOSS_COLUMNS = "test_loss.csv", ("task", "loss")
 ROUTING_STEPS, ROUTING_STEP_COLUMNS = "routing_steps.csv", ("step", "task", "expert", "weight")
-WEIGHT_COLUMNS = ("layer", "task", "expert", "weight")
+WEIGHTS, WEIGHT_COLUMNS = "weights.csv", ("layer", "task", "expert", "weight")
+
+
+class Manifest:
+    """The samples of all tasks in their order, by task and split."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = tuple(samples)
+        self._parts: dict[tuple[str, Split], list[Sample]] = defaultdict(list)
+        for sample in samples:
+            self._parts[sample.task, sample.split].append(sample)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self.samples)
+
+    def of(self, task: Task, split: Split) -> list[Sample]:
+        """Return the samples of one split of a task."""
+        return list(self._parts.get((task.name, split), ()))
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The run folder of a recipe."""
+class Run:
+    """A recipe in its run folder `root`."""
 
+    recipe: Recipe
     root: Path
 
-    @property
-    def manifest(self) -> Path:
-        """All samples of all tasks, with their splits."""
-        return self.root / "data" / "samples.parquet"
-
-    @property
-    def tokens(self) -> Path:
-        """The samples as token ids, for every way of asking that a model is trained with."""
-        return self.root / "data" / "tokens"
+    def changed(self, *, gate: GateSpec, seed: int) -> "Run":
+        """Return the run with other gates and another seed of their training, in the same folder
+        and on the same samples.
+        """
+        recipe = self.recipe.model_copy(update={"gate": gate, "seed": seed})
+        return replace(self, recipe=recipe)
 
     def folder(self, stage: str, task: str | None = None) -> Path:
         """Return a stage's folder; finetune and lora have one for every task."""
         folder = self.root / {"prepare": "data", "gate": "cgm"}.get(stage, stage)
         return folder / task if task else folder
 
-    def models(self, recipe: Recipe) -> dict[str, dict[str, Path]]:
-        """Return the folder with every model's answers to every task that it answers, in the order
-        of the tables.
+    @property
+    def manifest_file(self) -> Path:
+        """The samples of all tasks, with their splits."""
+        return self.folder("prepare") / "samples.parquet"
+
+    @property
+    def token_folder(self) -> Path:
+        """The samples as token ids, for every way of asking that a model is trained with."""
+        return self.folder("prepare") / "tokens"
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The samples that the stage prepare has left, read once."""
+        return Manifest(read_manifest(self.manifest_file))
+
+    def test_samples(self, task: Task) -> list[Sample]:
+        """Return the withheld samples of a task: the same ones for every model."""
+        return self.manifest.of(task, "test")[: self.recipe.generation.test_samples]
+
+    def training_samples(
+        self, spec: TrainSpec, tasks: Sequence[Task]
+    ) -> dict[Split, list[list[Sample]]]:
+        """Return the samples of every task that `spec` trains and validates on, by split."""
+        train = [self.manifest.of(task, "train")[: spec.train_samples] for task in tasks]
+        validation = [
+            self.manifest.of(task, "validation")[: spec.validation_samples] for task in tasks
+        ]
+        return {"train": train, "validation": validation}
+
+    def load_base(self, *, dtype: str | None = None) -> Base:
+        """Return the base model, in the recipe's number format or in `dtype`, on the accelerator
+        if there is one.
         """
-        tasks = [task.name for task in recipe.tasks]
-        folders = {"base": dict.fromkeys(tasks, self.folder("benchmark"))}
-        folders["full finetune"] = {task: self.folder("finetune", task) for task in tasks}
-        for expert in tasks:
-            folders[f"LoRA {expert}"] = dict.fromkeys(tasks, self.folder("lora", expert))
-        folders["CGM LoRA"] = dict.fromkeys(tasks, self.folder("gate"))
+        spec = self.recipe.base
+        base = load_base(spec.name, revision=spec.revision, dtype=dtype or spec.dtype)
+        base.model.to(accelerator())
+        return base
+
+    def adapter(self, task: Task) -> Path:
+        """Return the folder of the adapter that was trained on a task."""
+        return self.folder("lora", task.name) / MODELS
+
+    def experts(self) -> list[Expert]:
+        """Return the adapters of all tasks, in the order of the recipe."""
+        return [load_expert(task.name, self.adapter(task)) for task in self.recipe.tasks]
+
+    def answer_folders(self) -> dict[str, dict[str, Path]]:
+        """Return the folder with every model's answers to every task that it answers: by the
+        model's key, in the order of the tables, then by task.
+        """
+        tasks = [task.name for task in self.recipe.tasks]
+        folders = {BASE: dict.fromkeys(tasks, self.folder("benchmark"))}
+        folders[FINETUNE] = {task: self.folder("finetune", task) for task in tasks}
+        for task in tasks:
+            folders[expert_key(task)] = dict.fromkeys(tasks, self.folder("lora", task))
+        folders[MIXTURE] = dict.fromkeys(tasks, self.folder("gate"))
         return folders
 
-    def losses(self, recipe: Recipe) -> dict[str, Path]:
-        """Return the loss CSV of every trained model."""
-        tasks = [task.name for task in recipe.tasks]
+    def loss_files(self) -> dict[str, Path]:
+        """Return the loss CSV of every training, by its label."""
+        tasks = [task.name for task in self.recipe.tasks]
         files = {
-            f"full finetune, {task}": self.folder("finetune", task) / "losses.csv" for task in tasks
+            f"{label(FINETUNE)}, {task}": self.folder("finetune", task) / LOSSES for task in tasks
         }
-        files |= {f"LoRA {task}": self.folder("lora", task) / "losses.csv" for task in tasks}
-        return {**files, "gates of CGM LoRA": self.folder("gate") / "losses.csv"}
+        files |= {label(expert_key(task)): self.folder("lora", task) / LOSSES for task in tasks}
+        return {**files, f"gates of {label(MIXTURE)}": self.folder("gate") / LOSSES}
 
 
 def read_losses(path: Path) -> list[LossRow]:
     """Return the rows of a losses.csv."""
-
-    def number(text: str) -> float | None:
-        return float(text) if text else None
-
-    return [
-        LossRow(
-            int(row["step"]),
-            float(row["epoch"]),
-            number(row["training"]),
-            number(row["validation"]),
+    rows = []
+    for row in read_csv(path):
+        training, validation = (
+            float(row[key]) if row[key] else None for key in ("training", "validation")
         )
-        for row in read_csv(path)
-    ]
+        rows.append(LossRow(int(row["step"]), float(row["epoch"]), training, validation))
+    return rows

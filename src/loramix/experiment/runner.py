@@ -10,7 +10,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,69 +19,49 @@ import yaml
 from loramix.bases.loading import resolve_revision
 from loramix.data.sources import pinned, source_fingerprint
 from loramix.errors import StageError, did_you_mean
-from loramix.experiment.graph import Node, graph
+from loramix.experiment.graph import Step, run_steps
 from loramix.experiment.recipe import STAGES, Recipe
-from loramix.experiment.run import Layout
+from loramix.experiment.run import Run
 from loramix.storage.files import sha256, write_text
 
 log = logging.getLogger("loramix")
+RECIPE = "recipe.yaml"  # the resolved recipe, in the folder of a run or a comparison
 
 
-def run(recipe: Recipe, root: Path, *, stage: str | None = None) -> Layout:
-    """Run the recipe's stages into folder `root`, or one stage and what it needs; return the
-    folder's layout.
+def run(recipe: Recipe, root: Path, *, stage: str | None = None) -> Run:
+    """Run the recipe's stages into folder `root`, or one stage and what it needs; return the run
+    with its Hub revisions pinned.
     """
     if stage is not None and stage not in STAGES:
         raise StageError(
             f"there is no stage '{stage}'{did_you_mean(stage, STAGES)}; the stages are "
             f"{', '.join(STAGES)}"
         )
-    layout = Layout(root)
-    recipe = _pinned(recipe, root / "recipe.yaml")
-    nodes = graph(recipe, layout, _begin(recipe, root))
-    _do_all(
-        nodes, _closure(nodes, [node.key for node in nodes if stage in (None, node.stage)]), root
-    )
-    return layout
+    run = Run(pin(recipe, root / RECIPE), root)
+    steps = run_steps(run, begin(run.recipe, root))
+    do_steps(steps, [step.key for step in steps if stage in (None, step.stage)], root)
+    return run
 
 
-def compare(recipe: Recipe, root: Path) -> Path:
-    """Run the recipe's comparison in the run folder `root`, which may hold its experts; return the
-    comparison's folder.
-
-    Several recipes may be compared in one run folder: what they share is done once.
-    """
-    from loramix.comparison.compare import comparison_graph
-
-    folder = root / "compare" / recipe.name
-    recipe = _pinned(
-        recipe,
-        next((f for f in (folder / "recipe.yaml", root / "recipe.yaml") if f.is_file()), root),
-    )
-    nodes = comparison_graph(recipe, Layout(root), _begin(recipe, folder))
-    _do_all(nodes, _closure(nodes, [nodes[-1].key]), root)
-    return folder
-
-
-def _begin(recipe: Recipe, folder: Path) -> dict[str, str]:
-    """Write the resolved recipe and what else results depend on; return what names the content of
-    every task's data.
+def begin(recipe: Recipe, folder: Path) -> dict[str, str]:
+    """Write the resolved recipe and what else results depend on to `folder`; return a fingerprint
+    of every task's data.
     """
     sources = {task.name: source_fingerprint(task) for task in recipe.tasks}
-    write_text(folder / "recipe.yaml", recipe.to_yaml())
-    write_text(
-        folder / "environment.json",
-        json.dumps({"versions": versions(), "sources": sources}, indent=2),
-    )
+    environment = {"versions": versions(), "sources": sources}
+    write_text(folder / RECIPE, recipe.to_yaml())
+    write_text(folder / "environment.json", json.dumps(environment, indent=2))
     return sources
 
 
-def _do_all(nodes: Sequence[Node], wanted: Set[str], root: Path) -> None:
+def do_steps(steps: Sequence[Step], keys: Sequence[str], root: Path) -> None:
+    """Do the steps `keys` of the run folder `root` and all that they need, except what is done."""
+    wanted = _closure(steps, keys)
     fingerprints: dict[str, str] = {}
-    for node in nodes:
-        fingerprints[node.key] = _fingerprint(node, fingerprints)
-        if node.key in wanted:
-            _do(node, fingerprints[node.key], root / ".stages" / f"{node.key}.json")
+    for step in steps:
+        fingerprints[step.key] = fingerprint(step, fingerprints)
+        if step.key in wanted:
+            _do(step, fingerprints[step.key], root / ".stages" / f"{step.key}.json")
 
 
 def versions() -> dict[str, str]:
@@ -91,31 +71,41 @@ def versions() -> dict[str, str]:
     }
 
 
-def _pinned(recipe: Recipe, earlier: Path) -> Recipe:
-    """Return the recipe with the commits of its Hub model and data; a run goes on with those that
-    it began with.
+def pin(recipe: Recipe, earlier: Path) -> Recipe:
+    """Return the recipe with the commits of its Hub model and data.
+
+    earlier: the recipe with which the same folder was begun, if there is one: what goes on there
+        keeps the commits that it began with.
     """
-    began = (
-        yaml.safe_load(earlier.read_text(encoding="utf-8"))
-        if earlier.is_file()
-        else {"base": {}, "tasks": []}
-    )
-    of_model = {began["base"].get("name"): began["base"].get("revision")}
-    of_data = {task["source"]: task["revision"] for task in began["tasks"]}
-    revision = resolve_revision(
-        recipe.base.name, recipe.base.revision or of_model.get(recipe.base.name)
-    )
-    tasks = [
-        pinned(task.model_copy(update={"revision": task.revision or of_data.get(task.source)}))
-        for task in recipe.tasks
-    ]
-    base = recipe.base.model_copy(update={"revision": revision})
+    model_commits: dict[str, str | None] = {}
+    data_commits: dict[str, str | None] = {}
+    if earlier.is_file():
+        began = yaml.safe_load(earlier.read_text(encoding="utf-8"))
+        model_commits[began["base"]["name"]] = began["base"]["revision"]
+        data_commits = {task["source"]: task["revision"] for task in began["tasks"]}
+    base = recipe.base
+    revision = resolve_revision(base.name, base.revision or model_commits.get(base.name))
+    tasks = []
+    for task in recipe.tasks:
+        commit = task.revision or data_commits.get(task.source)
+        tasks.append(pinned(task.model_copy(update={"revision": commit})))
+    base = base.model_copy(update={"revision": revision})
     return recipe.model_copy(update={"base": base, "tasks": tuple(tasks)})
 
 
-def _closure(nodes: Sequence[Node], keys: Sequence[str]) -> set[str]:
+def fingerprint(step: Step, known: Mapping[str, str]) -> str:
+    """Return a digest of all that a step depends on; `known` holds those of the steps it needs."""
+    content = {
+        "step": step.key,
+        "settings": step.settings,
+        "needs": [known[key] for key in step.needs],
+    }
+    return sha256(json.dumps(content, sort_keys=True))
+
+
+def _closure(steps: Sequence[Step], keys: Sequence[str]) -> set[str]:
     """Return `keys` and everything that they need."""
-    needs = {node.key: node.needs for node in nodes}
+    needs = {step.key: step.needs for step in steps}
     wanted, open_keys = set(), list(keys)
     while open_keys:
         key = open_keys.pop()
@@ -125,37 +115,28 @@ def _closure(nodes: Sequence[Node], keys: Sequence[str]) -> set[str]:
     return wanted
 
 
-def _fingerprint(node: Node, known: Mapping[str, str]) -> str:
-    content = {
-        "step": node.key,
-        "settings": node.settings,
-        "needs": [known[key] for key in node.needs],
-    }
-    return sha256(json.dumps(content, sort_keys=True))
-
-
-def _do(node: Node, fingerprint: str, marker: Path) -> None:
-    """Do one node unless it is done; go on with a started one, start afresh where the settings
+def _do(step: Step, fingerprint: str, marker: Path) -> None:
+    """Do one step unless it is done; go on with a started one, start afresh where the settings
     changed.
     """
+    begun = {"fingerprint": fingerprint, "finished": False}
+    finished = {"fingerprint": fingerprint, "finished": True}
     state = json.loads(marker.read_text()) if marker.is_file() else {}
-    if state == {"fingerprint": fingerprint, "finished": True} and all(
-        path.exists() for path in node.outputs
-    ):
-        log.info("%s: already done", node.key)
+    if state == finished and all(path.exists() for path in step.outputs):
+        log.info("%s: already done", step.key)
         return
-    if state == {"fingerprint": fingerprint, "finished": False}:
-        log.info("%s: going on where it was interrupted", node.key)
+    scratch = [step.scratch] if step.scratch else []
+    if state == begun:
+        log.info("%s: going on where it was interrupted", step.key)
     else:
-        _remove(*node.outputs, *([node.scratch] if node.scratch else []))
-    write_text(marker, json.dumps({"fingerprint": fingerprint, "finished": False}))
-    log.info("%s: %s", node.key, _in_words(node.settings) or "starts")
+        _remove(*step.outputs, *scratch)
+    write_text(marker, json.dumps(begun))
+    log.info("%s: %s", step.key, _in_words(step.settings) or "starts")
     started = time.monotonic()
-    node.work()
-    write_text(marker, json.dumps({"fingerprint": fingerprint, "finished": True}))
-    if node.scratch:
-        _remove(node.scratch)
-    log.info("%s: done in %.0f s", node.key, time.monotonic() - started)
+    step.work()
+    write_text(marker, json.dumps(finished))
+    _remove(*scratch)  # only now: a killed run goes on from it
+    log.info("%s: done in %.0f s", step.key, time.monotonic() - started)
 
 
 def _remove(*paths: Path) -> None:
@@ -164,10 +145,9 @@ def _remove(*paths: Path) -> None:
 
 
 def _in_words(settings: Mapping[str, object]) -> str:
-    """Return the settings of the stage on one line; what is unset or the same for all stages is
-    left out.
-    """
-    own = [value for key, value in settings.items() if key != "base" and isinstance(value, dict)]
-    return ", ".join(
-        f"{key.replace('_', ' ')} {value}" for part in own for key, value in part.items() if value
-    )
+    """Return a step's own settings on one line, those that are set."""
+    words = []
+    for group, values in settings.items():
+        if group != "base" and isinstance(values, dict):  # the base is the same for all steps
+            words += [f"{key.replace('_', ' ')} {value}" for key, value in values.items() if value]
+    return ", ".join(words)

@@ -1,12 +1,14 @@
-"""What is measured of a model's answers, and which way is better."""
+"""Measures of answers: one table of them all, from which files, reports and comparisons derive
+theirs, and the scores of single answers.
+"""
 
 import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
-from loramix.data.tasks import Task
+from loramix.data.tasks import Metric, Task
 from loramix.errors import DataError
 from loramix.metrics.bertscore import BertScorer
 from loramix.metrics.diversity import repetition, words
@@ -16,82 +18,164 @@ from loramix.metrics.rouge import rouge
 
 BLANK = {"Cc", "Cf", "Zl", "Zp", "Zs"}  # Unicode categories of what leaves no mark on paper
 
-Scores = dict[str, list[float]]  # by name of the measure, one score per sample
+Values = dict[str, list[float]]  # by name of the measure, one value per sample
+
+
+Better = Literal["higher", "lower", "neither"]
+Group = Literal["reference", "loss", "form", "style", "set"]
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One thing that is measured; `name` is the key in tables, `label` what a reader sees."""
+    """One number that says something about answers.
+
+    name: the key in code and in files.
+    label: the name in words, for readers.
+    group: `reference`: of an answer beside its reference; `loss`: from the model's loss on the
+        reference; `form`: of a haiku; `style`: of any answer; `set`: of all answers together.
+    metric: what a task asks for to have it measured; None: it is measured for every task.
+    combined: whether it enters the combined score; such measures lie in 0 to 1.
+    column: its name in a run's tables.
+    """
 
     name: str
     label: str
-    better: Literal["higher", "lower", "neither"]
-    needs_reference: bool
+    better: Better
+    group: Group
+    metric: Metric | None = None
+    combined: bool = False
+    column: str = ""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether there must be a reference to measure it."""
+        return self.group in ("reference", "loss")
 
 
-MEASURES: Mapping[str, Measure] = MappingProxyType(
-    {
-        measure.name: measure
-        for measure in (  # in the order in which they are shown
-            Measure("rouge1", "ROUGE-1", "higher", needs_reference=True),
-            Measure("rouge2", "ROUGE-2", "higher", needs_reference=True),
-            Measure("rougeL", "ROUGE-L", "higher", needs_reference=True),
-            Measure("bertscore", "BERTScore", "higher", needs_reference=True),
-            Measure("loss", "loss per target token", "lower", needs_reference=True),
-            Measure("perplexity", "perplexity", "lower", needs_reference=True),
-            Measure(
-                "probability",
-                "mean probability of the reference's tokens, exp(-loss) of each sample",
-                "higher",
-                needs_reference=True,
-            ),
-            Measure(
-                "combined",
-                "mean of ROUGE-L, BERTScore and probability",
-                "higher",
-                needs_reference=True,
-            ),
-            Measure("exact_match", "exact match", "higher", needs_reference=True),
-            Measure("bleu", "BLEU", "higher", needs_reference=True),
-            Measure(
-                "poem_575", "three lines of 5, 7 and 5 syllables", "higher", needs_reference=False
-            ),
-            Measure("three_lines", "three lines", "higher", needs_reference=False),
-            Measure(
-                "lines_right",
-                "share of the three lines with the right syllables",
-                "higher",
-                needs_reference=False,
-            ),
-            Measure(
-                "keyword_use", "share of the input's keywords used", "higher", needs_reference=False
-            ),
-            Measure("words", "number of words", "neither", needs_reference=False),
-            Measure(
-                "repetition", "share of word pairs that repeat", "lower", needs_reference=False
-            ),
-            Measure("empty", "empty", "lower", needs_reference=False),
-            Measure("cut", "ended by the length limit", "lower", needs_reference=False),
-            Measure(
-                "malformed",
-                "empty, cut or, for haikus, not three lines",
-                "lower",
-                needs_reference=False,
-            ),
-            Measure(
-                "distinct1",
-                "share of distinct words, all answers together",
-                "higher",
-                needs_reference=False,
-            ),
-            Measure(
-                "distinct2",
-                "share of distinct word pairs, all answers together",
-                "higher",
-                needs_reference=False,
-            ),
-        )
-    }
+@dataclass(frozen=True)
+class ScoreFile:
+    """A CSV file of a run, and a table of its report: one row per model.
+
+    unit: of all its columns, where they have one. metrics: one of them must be asked for by a task.
+    """
+
+    name: str
+    title: str
+    note: str
+    better: Better
+    metrics: frozenset[Metric]
+    unit: str = ""
+
+    @property
+    def file(self) -> str:
+        """The name of the CSV file."""
+        return f"{self.name}.csv"
+
+    @property
+    def measures(self) -> list[Measure]:
+        """The measures whose means are its columns."""
+        return [each for each in MEASURES.values() if each.column and each.metric in self.metrics]
+
+
+def _measures(*measures: Measure) -> Mapping[str, Measure]:
+    """Return the measures by name, `combined` labelled with what it is the mean of."""
+    parts = [measure.label for measure in _combined(measures)]
+    text = f"mean of {', '.join(parts[:-1])} and {parts[-1]}, of those that a task has"
+    table = {measure.name: measure for measure in measures}
+    table["combined"] = replace(table["combined"], label=text)
+    return MappingProxyType(table)
+
+
+def _combined(measures: Iterable[Measure]) -> list[Measure]:
+    """Return the measures that enter the combined score, that of the loss last."""
+    chosen = [measure for measure in measures if measure.combined]
+    return sorted(chosen, key=lambda measure: measure.group == "loss")
+
+
+# In the order in which they are shown.
+MEASURES = _measures(
+    Measure("rouge1", "ROUGE-1", "higher", "reference", "rouge", column="rouge1"),
+    Measure("rouge2", "ROUGE-2", "higher", "reference", "rouge", column="rouge2"),
+    Measure("rougeL", "ROUGE-L", "higher", "reference", "rouge", combined=True, column="rougeL"),
+    Measure(
+        "bertscore", "BERTScore", "higher", "reference", "bertscore", combined=True, column="F1"
+    ),
+    Measure("loss", "loss per target token", "lower", "loss"),
+    Measure("perplexity", "perplexity", "lower", "loss"),
+    Measure(
+        "probability",
+        "probability of the reference's tokens (exp(-loss) of each sample)",
+        "higher",
+        "loss",
+        combined=True,
+    ),
+    Measure("combined", "", "higher", "loss"),  # labelled in `_measures`
+    Measure(
+        "exact_match",
+        "exact match",
+        "higher",
+        "reference",
+        "exact-match",
+        combined=True,
+        column="exact match",
+    ),
+    Measure("bleu", "BLEU", "higher", "reference", "bleu", combined=True, column="BLEU"),
+    Measure("poem_575", "three lines of 5, 7 and 5 syllables", "higher", "form", "haiku"),
+    Measure("three_lines", "three lines", "higher", "form", "haiku"),
+    Measure("lines_right", "share of lines with the right syllables", "higher", "form", "haiku"),
+    Measure("keyword_use", "share of the input's keywords used", "higher", "form", "haiku"),
+    Measure("words", "number of words", "neither", "style"),
+    Measure("repetition", "share of word pairs that repeat", "lower", "style"),
+    Measure("empty", "empty", "lower", "style"),
+    Measure("cut", "ended by the length limit", "lower", "style"),
+    Measure("malformed", "empty, cut or, for haikus, not three lines", "lower", "style"),
+    Measure("distinct1", "share of distinct words, all answers together", "higher", "set"),
+    Measure("distinct2", "share of distinct word pairs, all answers together", "higher", "set"),
+)
+COMBINED = tuple(measure.name for measure in _combined(MEASURES.values()))
+
+SCORE_FILES = (
+    ScoreFile(
+        "rouge",
+        "ROUGE",
+        "F1, 0 to 1, mean over the same withheld test samples for every model.",
+        "higher",
+        frozenset({"rouge"}),
+        unit="F1",
+    ),
+    ScoreFile(
+        "bertscore",
+        "BERTScore",
+        "F1, mean over the same withheld test samples; an empty answer scores 0.",
+        "higher",
+        frozenset({"bertscore"}),
+        unit="F1",
+    ),
+    ScoreFile(
+        "accuracy",
+        "Accuracy",
+        "Mean over the same withheld test samples. Exact match: share of answers that are the "
+        "reference, case, articles and surrounding punctuation aside. BLEU: of single answers, 0 "
+        "to 1.",
+        "higher",
+        frozenset({"exact-match", "bleu"}),
+    ),
+    ScoreFile(
+        "syllables",
+        "Haiku form",
+        "Shares of all answers, empty and malformed ones included; 5-7-5 by a pronouncing "
+        "dictionary.",
+        "neither",
+        frozenset({"haiku"}),
+    ),
+    ScoreFile(
+        "test_loss",
+        "Test loss",
+        "Mean loss per target token when a model reads the references of the test samples; lower "
+        "is better.",
+        "lower",
+        frozenset(get_args(Metric)),
+    ),
 )
 
 
@@ -103,7 +187,7 @@ def answer_scores(
     *,
     bertscore: BertScorer | None,
     finished: Sequence[bool],
-) -> Scores:
+) -> Values:
     """Return one score per sample for every measure of `task` that texts alone decide, in the order
     of `MEASURES`.
 
@@ -117,7 +201,7 @@ def answer_scores(
     _check_lengths(generated, inputs=inputs, references=references, finished=finished)
     scores = _own_scores(task, inputs, generated, finished)
     if references is not None:
-        scores |= _reference_scores(task, generated, references, bertscore)
+        scores |= reference_scores(task, generated, references, bertscore)
     return {name: scores[name] for name in MEASURES if name in scores}
 
 
@@ -131,21 +215,22 @@ def _check_lengths(
 
 def _own_scores(
     task: Task, inputs: Sequence[str], generated: Sequence[str], finished: Sequence[bool]
-) -> Scores:
+) -> Values:
     """Return the scores that need no reference."""
     empty = [_is_empty(text) for text in generated]
     malformed = [blank or not ended for blank, ended in zip(empty, finished, strict=True)]
     scores = {"words": words(generated), "repetition": repetition(generated)}
     if "haiku" in task.metrics:
         scores |= _haiku_scores(inputs, generated)
-        malformed = [
-            bad or not fits for bad, fits in zip(malformed, scores["three_lines"], strict=True)
-        ]
-    flags = {"empty": empty, "cut": [not ended for ended in finished], "malformed": malformed}
-    return scores | {name: [float(flag) for flag in column] for name, column in flags.items()}
+        well_formed = scores["three_lines"]
+        malformed = [bad or not fits for bad, fits in zip(malformed, well_formed, strict=True)]
+    cut = [not ended for ended in finished]
+    for name, flags in (("empty", empty), ("cut", cut), ("malformed", malformed)):
+        scores[name] = [float(flag) for flag in flags]
+    return scores
 
 
-def _haiku_scores(inputs: Sequence[str], generated: Sequence[str]) -> Scores:
+def _haiku_scores(inputs: Sequence[str], generated: Sequence[str]) -> Values:
     forms = [haiku_form(text) for text in generated]
     return {
         "poem_575": [float(form.is_575) for form in forms],
@@ -155,10 +240,11 @@ def _haiku_scores(inputs: Sequence[str], generated: Sequence[str]) -> Scores:
     }
 
 
-def _reference_scores(
+def reference_scores(
     task: Task, generated: Sequence[str], references: Sequence[str], bertscore: BertScorer | None
-) -> Scores:
-    scores: Scores = {}
+) -> Values:
+    """Return one score per sample for every measure against references that the task asks for."""
+    scores: Values = {}
     if "rouge" in task.metrics:
         scores |= rouge(generated, references)
     if "bertscore" in task.metrics:

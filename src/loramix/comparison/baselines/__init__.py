@@ -1,6 +1,30 @@
-"""What a mixture is compared with: merges, searched weights and other routers over the same
-experts.
+"""Baselines: what a mixture is compared with, one file each.
 
-Each module has functions that fit a baseline and leave it in a folder, and functions that load it
-as a context manager, so that whatever a baseline changes in its base is undone.
+To add one, write a file like `uniform.py` (nothing to fit) or `ties.py`, name it here, and add the
+name to `ModelName` in `loramix.experiment.recipe`.
 """
+
+from collections.abc import Mapping
+
+from loramix.comparison.baselines import (
+    arrow,
+    dare,
+    joint,
+    lorahub,
+    static,
+    ties,
+    uniform,
+    xlora,
+)
+from loramix.comparison.baselines.baseline import Baseline
+
+BASELINES: Mapping[str, Baseline] = {
+    "joint": joint.BASELINE,
+    "uniform": uniform.BASELINE,
+    "static": static.BASELINE,
+    "ties": ties.BASELINE,
+    "dare": dare.BASELINE,
+    "lorahub": lorahub.BASELINE,
+    "arrow": arrow.BASELINE,
+    "xlora": xlora.BASELINE,
+}

@@ -1,15 +1,12 @@
 """Benchmark: the untouched base model answers the test samples of every task."""
 
 from loramix.experiment.answers import write_answers
-from loramix.experiment.recipe import Recipe
-from loramix.experiment.run import Layout
-from loramix.experiment.training.trainer import recipe_base
+from loramix.experiment.labels import BASE, label
+from loramix.experiment.run import Run
 
 
-def answer(recipe: Recipe, layout: Layout) -> None:
+def answer(run: Run) -> None:
     """Write benchmark/<task>.csv for every task, and test_loss.csv."""
-    base = recipe_base(recipe)
-    folder = layout.folder("benchmark")
-    write_answers(
-        base.model, base.tokenizer, recipe, layout, folder=folder, tasks=recipe.tasks, label="base"
-    )
+    base, tasks = run.load_base(), run.recipe.tasks
+    folder = run.folder("benchmark")
+    write_answers(run, base.model, base.tokenizer, folder=folder, tasks=tasks, label=label(BASE))

@@ -2,144 +2,136 @@
 haikus.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from loramix.bases.loading import encoder_path
-from loramix.data.tasks import Metric
 from loramix.errors import StageError
+from loramix.experiment.labels import BASE, label
 from loramix.experiment.progress import track
 from loramix.experiment.recipe import Recipe
-from loramix.experiment.run import TEST_LOSS, Layout
+from loramix.experiment.run import TEST_LOSS, Run
 from loramix.metrics.bertscore import BertScorer
 from loramix.metrics.haiku import syllable_table
-from loramix.metrics.matching import bleu, exact_match
-from loramix.metrics.rouge import rouge
+from loramix.metrics.measures import SCORE_FILES, ScoreFile, Values, reference_scores
 from loramix.storage.files import read_csv, write_csv
 
-Answers = dict[str, dict[str, list[dict[str, str]]]]  # by model, then task
+AnswerRows = dict[str, dict[str, list[dict[str, str]]]]  # of the answer files: by model, then task
+AnswerValues = dict[tuple[str, str], Values]  # by model and task
 
 
-def tables(recipe: Recipe) -> dict[str, Callable[[Recipe, Layout, Answers], None]]:
-    """Return the tables that this recipe's metrics ask for, by file name, and what writes them."""
-    wanted: set[str] = {metric for task in recipe.tasks for metric in task.metrics}
-    written: dict[str, tuple[Callable[[Recipe, Layout, Answers], None], set[str]]] = {
-        "rouge": (_rouge, {"rouge"}),
-        "bertscore": (_bertscore, {"bertscore"}),
-        "accuracy": (_accuracy, {"exact-match", "bleu"}),
-        "syllables": (_syllables, {"haiku"}),
-        "test_loss": (_test_loss, wanted),
-    }
-    return {name: write for name, (write, metrics) in written.items() if metrics & wanted}
+def tables(recipe: Recipe) -> list[ScoreFile]:
+    """Return the tables that this recipe's metrics ask for."""
+    wanted: set[str] = set()
+    for task in recipe.tasks:
+        wanted.update(task.metrics)
+    return [table for table in SCORE_FILES if table.metrics & wanted]
 
 
-def run(recipe: Recipe, layout: Layout) -> None:
+def run(run: Run) -> None:
     """Write rouge.csv, bertscore.csv, accuracy.csv, syllables.csv and test_loss.csv, one row per
     model.
 
     Empty and malformed answers count.
     """
-    answers = read_answers(recipe, layout)
-    for write in tables(recipe).values():
-        write(recipe, layout, answers)
+    answers = read_answers(run)
+    scorer = None
+    if any("bertscore" in task.metrics for task in run.recipe.tasks):
+        scorer = BertScorer(encoder_path(run.recipe.evaluation.encoder))
+    values = _values(run, answers, scorer)
+    for table in tables(run.recipe):
+        if table.name == "syllables":
+            _syllables(run, table, answers)
+        elif table.name == "test_loss":
+            _test_loss(run, table)
+        else:
+            _means(run, table, list(answers), values, scorer)
 
 
-def read_answers(recipe: Recipe, layout: Layout) -> Answers:
+def read_answers(run: Run) -> AnswerRows:
     """Return all answers; checks that every model answered the same samples."""
-    folders = layout.models(recipe)
-    answers = {
-        model: {task: read_csv(folder / f"{task}.csv") for task, folder in of.items()}
-        for model, of in folders.items()
-    }
-    for model, of in answers.items():
-        for task, rows in of.items():
-            expected = [row["reference"] for row in answers["base"][task]]
+    answers: AnswerRows = {}
+    for model, folders in run.answer_folders().items():
+        answers[model] = {task: read_csv(folders[task] / f"{task}.csv") for task in folders}
+    for model, of_model in answers.items():
+        for task, rows in of_model.items():
+            expected = [row["reference"] for row in answers[BASE][task]]
             if [row["reference"] for row in rows] != expected:
                 raise StageError(
-                    f"{model} answered other samples of {task} than the base model; delete its "
-                    "folder and run again"
+                    f"{label(model)} answered other samples of {task} than the base model; delete "
+                    "its folder and run again"
                 )
     return answers
 
 
-def _test_loss(recipe: Recipe, layout: Layout, answers: Answers) -> None:
-    tasks = [task.name for task in recipe.tasks]
-    rows = []
-    for model, folders in layout.models(recipe).items():
-        losses = {
-            row["task"]: row["loss"]
-            for folder in set(folders.values())
-            for row in read_csv(folder / TEST_LOSS)
-        }
-        rows.append([model, *(round(float(losses[task]), 4) for task in tasks)])
-    write_csv(layout.root / "test_loss.csv", ["model", *tasks], rows)
+def _values(run: Run, answers: AnswerRows, scorer: BertScorer | None) -> AnswerValues:
+    """Return every score against references, by model and task."""
+    values: AnswerValues = {}
+    for model in track(list(answers), "scores"):
+        for task in run.recipe.tasks:
+            texts = _texts(answers[model][task.name])
+            values[model, task.name] = reference_scores(task, *texts, scorer)
+    return values
 
 
-def _rouge(recipe: Recipe, layout: Layout, answers: Answers) -> None:
-    names = ("rouge1", "rouge2", "rougeL")
-    tasks = [task.name for task in recipe.tasks if "rouge" in task.metrics]
-    rows = []
-    for model in track(list(answers), "ROUGE"):
-        scores = {task: rouge(*_texts(answers[model][task])) for task in tasks}
-        rows.append([model, *(_mean(scores[task][name]) for task in tasks for name in names)])
-    write_csv(
-        layout.root / "rouge.csv",
-        ["model", *(f"{task} {name}" for task in tasks for name in names)],
-        rows,
-    )
-
-
-def _bertscore(recipe: Recipe, layout: Layout, answers: Answers) -> None:
-    tasks = [task.name for task in recipe.tasks if "bertscore" in task.metrics]
-    scorer = BertScorer(encoder_path(recipe.evaluation.encoder))
-    rows = []
-    for model in track(list(answers), "BERTScore"):
-        means = [_mean(scorer.score(*_texts(answers[model][task]))) for task in tasks]
-        rows.append([model, *means, scorer.identity])
-    write_csv(
-        layout.root / "bertscore.csv", ["model", *(f"{task} F1" for task in tasks), "encoder"], rows
-    )
-
-
-def _accuracy(recipe: Recipe, layout: Layout, answers: Answers) -> None:
-    scored: list[tuple[str, Metric, Callable[[Sequence[str], Sequence[str]], list[float]]]] = [
-        ("exact match", "exact-match", exact_match),
-        ("BLEU", "bleu", bleu),
-    ]
+def _means(
+    run: Run,
+    table: ScoreFile,
+    models: Sequence[str],
+    values: AnswerValues,
+    scorer: BertScorer | None,
+) -> None:
+    """Write a table of mean scores: one column for every task and measure that it asks for."""
     columns = [
-        (t.name, name, score)
-        for t in recipe.tasks
-        for name, metric, score in scored
-        if metric in t.metrics
+        (task.name, measure)
+        for task in run.recipe.tasks
+        for measure in table.measures
+        if measure.metric in task.metrics
     ]
-    rows = [
-        [model, *(_mean(score(*_texts(answers[model][task]))) for task, _, score in columns)]
-        for model in track(list(answers), "accuracy")
-    ]
-    write_csv(
-        layout.root / "accuracy.csv",
-        ["model", *(f"{task} {name}" for task, name, _ in columns)],
-        rows,
-    )
+    header = ["model", *(f"{task} {measure.column}" for task, measure in columns)]
+    rows: list[list[object]] = []
+    for model in models:
+        means = [_mean(values[model, task][measure.name]) for task, measure in columns]
+        rows.append([label(model), *means])
+    if table.name == "bertscore" and scorer is not None:
+        header.append("encoder")
+        for row in rows:
+            row.append(scorer.identity)
+    write_csv(run.root / table.file, header, rows)
 
 
-def _syllables(recipe: Recipe, layout: Layout, answers: Answers) -> None:
-    tasks = [task.name for task in recipe.tasks if "haiku" in task.metrics]
-    rows, columns = [], []
-    for model in [*answers, "reference"]:
+def _syllables(run: Run, table: ScoreFile, answers: AnswerRows) -> None:
+    """Write the form of the haikus of every model, and that of the references."""
+    tasks = [task.name for task in run.recipe.tasks if "haiku" in task.metrics]
+    texts = {label(model): of_model for model, of_model in answers.items()}
+    rows: list[list[object]] = []
+    columns: list[str] = []
+    for model in [*texts, "reference"]:
         row: list[object] = [model]
+        columns = []
         for task in tasks:
-            texts = [each["reference"] for each in answers["base"][task]]
-            table = syllable_table(
-                texts if model == "reference" else _texts(answers[model][task])[0]
-            )
-            row += [round(value, 4) for value in table.values()]
-            if model == "reference":
-                columns += [column if len(tasks) == 1 else f"{task} {column}" for column in table]
+            generated, _ = _texts(texts[model][task]) if model in texts else ([], [])
+            _, references = _texts(answers[BASE][task])
+            form = syllable_table(generated if model in texts else references)
+            row += [round(value, 4) for value in form.values()]
+            columns += [name if len(tasks) == 1 else f"{task} {name}" for name in form]
         rows.append(row)
-    write_csv(layout.root / "syllables.csv", ["model", *columns], rows)
+    write_csv(run.root / table.file, ["model", *columns], rows)
+
+
+def _test_loss(run: Run, table: ScoreFile) -> None:
+    """Write the losses that every model has on the references."""
+    tasks = [task.name for task in run.recipe.tasks]
+    rows = []
+    for model, folders in run.answer_folders().items():
+        losses: dict[str, float] = {}
+        for folder in set(folders.values()):
+            losses |= {row["task"]: float(row["loss"]) for row in read_csv(folder / TEST_LOSS)}
+        rows.append([label(model), *(round(losses[task], 4) for task in tasks)])
+    write_csv(run.root / table.file, ["model", *tasks], rows)
 
 
 def _texts(rows: Sequence[dict[str, str]]) -> tuple[list[str], list[str]]:
+    """Return the generated texts and the references."""
     return [row["generated"] for row in rows], [row["reference"] for row in rows]
 
 

@@ -3,34 +3,33 @@
 from loramix.bases.loading import load_base, load_tokenizer
 from loramix.data.tasks import Task
 from loramix.experiment.answers import write_answers
-from loramix.experiment.recipe import Recipe
-from loramix.experiment.run import Layout
-from loramix.experiment.training.trainer import recipe_base, train
+from loramix.experiment.labels import FINETUNE, label
+from loramix.experiment.run import MODELS, Run
+from loramix.experiment.training.trainer import train
 from loramix.storage.files import atomic_folder
 
 
-def learn(recipe: Recipe, layout: Layout, task: Task) -> None:
+def learn(run: Run, task: Task) -> None:
     """Write the task's model and losses under finetune/<task>."""
-    base, folder = recipe_base(recipe, dtype="float32"), layout.folder("finetune", task.name)
-    label = f"full finetune, {task.name}"
+    base, folder = run.load_base(dtype="float32"), run.folder("finetune", task.name)
     train(
+        run,
         base.model,
         base.tokenizer,
-        recipe,
-        recipe.finetune,
+        run.recipe.finetune,
         [task],
-        layout=layout,
         folder=folder,
-        label=label,
+        label=f"{label(FINETUNE)}, {task.name}",
     )
-    with atomic_folder(folder / "models") as models:
+    with atomic_folder(folder / MODELS) as models:
         base.model.save_pretrained(models)
         base.tokenizer.save_pretrained(models)
 
 
-def answer(recipe: Recipe, layout: Layout, task: Task) -> None:
+def answer(run: Run, task: Task) -> None:
     """Write the model's answers to its own task under finetune/<task>."""
-    folder, label = layout.folder("finetune", task.name), f"full finetune, {task.name}"
-    model = load_base(str(folder / "models"), dtype=recipe.base.dtype).model
-    tokenizer = load_tokenizer(recipe.base.name, revision=recipe.base.revision)
-    write_answers(model, tokenizer, recipe, layout, folder=folder, tasks=[task], label=label)
+    folder, base = run.folder("finetune", task.name), run.recipe.base
+    model = load_base(str(folder / MODELS), dtype=base.dtype).model
+    tokenizer = load_tokenizer(base.name, revision=base.revision)
+    title = f"{label(FINETUNE)}, {task.name}"
+    write_answers(run, model, tokenizer, folder=folder, tasks=[task], label=title)

@@ -12,62 +12,46 @@ from loramix.bases.loading import Base
 from loramix.data.tasks import Task
 from loramix.errors import StageError
 from loramix.experiment.answers import write_answers
-from loramix.experiment.recipe import LoraSpec, Recipe
-from loramix.experiment.run import Layout
-from loramix.experiment.training.trainer import recipe_base, train
+from loramix.experiment.labels import expert_key, label
+from loramix.experiment.recipe import LoraSpec
+from loramix.experiment.run import MODELS, Run
+from loramix.experiment.training.trainer import train
 from loramix.storage.files import atomic_folder
 
 ATTENTION = {"q", "k", "v", "o", "q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "c_attn"}
 
 
-def learn(recipe: Recipe, layout: Layout, task: Task) -> None:
+def learn(run: Run, task: Task) -> None:
     """Write the task's adapter and losses under lora/<task>."""
-    learn_adapter(
-        recipe,
-        layout,
-        recipe.lora,
-        [task],
-        folder=layout.folder("lora", task.name),
-        label=task.name,
-    )
+    folder, title = run.folder("lora", task.name), label(expert_key(task.name))
+    learn_adapter(run, run.recipe.lora, [task], folder=folder, title=title)
 
 
 def learn_adapter(
-    recipe: Recipe,
-    layout: Layout,
-    spec: LoraSpec,
-    tasks: Sequence[Task],
-    *,
-    folder: Path,
-    label: str,
+    run: Run, spec: LoraSpec, tasks: Sequence[Task], *, folder: Path, title: str
 ) -> None:
     """Write one adapter of `tasks`, which take turns in its training, and its losses to
     `folder`.
     """
-    base = recipe_base(recipe)
-    model = adapted(base, spec, seed=recipe.seed)
-    train(
+    base = run.load_base()
+    model = adapted(base, spec, seed=run.recipe.seed)
+    train(run, model, base.tokenizer, spec, tasks, folder=folder, label=title)
+    with atomic_folder(folder / MODELS) as models:
+        model.save_pretrained(models)
+        _name_base(models / "adapter_config.json", run.recipe.base.name)
+
+
+def answer(run: Run, task: Task) -> None:
+    """Write the adapter's answers to every task under lora/<task>."""
+    base = run.load_base()
+    model = PeftModel.from_pretrained(base.model, run.adapter(task))
+    write_answers(
+        run,
         model,
         base.tokenizer,
-        recipe,
-        spec,
-        tasks,
-        layout=layout,
-        folder=folder,
-        label=f"LoRA {label}",
-    )
-    with atomic_folder(folder / "models") as models:
-        model.save_pretrained(models)
-        _name_base(models / "adapter_config.json", recipe.base.name)
-
-
-def answer(recipe: Recipe, layout: Layout, task: Task) -> None:
-    """Write the adapter's answers to every task under lora/<task>."""
-    base, folder = recipe_base(recipe), layout.folder("lora", task.name)
-    model = PeftModel.from_pretrained(base.model, folder / "models")
-    label = f"LoRA {task.name}"
-    write_answers(
-        model, base.tokenizer, recipe, layout, folder=folder, tasks=recipe.tasks, label=label
+        folder=run.folder("lora", task.name),
+        tasks=run.recipe.tasks,
+        label=label(expert_key(task.name)),
     )
 
 

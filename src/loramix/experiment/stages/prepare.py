@@ -3,26 +3,22 @@
 import logging
 
 from loramix.data.samples import prepare, write_manifest
-from loramix.experiment.recipe import Recipe
-from loramix.experiment.run import Layout
+from loramix.experiment.run import Run
 from loramix.storage.files import write_csv
 
 log = logging.getLogger("loramix")
+COUNTS = "counts.csv"
 
 
-def run(recipe: Recipe, layout: Layout) -> None:
+def run(run: Run) -> None:
     """Write data/samples.parquet and data/counts.csv."""
+    recipe = run.recipe
     prepared = prepare(recipe.tasks, samples=recipe.samples, seed=recipe.seed)
-    write_manifest(layout.manifest, prepared)
+    write_manifest(run.manifest_file, prepared)
     columns = list(next(iter(prepared.values())).counts)
-    write_csv(
-        layout.folder("prepare") / "counts.csv",
-        ["task", *columns],
-        [[task, *(each.counts[column] for column in columns)] for task, each in prepared.items()],
-    )
-    for task, each in prepared.items():
-        log.info(
-            "%s: %s",
-            task,
-            ", ".join(f"{count:,} {reason}" for reason, count in each.counts.items()),
-        )
+    rows = []
+    for task, found in prepared.items():
+        rows.append([task, *(found.counts[column] for column in columns)])
+        counts = [f"{count:,} {reason}" for reason, count in found.counts.items()]
+        log.info("%s: %s", task, ", ".join(counts))
+    write_csv(run.folder("prepare") / COUNTS, ["task", *columns], rows)

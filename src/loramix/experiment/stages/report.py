@@ -3,117 +3,84 @@
 import json
 from typing import Literal
 
-from loramix.experiment.recipe import Recipe
-from loramix.experiment.run import Layout, read_losses
-from loramix.experiment.stages.evaluate import Answers, read_answers
+from loramix.experiment.labels import BASE, label
+from loramix.experiment.run import MODELS, WEIGHTS, Run, read_losses
+from loramix.experiment.stages.evaluate import AnswerRows, read_answers, tables
+from loramix.experiment.stages.prepare import COUNTS
+from loramix.metrics.measures import Better, ScoreFile
 from loramix.report.content import RunReport, RunSample, RunTable, WeightRow, mean_weights
 from loramix.report.run import run_page
 from loramix.storage.card import add_measurements
 from loramix.storage.files import read_csv, write_text
 
-_SHOWN = 20
-_NOTES = {
-    "rouge": "F1, 0 to 1, mean over the same withheld test samples for every model.",
-    "bertscore": "F1, mean over the same withheld test samples; an empty answer scores 0.",
-    "accuracy": "Mean over the same withheld test samples. Exact match: share of answers that are "
-    "the reference, case, "
-    "articles and surrounding punctuation aside. BLEU: of single answers, 0 to 1.",
-    "syllables": "Shares of all answers, empty and malformed ones included; 5-7-5 by a "
-    "pronouncing dictionary.",
-    "test_loss": "Mean loss per target token when a model reads the references of the test "
-    "samples; lower is better.",
-}
-_TITLES = {
-    "rouge": "ROUGE",
-    "bertscore": "BERTScore",
-    "accuracy": "Accuracy",
-    "syllables": "Haiku form",
-    "test_loss": "Test loss",
-}
-_BEST: dict[str, Literal["max", "min"]] = {
-    "rouge": "max",
-    "bertscore": "max",
-    "accuracy": "max",
-    "test_loss": "min",
+_SHOWN = 20  # test samples of every task
+_BEST: dict[Better, Literal["max", "min"] | None] = {
+    "higher": "max",
+    "lower": "min",
+    "neither": None,
 }
 
 
-def run(recipe: Recipe, layout: Layout) -> None:
+def run(run: Run) -> None:
     """Write report.html, and tell what the run found in the mixture's model card."""
-    _describe_mixture(recipe, layout)
-    answers = read_answers(recipe, layout)
+    _describe_mixture(run)
+    answers = read_answers(run)
     report = RunReport(
-        title=f"loramix: {recipe.name}",
-        summary=_summary(recipe, layout),
-        tables=[
-            _table(layout, name, note)
-            for name, note in _NOTES.items()
-            if (layout.root / f"{name}.csv").is_file()
-        ],
-        losses={label: read_losses(file) for label, file in layout.losses(recipe).items()},
-        weights=_weights(layout),
-        samples={task.name: _samples(answers, task.name) for task in recipe.tasks},
-        recipe=recipe.to_yaml(),
+        title=f"loramix: {run.recipe.name}",
+        summary=_summary(run),
+        tables=[_table(run, table) for table in tables(run.recipe)],
+        losses={title: read_losses(file) for title, file in run.loss_files().items()},
+        weights=_weights(run),
+        samples={task.name: _samples(answers, task.name) for task in run.recipe.tasks},
+        recipe=run.recipe.to_yaml(),
     )
-    write_text(layout.root / "report.html", run_page(report))
+    write_text(run.root / "report.html", run_page(report))
 
 
-def _describe_mixture(recipe: Recipe, layout: Layout) -> None:
-    tables = {
-        _TITLES[name]: read_csv(layout.root / f"{name}.csv")
-        for name in _NOTES
-        if (layout.root / f"{name}.csv").is_file()
-    }
-    weights: list[dict[str, object]] = [
-        {"task": task, **{expert: round(float(mean), 4) for expert, mean in of_task.items()}}
-        for task, of_task in mean_weights(_weights(layout)).items()
-    ]
-    add_measurements(layout.folder("gate") / "models", recipe.to_yaml(), tables, weights)
+def _describe_mixture(run: Run) -> None:
+    """Write the scores and the mean weights into the mixture's model card."""
+    scores = {table.title: read_csv(run.root / table.file) for table in tables(run.recipe)}
+    weights: list[dict[str, object]] = []
+    for task, means in mean_weights(_weights(run)).items():
+        rounded = {expert: round(float(mean), 4) for expert, mean in means.items()}
+        weights.append({"task": task, **rounded})
+    add_measurements(run.folder("gate") / MODELS, run.recipe.to_yaml(), scores, weights)
 
 
-def _summary(recipe: Recipe, layout: Layout) -> list[tuple[str, str]]:
-    environment = json.loads((layout.root / "environment.json").read_text())
-    counts = read_csv(layout.folder("prepare") / "counts.csv")
+def _summary(run: Run) -> list[tuple[str, str]]:
+    recipe = run.recipe
+    environment = json.loads((run.root / "environment.json").read_text())
     facts = [("Base model", recipe.base.name), ("Seed", str(recipe.seed))]
-    facts += [
-        (row["task"], f"{row['train']} train, {row['validation']} validation, {row['test']} test")
-        for row in counts
-    ]
+    for row in read_csv(run.folder("prepare") / COUNTS):
+        sizes = f"{row['train']} train, {row['validation']} validation, {row['test']} test"
+        facts.append((row["task"], sizes))
     if recipe.generation.test_samples:
         facts.append(("Test samples scored", f"{recipe.generation.test_samples} per task"))
-    return [
-        *facts,
-        (
-            "Versions",
-            ", ".join(f"{name} {version}" for name, version in environment["versions"].items()),
-        ),
-    ]
+    versions = [f"{name} {version}" for name, version in environment["versions"].items()]
+    return [*facts, ("Versions", ", ".join(versions))]
 
 
-def _table(layout: Layout, name: str, note: str) -> RunTable:
-    rows = read_csv(layout.root / f"{name}.csv")
+def _table(run: Run, table: ScoreFile) -> RunTable:
+    rows = read_csv(run.root / table.file)
     columns = [column for column in rows[0] if column != "encoder"]
     encoder = f" Encoder: {rows[0]['encoder']}." if "encoder" in rows[0] else ""
-    cells: list[list[str | float | None]] = [
-        [row["model"], *(float(row[column]) for column in columns[1:])] for row in rows
-    ]
-    return RunTable(_TITLES[name], note + encoder, columns, cells, _BEST.get(name))
+    cells: list[list[str | float | None]] = []
+    for row in rows:
+        cells.append([row["model"], *(float(row[column]) for column in columns[1:])])
+    return RunTable(table.title, table.note + encoder, columns, cells, _BEST[table.better])
 
 
-def _weights(layout: Layout) -> list[WeightRow]:
-    rows = read_csv(layout.folder("gate") / "weights.csv")
+def _weights(run: Run) -> list[WeightRow]:
+    rows = read_csv(run.folder("gate") / WEIGHTS)
     return [
         WeightRow(row["layer"], row["task"], row["expert"], float(row["weight"])) for row in rows
     ]
 
 
-def _samples(answers: Answers, task: str) -> list[RunSample]:
-    models = [model for model in answers if task in answers[model]]
-    return [
-        RunSample(
-            row["input"],
-            row["reference"],
-            {model: answers[model][task][index]["generated"] for model in models},
-        )
-        for index, row in enumerate(answers[models[0]][task][:_SHOWN])
-    ]
+def _samples(answers: AnswerRows, task: str) -> list[RunSample]:
+    """Return the first test samples of a task with the answers of every model."""
+    shown = []
+    for index, row in enumerate(answers[BASE][task][:_SHOWN]):
+        outputs = {label(model): answers[model][task][index]["generated"] for model in answers}
+        shown.append(RunSample(row["input"], row["reference"], outputs))
+    return shown

@@ -18,6 +18,7 @@ from loramix.mixture.call import Used, recording
 from loramix.mixture.routing_measures import entropy
 from loramix.storage.files import write_csv
 
+AUXILIARY_LOSSES = "auxiliary.csv"
 AUXILIARY = ("entropy", "balance", "supervised")
 _WEIGHT = "weight/"  # begins the names under which the log keeps mean weights
 
@@ -26,7 +27,7 @@ class GateTrainer(MixingTrainer):
     """Trainer that measures the auxiliary losses of the gates, and adds those that have a
     coefficient.
 
-    A batch holds one task, whose expert has the task's place in the mixture. The balance over tasks
+    A batch holds one task, whose expert has the task's index in the mixture. The balance over tasks
     takes the other tasks' means from their last batches.
     """
 
@@ -55,23 +56,18 @@ class GateTrainer(MixingTrainer):
             for name, value in self._auxiliary(used, int(inputs["task"])).items():
                 self._measured[name].append(float(value.detach()))
                 if self._coefficients[name]:
-                    loss = (
-                        loss
-                        + self._coefficients[name] * value / self.args.gradient_accumulation_steps
-                    )
+                    scaled = self._coefficients[name] * value
+                    loss = loss + scaled / self.args.gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: object, **kwargs: object) -> None:
         """Add the means of the auxiliary losses since the last entry."""
         if "loss" in logs:
-            logs |= {
-                f"{_WEIGHT}{task}/{expert}": round(float(weight), 6)
-                for task, means_LE in sorted(self._last_means.items())
-                for expert, weight in enumerate(means_LE.mean(0))
-            }
-            logs |= {
-                name: sum(values) / len(values) for name, values in self._measured.items() if values
-            }
+            for task, means_LE in sorted(self._last_means.items()):
+                for expert, weight in enumerate(means_LE.mean(0)):
+                    logs[f"{_WEIGHT}{task}/{expert}"] = round(float(weight), 6)
+            for name, values in self._measured.items():
+                logs[name] = sum(values) / len(values)
             self._measured.clear()
         super().log(logs, *args, **kwargs)
 
@@ -81,26 +77,18 @@ class GateTrainer(MixingTrainer):
         batch.
         """
         super().write_history(folder, label)
-        rows = [
-            (
-                int(entry["step"]),
-                float(entry["epoch"]),
-                *(round(entry[name], 6) for name in AUXILIARY),
-            )
-            for entry in self.state.log_history
-            if AUXILIARY[0] in entry
-        ]
-        write_csv(folder / "auxiliary.csv", ("step", "epoch", *AUXILIARY), rows)
-        weights = [
-            (
-                int(entry["step"]),
-                *(self._tasks[int(place)] for place in key.removeprefix(_WEIGHT).split("/")),
-                weight,
-            )
-            for entry in self.state.log_history
-            for key, weight in entry.items()
-            if key.startswith(_WEIGHT)
-        ]
+        losses: list[tuple[float, ...]] = []
+        weights: list[tuple[object, ...]] = []
+        for entry in self.state.log_history:
+            step = int(entry["step"])
+            if AUXILIARY[0] in entry:
+                values = (round(entry[name], 6) for name in AUXILIARY)
+                losses.append((step, float(entry["epoch"]), *values))
+            for key in entry:
+                if key.startswith(_WEIGHT):  # weight/<task>/<expert>, both by index
+                    task, expert = map(int, key.removeprefix(_WEIGHT).split("/"))
+                    weights.append((step, self._tasks[task], self._tasks[expert], entry[key]))
+        write_csv(folder / AUXILIARY_LOSSES, ("step", "epoch", *AUXILIARY), losses)
         write_csv(folder / ROUTING_STEPS, ROUTING_STEP_COLUMNS, weights)
 
     def _auxiliary(self, used: Mapping[str, Used], task: int) -> dict[str, Tensor]:

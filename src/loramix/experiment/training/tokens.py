@@ -50,11 +50,9 @@ def as_trained(task: Task, sample: Sample, *, bare: float) -> Task:
     """Return the task as a sample is asked in training: of the share `bare` of all samples, without
     a prompt.
     """
-    return (
-        task.model_copy(update={"prompt": PLACEHOLDER})
-        if hash_fraction(sample, "bare") < bare
-        else task
-    )
+    if hash_fraction(sample, "bare") >= bare:
+        return task
+    return task.model_copy(update={"prompt": PLACEHOLDER})
 
 
 def encode_samples(
@@ -73,64 +71,57 @@ def encode_samples(
     cache: the folder of the Arrow files, which are named after all that the ids depend on.
     """
     found = []
-    for place, (task, samples) in enumerate(zip(tasks, parts, strict=True)):
-        folder = cache / _fingerprint(
-            place, task, samples, tokenizer, recipe, causal=causal, bare=bare
-        )
+    for index, (task, samples) in enumerate(zip(tasks, parts, strict=True)):
+        settings = [
+            index,
+            task.model_dump(mode="json"),
+            recipe.base.chat,
+            causal,
+            bare,
+            tokenizer.chat_template,
+        ]
+        folder = cache / f"{task.name}-{_fingerprint(settings, tokenizer, samples)}"
         if not folder.exists():
-            rows = [
-                encode(
-                    tokenizer,
-                    as_trained(task, sample, bare=bare),
-                    sample.input,
-                    sample.target,
-                    causal=causal,
-                    chat=recipe.base.chat,
+            rows = []
+            for sample in track(samples, f"{task.name} as tokens"):
+                asked = as_trained(task, sample, bare=bare)
+                chat = recipe.base.chat
+                ids = encode(
+                    tokenizer, asked, sample.input, sample.target, causal=causal, chat=chat
                 )
-                for sample in track(samples, f"{task.name} as tokens")
-            ]
-            columns = {
-                "prompt": [row.prompt for row in rows],
-                "target": [row.target for row in rows],
-                "task": [place] * len(rows),
-                "length": [len(row.prompt) + len(row.target) for row in rows],
-            }
-            with atomic_folder(folder) as temporary:
-                datasets.Dataset.from_dict(columns, features=_COLUMNS).save_to_disk(temporary)
+                rows.append(ids)
+            _write(folder, rows, index)
         found.append(datasets.load_from_disk(str(folder)))
     return Samples(found)
 
 
+def _write(folder: Path, rows: Sequence[Encoded], task: int) -> None:
+    """Write the token ids of one task's samples as Arrow files."""
+    columns = {
+        "prompt": [row.prompt for row in rows],
+        "target": [row.target for row in rows],
+        "task": [task] * len(rows),
+        "length": [len(row.prompt) + len(row.target) for row in rows],
+    }
+    with atomic_folder(folder) as temporary:
+        datasets.Dataset.from_dict(columns, features=_COLUMNS).save_to_disk(temporary)
+
+
 def _fingerprint(
-    place: int,
-    task: Task,
-    samples: Sequence[Sample],
-    tokenizer: PreTrainedTokenizerBase,
-    recipe: Recipe,
-    *,
-    causal: bool,
-    bare: float,
+    settings: Sequence[object], tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample]
 ) -> str:
-    settings = [
-        place,
-        task.model_dump(mode="json"),
-        recipe.base.chat,
-        causal,
-        bare,
-        tokenizer.chat_template,
-    ]
+    """Return a digest of all that the ids depend on: the settings, the tokenizer, the texts."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for text in _texts(tokenizer, samples):
         digest.update(text.encode())
         digest.update(b"\0")
-    return f"{task.name}-{digest.hexdigest()[:16]}"
+    return digest.hexdigest()[:16]
 
 
 def _texts(tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample]) -> Iterator[str]:
-    yield (
-        tokenizer.backend_tokenizer.to_str()
-        if tokenizer.is_fast
-        else json.dumps(tokenizer.get_vocab())
-    )
+    if tokenizer.is_fast:
+        yield tokenizer.backend_tokenizer.to_str()
+    else:
+        yield json.dumps(tokenizer.get_vocab())
     for sample in samples:
         yield from (sample.input, sample.target)

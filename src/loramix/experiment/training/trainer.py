@@ -3,7 +3,9 @@ best weights kept.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import astuple
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -19,16 +21,15 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 
-from loramix.bases.devices import accelerator, number_format
-from loramix.bases.loading import Base, load_base
+from loramix.bases.devices import number_format
 from loramix.data.batches import IGNORED, Collator, Encoded, length_order
 from loramix.data.leaks import RECORD, record
-from loramix.data.samples import Sample, Split, read_manifest
 from loramix.data.tasks import Task
 from loramix.experiment.answers import Model, accepted_inputs
 from loramix.experiment.progress import TrainingProgress
 from loramix.experiment.recipe import Recipe, TrainSpec
-from loramix.experiment.run import CHECKPOINTS, LOSS_COLUMNS, Layout
+from loramix.experiment.run import CHECKPOINTS, LOSS_COLUMNS, LOSSES, Run
+from loramix.experiment.training.sampler import TurnSampler
 from loramix.experiment.training.tokens import Samples, encode_samples
 from loramix.report.content import LossRow
 from loramix.report.plots import plot_losses
@@ -36,70 +37,6 @@ from loramix.storage.files import write_csv
 
 log = logging.getLogger("loramix")
 _TRAINABLE = "trainable.safetensors"
-
-
-class TurnSampler(Sampler[int]):
-    """Shuffled indices such that every batch holds one task alone and the tasks take turns.
-
-    A task that runs out sits out the rest of the epoch; a last batch that would be short is filled
-    up from the start of that task's order, so that batch borders stay where they are. Every epoch
-    has its own order, fixed by the seed.
-
-    lengths: of every sample; if given, batches are cut from pools of `POOL` shuffled batches sorted
-        by length, and shuffled again.
-    """
-
-    POOL = 32
-
-    def __init__(
-        self, sizes: Sequence[int], batch: int, seed: int, lengths: Sequence[int] | None = None
-    ) -> None:
-        self.sizes, self.batch, self.seed, self.lengths, self.epoch = (
-            list(sizes),
-            batch,
-            seed,
-            lengths,
-            0,
-        )
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order is drawn next."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return sum(-(-size // self.batch) * self.batch for size in self.sizes)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
-        batches = [list(self._batches(task, generator)) for task in range(len(self.sizes))]
-        for turn in range(max(len(task) for task in batches)):
-            for task in batches:
-                if turn < len(task):
-                    yield from task[turn]
-
-    def _batches(self, task: int, generator: torch.Generator) -> Iterator[list[int]]:
-        start = sum(self.sizes[:task])
-        order = [
-            start + int(index) for index in torch.randperm(self.sizes[task], generator=generator)
-        ]
-        if self.lengths is not None:
-            size = self.POOL * self.batch
-            pools = [order[first : first + size] for first in range(0, len(order), size)]
-            order = [
-                index
-                for pool in pools
-                for index in sorted(pool, key=self.lengths.__getitem__, reverse=True)
-            ]
-        short = -len(order) % self.batch
-        filled = [*order, *(order * self.batch)[:short]]
-        batches = [
-            filled[first : first + self.batch] for first in range(0, len(filled), self.batch)
-        ]
-        if self.lengths is not None:
-            batches = [
-                batches[int(place)] for place in torch.randperm(len(batches), generator=generator)
-            ]
-        yield from batches
 
 
 class MixingTrainer(Trainer):  # type: ignore[misc]
@@ -122,18 +59,13 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
 
     def write_history(self, folder: Path, label: str) -> None:
         """Write losses.csv and losses.png."""
-        rows = [
-            LossRow(
-                int(entry["step"]), float(entry["epoch"]), entry.get("loss"), entry.get("eval_loss")
-            )
-            for entry in self.state.log_history
-            if "loss" in entry or "eval_loss" in entry
-        ]
-        write_csv(
-            folder / "losses.csv",
-            LOSS_COLUMNS,
-            [(r.step, r.epoch, r.training, r.validation) for r in rows],
-        )
+        rows = []
+        for entry in self.state.log_history:
+            training, validation = entry.get("loss"), entry.get("eval_loss")
+            if training is not None or validation is not None:
+                step, epoch = int(entry["step"]), float(entry["epoch"])
+                rows.append(LossRow(step, epoch, training, validation))
+        write_csv(folder / LOSSES, LOSS_COLUMNS, map(astuple, rows))
         plot_losses(label, rows, folder / "losses.png")
 
     def evaluation_loop(
@@ -162,9 +94,8 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
     def _get_train_sampler(self, train_dataset: Dataset[Encoded] | None = None) -> Sampler[int]:
         data: Samples = self.train_dataset
         lengths = data.lengths if self.args.train_sampling_strategy == "group_by_length" else None
-        return TurnSampler(
-            data.sizes, self.args.per_device_train_batch_size, self.args.seed, lengths
-        )
+        batch = self.args.per_device_train_batch_size
+        return TurnSampler(data.sizes, batch, self.args.seed, lengths)
 
     def _get_eval_sampler(self, eval_dataset: Samples) -> list[int]:
         return length_order(eval_dataset.lengths)
@@ -203,93 +134,78 @@ def load_trainable(model: nn.Module, file: Path) -> None:
             parameter.copy_(saved[name])
 
 
-def recipe_base(recipe: Recipe, *, dtype: str | None = None) -> Base:
-    """Return the recipe's base model, in its number format or in `dtype`, on the accelerator if
-    there is one.
-    """
-    base = load_base(
-        recipe.base.name, revision=recipe.base.revision, dtype=dtype or recipe.base.dtype
-    )
-    base.model.to(accelerator())
-    return base
-
-
 def train(
+    run: Run,
     model: Model,
     tokenizer: PreTrainedTokenizerBase,
-    recipe: Recipe,
     spec: TrainSpec,
     tasks: Sequence[Task],
     *,
-    layout: Layout,
     folder: Path,
     label: str,
     trainer_class: Callable[..., MixingTrainer] = MixingTrainer,
     bare: float = 0.0,
 ) -> None:
-    """Train `model` on `tasks`, taking turns, and leave the best weights in it; write losses.csv
-    and losses.png.
+    """Train `model` on `tasks`, taking turns, and leave the best weights in it; write losses.csv,
+    losses.png and the record of what it learned from.
 
     bare: the share of the training prompts that are the input alone; always the same ones.
 
     Checkpoints lie in `folder`/checkpoints; if there are any, training goes on from the last.
     """
-    causal = not model.config.is_encoder_decoder
-    chosen = chosen_samples(read_manifest(layout.manifest), spec, tasks)
-    data = {
-        split: encode_samples(
-            parts, tokenizer, recipe, tasks, causal=causal, bare=bare, cache=layout.tokens
+    recipe, causal = run.recipe, not model.config.is_encoder_decoder
+    chosen = run.training_samples(spec, tasks)
+    training, validation = (
+        encode_samples(
+            chosen[split],
+            tokenizer,
+            recipe,
+            tasks,
+            causal=causal,
+            bare=bare,
+            cache=run.token_folder,
         )
-        for split, parts in chosen.items()
-    }
+        for split in ("train", "validation")
+    )
     trainer = trainer_class(
         model=model,
-        args=_arguments(recipe, spec, folder / CHECKPOINTS, steps=_steps(data["train"], spec)),
-        train_dataset=data["train"],
-        eval_dataset=data["validation"],
+        args=_arguments(recipe, spec, folder / CHECKPOINTS, steps=_steps(training, spec)),
+        train_dataset=training,
+        eval_dataset=validation,
         data_collator=Collator(tokenizer, causal, accepted_inputs(model)),
         callbacks=[EarlyStoppingCallback(spec.patience), TrainingProgress(label)],
     )
-    trainer.model_accepts_loss_kwargs = (
-        True  # compute_loss divides by the tokens of the whole accumulated batch
-    )
+    # compute_loss divides by the tokens of the whole accumulated batch
+    trainer.model_accepts_loss_kwargs = True
     trainer.remove_callback(PrinterCallback)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    _announce(model, recipe, spec, training, validation, label)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS))
+    trainer.write_history(folder, label)
+    record(folder / RECORD, chain(*chosen["train"], *chosen["validation"]))
+
+
+def _announce(
+    model: Model,
+    recipe: Recipe,
+    spec: TrainSpec,
+    training: Samples,
+    validation: Samples,
+    label: str,
+) -> None:
+    """Log how much of the model is trained, on how much, and how."""
+    trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
+    total = sum(each.numel() for each in model.parameters())
     log.info(
         "%s: %s of %s parameters in %s, %d training and %d validation samples, %s at %g",
         label,
         f"{trained:,}",
-        f"{sum(p.numel() for p in model.parameters()):,}",
+        f"{total:,}",
         number_format(recipe.base.dtype),
-        len(data["train"]),
-        len(data["validation"]),
+        len(training),
+        len(validation),
         spec.optimizer,
         spec.learning_rate,
     )
-    trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS))
-    trainer.write_history(folder, label)
-    record(
-        folder / RECORD, (sample for parts in chosen.values() for part in parts for sample in part)
-    )
-
-
-def chosen_samples(
-    samples: Sequence[Sample], spec: TrainSpec, tasks: Sequence[Task]
-) -> dict[Split, list[list[Sample]]]:
-    """Return the samples of every task that `spec` trains and validates on, by split."""
-    limits: dict[Split, int | None] = {
-        "train": spec.train_samples,
-        "validation": spec.validation_samples,
-    }
-    return {
-        split: [
-            [sample for sample in samples if sample.task == task.name and sample.split == split][
-                :limit
-            ]
-            for task in tasks
-        ]
-        for split, limit in limits.items()
-    }
 
 
 def _steps(data: Samples, spec: TrainSpec) -> int:
@@ -299,6 +215,9 @@ def _steps(data: Samples, spec: TrainSpec) -> int:
 
 
 def _arguments(recipe: Recipe, spec: TrainSpec, folder: Path, *, steps: int) -> TrainingArguments:
+    schedule: str = spec.schedule
+    if spec.schedule == "constant" and spec.warmup_steps:
+        schedule = "constant_with_warmup"
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=spec.epochs,
@@ -307,9 +226,7 @@ def _arguments(recipe: Recipe, spec: TrainSpec, folder: Path, *, steps: int) -> 
         gradient_accumulation_steps=spec.accumulation,
         learning_rate=spec.learning_rate,
         optim="adafactor" if spec.optimizer == "adafactor" else "adamw_torch",
-        lr_scheduler_type=spec.schedule
-        if spec.schedule != "constant" or not spec.warmup_steps
-        else "constant_with_warmup",
+        lr_scheduler_type=schedule,
         warmup_steps=spec.warmup_steps,
         activation_checkpointing=spec.gradient_checkpointing,
         eval_strategy="epoch",
@@ -323,8 +240,8 @@ def _arguments(recipe: Recipe, spec: TrainSpec, folder: Path, *, steps: int) -> 
         train_sampling_strategy="group_by_length" if spec.group_by_length else "random",
         seed=recipe.seed,
         use_cpu=not torch.cuda.is_available(),
-        bf16=number_format(recipe.base.dtype)
-        == "bfloat16",  # what is trained stays in float32 and is computed with in bfloat16
+        # what is trained stays in float32 and is computed with in bfloat16
+        bf16=number_format(recipe.base.dtype) == "bfloat16",
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,

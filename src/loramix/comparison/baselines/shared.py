@@ -1,0 +1,122 @@
+"""What several baselines do alike: one adapter on a base, experts at fixed weights, a search for
+such weights, a merge by PEFT.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from loramix.bases.loading import Base
+from loramix.config import GateConfig, Mixing
+from loramix.data.leaks import RECORD, record
+from loramix.experiment.answers import encode_all, mean_loss, target_losses
+from loramix.experiment.run import MODELS, Run
+from loramix.mixture.model import MixtureModel
+from loramix.storage.files import atomic_folder, write_csv, write_text
+
+WEIGHTS, TRIED = "weights.json", "tried.csv"
+SEARCH_LEAVES = (WEIGHTS, TRIED, RECORD)
+
+Objective = Callable[[Sequence[float]], float]  # the loss at one weight for every expert
+
+
+@contextmanager
+def with_adapter(base: Base, folder: Path) -> Iterator[PeftModel]:
+    """Yield the base with one adapter, in the base's number format, as a mixture computes with its
+    experts.
+    """
+    yield PeftModel.from_pretrained(base.model, folder, autocast_adapter_dtype=False)
+
+
+def untrained_mixture(run: Run, base: Base, gate: GateConfig) -> MixtureModel:
+    """Return an untrained mixture of the experts that a run has trained."""
+    return MixtureModel(
+        base.model, run.experts(), gate, base_name=base.name, revision=base.revision
+    )
+
+
+@contextmanager
+def at_weights(
+    run: Run, base: Base, weights: Mapping[str, float], *, mixing: Mixing
+) -> Iterator[MixtureModel]:
+    """Yield the mixture of the run's experts at these weights."""
+    mixture = untrained_mixture(run, base, GateConfig(mixing=mixing))
+    with mixture.fixed(weights):
+        yield mixture
+
+
+def read_weights(folder: Path) -> dict[str, float]:
+    """Return the weights that a search has left."""
+    weights: dict[str, float] = json.loads((folder / WEIGHTS).read_text(encoding="utf-8"))
+    return weights
+
+
+def search_weights(
+    run: Run,
+    folder: Path,
+    search: Callable[[Objective], list[list[float]]],
+    *,
+    mixing: Mixing,
+) -> None:
+    """Write the best weights of a search to `folder`, all that it tried, and what it learned from.
+
+    search: tries weights by the mean of the tasks' validation losses, and returns rows of the
+        weights and their score, the lower the better.
+    """
+    recipe, base = run.recipe, run.load_base()
+    mixture = untrained_mixture(run, base, GateConfig(mixing=mixing))
+    names = [task.name for task in recipe.tasks]
+    samples = [
+        run.manifest.of(task, "validation")[: recipe.comparison.search_samples]
+        for task in recipe.tasks
+    ]
+    encoded = []
+    for task, part in zip(recipe.tasks, samples, strict=True):
+        asked = [(task, sample.input, sample.target) for sample in part]
+        encoded.append(encode_all(mixture, base.tokenizer, recipe, asked))
+
+    def loss(weights: Sequence[float]) -> float:
+        with mixture.fixed(dict(zip(names, weights, strict=True))):
+            losses = [target_losses(mixture, base.tokenizer, recipe, part) for part in encoded]
+        return sum(mean_loss(part) for part in losses) / len(losses)
+
+    tried = search(loss)
+    *best, _ = min(tried, key=lambda row: row[-1])
+    rows = [[round(value, 6) for value in row] for row in tried]
+    record(folder / RECORD, chain(*samples))
+    write_csv(folder / TRIED, [*names, "loss"], rows)
+    write_text(folder / WEIGHTS, json.dumps(dict(zip(names, best, strict=True)), indent=2))
+
+
+def merge(run: Run, folder: Path, *, combination: str) -> None:
+    """Write the run's experts, merged by PEFT into one adapter, to `folder`/models.
+
+    The merges act on the experts' whole updates B A, not on the matrices one by one, and the result
+    is cut back to an adapter of the experts' ranks together. Every expert has weight 1.
+    """
+    recipe, base = run.recipe, run.load_base(dtype="float32")
+    first, *others = recipe.tasks
+    model = PeftModel.from_pretrained(base.model, run.adapter(first), adapter_name=first.name)
+    for task in others:
+        model.load_adapter(run.adapter(task), adapter_name=task.name)
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)  # DARE drops at random
+        model.add_weighted_adapter(
+            [task.name for task in recipe.tasks],
+            [1.0] * len(recipe.tasks),
+            "merged",
+            combination_type=combination,
+            density=recipe.comparison.density,
+            svd_rank=recipe.lora.rank * len(recipe.tasks),
+        )
+    with atomic_folder(folder / MODELS) as models:
+        model.save_pretrained(models, selected_adapters=["merged"], save_embedding_layers=False)
+        # PEFT puts an adapter of this name into a folder of this name
+        for file in (models / "merged").iterdir():
+            file.rename(models / file.name)
+        (models / "merged").rmdir()

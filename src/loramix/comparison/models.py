@@ -1,0 +1,175 @@
+"""The models of a comparison: the run's own, the baselines, and mixtures of several seeds."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from loramix.bases.loading import Base, load_base
+from loramix.comparison.baselines import BASELINES
+from loramix.comparison.baselines.baseline import Baseline
+from loramix.comparison.baselines.shared import with_adapter
+from loramix.comparison.comparison import ComparedModel, Comparison
+from loramix.data.leaks import RECORD
+from loramix.data.tasks import Task
+from loramix.errors import RecipeError
+from loramix.experiment.answers import Model
+from loramix.experiment.graph import GATE_OUTPUTS, Settings, Step, lora_step
+from loramix.experiment.labels import BASE, FINETUNE, expert_key, label
+from loramix.experiment.recipe import GateSpec
+from loramix.experiment.run import MODELS, Run
+from loramix.experiment.stages.gate import learn_gates
+from loramix.mixture.model import MixtureModel
+
+
+def compared_models(comparison: Comparison) -> tuple[list[ComparedModel], list[str]]:
+    """Return the models of the recipe's comparison in the order of its tables, and why others are
+    left out.
+
+    Raises RecipeError if two rows of the tables had one label.
+    """
+    models: list[ComparedModel] = []
+    left_out = []
+    for name in comparison.recipe.comparison.models:
+        baseline = BASELINES.get(name)
+        if baseline is None:
+            models += _of_run(comparison, name)
+            continue
+        problem = baseline.problem(comparison.recipe)
+        if problem:
+            left_out.append(problem)
+        else:
+            models.append(_baseline(comparison, name, baseline))
+    _refuse_equal_labels(models)
+    return models, left_out
+
+
+def mixture_row(name: str) -> str:
+    """Return the key of the table row of one of `comparison.mixtures`."""
+    return f"mixture-{_file_name(name)}"
+
+
+def _of_run(comparison: Comparison, name: str) -> list[ComparedModel]:
+    """Return the models that the run itself trains, or those of the mixtures."""
+    tasks = comparison.recipe.tasks
+    if name == "base":
+        return [_base(comparison)]
+    if name == "finetune":
+        return [_finetune(comparison, task) for task in tasks]
+    if name == "experts":
+        return [_expert(comparison, task) for task in tasks]
+    if name == "oracle":
+        return []  # the answers of every task's own expert once more: see `scores`
+    return [
+        _mixture(comparison, mixture, spec, seed)
+        for mixture, spec in comparison.recipe.mixtures().items()
+        for seed in comparison.recipe.comparison.seeds
+    ]
+
+
+def _base(comparison: Comparison) -> ComparedModel:
+    @contextmanager
+    def load(base: Base) -> Iterator[Model]:
+        yield base.model
+
+    return ComparedModel(BASE, BASE, label(BASE), comparison.recipe.seed, load, ("prepare",))
+
+
+def _finetune(comparison: Comparison, task: Task) -> ComparedModel:
+    run, key = comparison.run, f"finetune-{task.name}"
+    folder = run.folder("finetune", task.name)
+
+    @contextmanager
+    def load(base: Base) -> Iterator[Model]:
+        finetuned = load_base(str(folder / MODELS), dtype=run.recipe.base.dtype)
+        yield finetuned.model.to(base.model.device)
+
+    return ComparedModel(
+        key,
+        FINETUNE,
+        label(FINETUNE),
+        run.recipe.seed,
+        load,
+        needs=(key,),
+        learned=(folder,),
+        asks=(task.name,),
+    )
+
+
+def _expert(comparison: Comparison, task: Task) -> ComparedModel:
+    run, key = comparison.run, expert_key(task.name)
+    return ComparedModel(
+        key,
+        key,
+        label(key),
+        run.recipe.seed,
+        partial(with_adapter, folder=run.adapter(task)),
+        needs=(lora_step(task),),
+        learned=(run.folder("lora", task.name),),
+    )
+
+
+def _baseline(comparison: Comparison, name: str, baseline: Baseline) -> ComparedModel:
+    run, folder = comparison.run, comparison.root / name
+    needs = comparison.expert_steps if baseline.of_experts else ("prepare",)
+    learned = comparison.expert_folders if baseline.of_experts else ()
+    fits: tuple[Step, ...] = ()
+    if baseline.fit is not None:
+        work = partial(baseline.fit, run, folder)
+        settings = baseline.settings(run.recipe)
+        fit = comparison.fit_step(name, work, settings, baseline.leaves, needs=needs)
+        needs, fits = (fit.key,), (fit,)
+    if RECORD in baseline.leaves:
+        learned = (*learned, folder)
+    return ComparedModel(
+        name,
+        name,
+        baseline.label,
+        run.recipe.seed,
+        partial(baseline.load, run, folder),
+        needs,
+        fits=fits,
+        learned=learned,
+        cached=baseline.cached,
+        folder=folder,
+    )
+
+
+def _mixture(comparison: Comparison, name: str, spec: GateSpec, seed: int) -> ComparedModel:
+    key = f"{_file_name(name)}-seed{seed}"
+    run: Run = comparison.run.changed(gate=spec, seed=seed)
+    folder = comparison.root / key
+    work = partial(learn_gates, run, folder=folder, title=f"{name}, seed {seed}")
+    settings: Settings = {"gate": spec.model_dump(mode="json"), "seeds": {"seed": seed}}
+    fit = comparison.fit_step(key, work, settings, GATE_OUTPUTS, needs=comparison.expert_steps)
+
+    @contextmanager
+    def load(base: Base) -> Iterator[Model]:
+        yield MixtureModel.from_pretrained(folder / MODELS, base=base.model)
+
+    return ComparedModel(
+        key,
+        mixture_row(name),
+        name,
+        seed,
+        load,
+        needs=(fit.key,),
+        fits=(fit,),
+        learned=(*comparison.expert_folders, folder),
+        gated=True,
+        folder=folder,
+    )
+
+
+def _refuse_equal_labels(models: list[ComparedModel]) -> None:
+    rows: dict[str, str] = {}
+    for model in models:
+        if rows.setdefault(model.label, model.row) != model.row:
+            raise RecipeError(
+                f"comparison.mixtures: '{model.label}' is the name of another model of the "
+                "comparison; choose another one"
+            )
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", name)
