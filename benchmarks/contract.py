@@ -1,8 +1,9 @@
-"""Which lines of the contract of a mixture hold: loramix beside PEFT's X-LoRA, Arrow and Lily, on
-tiny random models.
+"""The contract of a mixture, line by line: loramix beside PEFT's X-LoRA, Arrow and Lily.
 
-Every line compares two computations that should give the same logits, and shows the largest
-difference between them in standard deviations of the logits. Up to 0.001 is rounding.
+    python benchmarks/contract.py
+
+Every line compares two computations that should give the same logits, on tiny random models, and
+shows their largest difference in standard deviations of the logits. Up to 0.001 is rounding.
 """
 
 import math
@@ -30,11 +31,11 @@ TARGET = torch.randint(3, 97, (3, 5), generator=torch.Generator().manual_seed(1)
 
 
 class NotOfferedError(Exception):
-    """A line that is about something that a system does not set out to do."""
+    """A line about a feature that a system does not have."""
 
 
 class RefusedError(Exception):
-    """What a system refuses in words, by design."""
+    """A request that a system refuses in words, by design."""
 
 
 def apart(left: Tensor, right: Tensor) -> float:
@@ -45,10 +46,11 @@ def apart(left: Tensor, right: Tensor) -> float:
 def alone(system: System) -> float:
     """C1: a row alone and in a batch."""
     together = system.logits(IDS, TARGET)
-    return max(
-        apart(system.logits(IDS[i : i + 1], TARGET[i : i + 1]), together[i : i + 1])
-        for i in range(3)
-    )
+    gaps: list[float] = []
+    for i in range(3):
+        row = system.logits(IDS[i : i + 1], TARGET[i : i + 1])
+        gaps.append(apart(row, together[i : i + 1]))
+    return max(gaps)
 
 
 def padding(system: System) -> float:
@@ -84,21 +86,16 @@ def chunks(system: System) -> float:
 
 
 def beams(system: System) -> float:
-    """C4: beam search in a batch and alone, with and without a cache: the share of answers that
-    differ.
-    """
+    """C4: beam search alone and without a cache: the share of answers that differ."""
     settings = {"num_beams": 3, "max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
-    plain = system.model.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), **settings)[
-        :, -5:
-    ]
-    others = []
-    if system.with_cache is None:  # else it never uses one
-        others.append(system.model.generate(input_ids=IDS, use_cache=False, **settings)[:, -5:])
-    others.append(
-        torch.cat(
-            [system.model.generate(input_ids=IDS[i : i + 1], **settings)[:, -5:] for i in range(3)]
-        )
-    )
+
+    def answers(ids: Tensor, **more: object) -> Tensor:
+        return system.model.generate(input_ids=ids, **settings, **more)[:, -5:]
+
+    plain = answers(IDS, attention_mask=torch.ones_like(IDS))
+    others = [torch.cat([answers(row) for row in IDS.split(1)])]
+    if system.with_cache is None:  # the others never use one
+        others.append(answers(IDS, use_cache=False))
     return max(float((plain != other).any(1).float().mean()) for other in others)
 
 
@@ -106,12 +103,7 @@ def encoder_outputs(system: System) -> float:
     """C4: encoder outputs given by the user."""
     if not system.seq2seq:
         raise NotOfferedError("no encoder")
-    inner = (
-        system.model.base
-        if isinstance(system.model, MixtureModel)
-        else system.model.get_base_model()
-    )
-    given = BaseModelOutput(inner.get_encoder()(input_ids=IDS).last_hidden_state)
+    given = BaseModelOutput(_inner(system).get_encoder()(input_ids=IDS).last_hidden_state)
     found = system.model(encoder_outputs=given, decoder_input_ids=TARGET).logits
     return apart(found, system.logits(IDS, TARGET))
 
@@ -119,10 +111,8 @@ def encoder_outputs(system: System) -> float:
 def one_expert(system: System) -> float:
     """C5: one expert chosen, and PEFT with that adapter alone."""
     plain = PeftModel.from_pretrained(base(system.shape), system.folders["b"]).eval()
-    return apart(
-        _chosen(system, [0.0, 1.0, 0.0]),
-        System("PEFT", system.shape, {}, plain).logits(IDS, TARGET),
-    )
+    expected = System("PEFT", system.shape, {}, plain).logits(IDS, TARGET)
+    return apart(_chosen(system, [0.0, 1.0, 0.0]), expected)
 
 
 def merged(system: System) -> float:
@@ -131,21 +121,19 @@ def merged(system: System) -> float:
     exact = MixtureModel.from_experts(base(system.shape), system.folders)
     for name in exact.layers:
         updates = [expert.updates[name] for expert in exact.experts]
-        if system.name == "loramix reference":  # its definition: the matrices are mixed one by one
-            up = sum(w * u.scale * u.up_OR for w, u in zip(weights, updates, strict=True))
-            delta = up @ sum(w * u.down_RD for w, u in zip(weights, updates, strict=True))
+        weighed = list(zip(weights, updates, strict=True))
+        if system.name == "loramix reference":  # its definition: B and A are mixed on their own
+            up = sum(weight * each.scale * each.up_OR for weight, each in weighed)
+            delta = up @ sum(weight * each.down_RD for weight, each in weighed)
         else:
-            delta = sum(
-                w * u.scale * u.up_OR @ u.down_RD for w, u in zip(weights, updates, strict=True)
-            )
+            delta = sum(weight * each.scale * each.up_OR @ each.down_RD for weight, each in weighed)
         plain.get_submodule(name).weight.data += delta.T if system.shape == "GPT-2" else delta
-    return apart(
-        _chosen(system, weights), System("merged", system.shape, {}, plain).logits(IDS, TARGET)
-    )
+    expected = System("merged", system.shape, {}, plain).logits(IDS, TARGET)
+    return apart(_chosen(system, weights), expected)
 
 
 def reload(system: System) -> float:
-    """C7: saved and loaded in the system's own way."""
+    """C7: saved and loaded by the system's own functions."""
     before = system.logits(IDS, TARGET)
     with tempfile.TemporaryDirectory() as folder:
         system.model = system.again(Path(folder) / "saved")
@@ -155,30 +143,26 @@ def reload(system: System) -> float:
 def order(system: System) -> float:
     """C8: the experts in another order, the router's rows with them."""
     if system.reversed is None:
-        raise NotOfferedError("its experts have no order of the user's")
+        raise NotOfferedError("users do not order its experts")
     before, system.model = system.logits(IDS, TARGET), system.reversed()
     return apart(system.logits(IDS, TARGET), before)
 
 
 @torch.enable_grad()
 def training(system: System) -> float:
-    """C9: a training step, and the largest change of a weight that is not the router's."""
+    """C9: the largest change of a weight outside the router in a training step."""
     if not system.router:
         raise NotOfferedError("it trains nothing")
     before = {key: value.clone() for key, value in system.model.state_dict().items()}
     trained = [parameter for parameter in system.model.parameters() if parameter.requires_grad]
     _loss(system).backward()
     torch.optim.SGD(trained, lr=1.0).step()
-    rest = {
-        key: value for key, value in system.model.state_dict().items() if system.router not in key
-    }
-    moved = any(
-        not torch.equal(v, before[k])
-        for k, v in system.model.state_dict().items()
-        if system.router in k
-    )
-    assert moved, "the router did not move"
-    return max(float((value - before[key]).abs().max()) for key, value in rest.items())
+    router, rest = [0.0], [0.0]
+    for key, value in system.model.state_dict().items():
+        change = float((value - before[key]).abs().max())
+        (router if system.router in key else rest).append(change)
+    assert max(router) > 0, "the router did not move"
+    return max(rest)
 
 
 @torch.enable_grad()
@@ -193,12 +177,8 @@ def checkpointing(system: System) -> float:
             _train_without_dropout(system.model)
         system.model.zero_grad()
         _loss(system).backward()
-        parts = [
-            p.grad.flatten()
-            for p in system.model.parameters()
-            if p.requires_grad and p.grad is not None
-        ]
-        gradients.append(torch.cat(parts))
+        trained = [p for p in system.model.parameters() if p.requires_grad and p.grad is not None]
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in trained]))
     return float((gradients[0] - gradients[1]).abs().max() / gradients[0].abs().max())
 
 
@@ -211,9 +191,8 @@ def threads(system: System) -> float:
     def ask(index: int) -> None:
         for _ in range(30):
             try:
-                worst[index] = max(
-                    worst[index], apart(system.logits(*requests[index]), expected[index])
-                )
+                gap = apart(system.logits(*requests[index]), expected[index])
+                worst[index] = max(worst[index], gap)
             except Exception:  # a shape that belongs to the other request
                 worst[index] = float("inf")
 
@@ -257,9 +236,7 @@ LINES: dict[str, Callable[[System], float]] = {
 
 
 def _cached(system: System, prefill: list[int]) -> Tensor:
-    """Return the target's logits, computed with a cache: the prompt in these pieces, then token by
-    token.
-    """
+    """Return the target's logits with a cache: the prompt in these pieces, then by tokens."""
     if system.with_cache is not None:
         try:
             system.with_cache()
@@ -268,12 +245,7 @@ def _cached(system: System, prefill: list[int]) -> Tensor:
     inputs, stream, sizes = {}, torch.cat([IDS, TARGET], 1), [*prefill, *[1] * TARGET.shape[1]]
     key = "input_ids"
     if system.seq2seq:
-        inner = (
-            system.model.base
-            if isinstance(system.model, MixtureModel)
-            else system.model.get_base_model()
-        )
-        inputs = {"encoder_outputs": inner.get_encoder()(input_ids=IDS)}
+        inputs = {"encoder_outputs": _inner(system).get_encoder()(input_ids=IDS)}
         stream, sizes, key = TARGET, [1] * TARGET.shape[1], "decoder_input_ids"
     cache, found = None, []
     for piece in stream.split(sizes, 1):
@@ -283,12 +255,18 @@ def _cached(system: System, prefill: list[int]) -> Tensor:
     return torch.cat(found, 1)[:, -TARGET.shape[1] :]
 
 
+def _inner(system: System) -> torch.nn.Module:
+    """Return the base model inside the mixture."""
+    if isinstance(system.model, MixtureModel):
+        return system.model.base
+    return system.model.get_base_model()
+
+
 def _chosen(system: System, weights: list[float]) -> Tensor:
     """Return the logits at weights set by hand."""
     if system.choose is None:
-        raise NotOfferedError(
-            "no way to set weights" if system.name != "Lily" else "it mixes no given adapters"
-        )
+        lily = system.name == "Lily"
+        raise NotOfferedError("it mixes no given adapters" if lily else "no way to set weights")
     with system.choose(weights):
         return system.logits(IDS, TARGET)
 
@@ -309,7 +287,7 @@ def _train_without_dropout(model: torch.nn.Module) -> None:
 
 @torch.no_grad()
 def verdict(line: Callable[[System], float], build: Callable[[], System]) -> tuple[str, str]:
-    """Return what a line's cell says, and the whole of an error if there was one."""
+    """Return the cell of a line, and the whole text of an error if there was one."""
     try:
         system = build()
         value = line(system)
@@ -325,9 +303,7 @@ def verdict(line: Callable[[System], float], build: Callable[[], System]) -> tup
 
 
 def table(shape: str, folders: dict[str, Path]) -> None:
-    """Print the table of one shape, without lines that concern none of the systems, and the errors
-    in full.
-    """
+    """Print the table of one shape without lines that concern no system, and the full errors."""
     notes: dict[tuple[str, str, str], list[str]] = {}
     print(f"### {shape}\n\n| | {' | '.join(SYSTEMS)} |\n|---{'|---' * len(SYSTEMS)}|")
     for title, line in LINES.items():
@@ -350,12 +326,8 @@ def main() -> None:
     """Print the versions, and one table for every shape."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    print(
-        ", ".join(
-            f"{name} {version(name)}" for name in ("loramix", "peft", "transformers", "torch")
-        )
-        + "\n"
-    )
+    libraries = ("loramix", "peft", "transformers", "torch")
+    print(", ".join(f"{name} {version(name)}" for name in libraries) + "\n")
     for shape in SHAPES:
         with tempfile.TemporaryDirectory() as root:
             table(shape, save_experts(shape, Path(root)))

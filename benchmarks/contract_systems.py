@@ -1,5 +1,4 @@
-"""The mixtures that `contract.py` compares, over tiny random models: loramix, and PEFT's X-LoRA,
-Arrow and Lily.
+"""The mixtures that `contract.py` compares: loramix, and PEFT's X-LoRA, Arrow and Lily.
 
 All but Lily, which trains experts of its own, mix the same three adapters. Routers are random and
 scaled up, because near-uniform ones would hide every fault.
@@ -48,10 +47,10 @@ WIDTH, VOCABULARY = 32, 97
 class System:
     """A mixture over one shape.
 
-    choose: what sets its weights by hand, inside a block; None where it offers no way.
-    again, reversed: the same after its own save and load, and with its experts in reverse order.
-    router: what the names of its trained parameters hold; empty where it trains nothing.
-    with_cache: what asks it to use a cache, where it may refuse.
+    choose: sets its weights by hand, inside a block; None where it offers no way.
+    again, reversed: give the mixture after save and load, and with its experts in reverse order.
+    router: a part of the names of its trained parameters; empty where it trains nothing.
+    with_cache: asks it to use a cache, which it may refuse.
     """
 
     name: str
@@ -69,7 +68,7 @@ class System:
         return self.shape == "T5"
 
     def logits(self, ids: Tensor, target: Tensor, **inputs: object) -> Tensor:
-        """Return the logits at the places of `target` after the prompt `ids`."""
+        """Return the logits at the positions of `target` after the prompt `ids`."""
         if self.seq2seq:
             return self.model(input_ids=ids, decoder_input_ids=target, **inputs).logits
         if isinstance(self.model, MixtureModel):
@@ -125,7 +124,7 @@ def save_experts(shape: str, root: Path) -> dict[str, Path]:
 
 
 def loramix(context: str) -> Callable[[str, dict[str, Path]], System]:
-    """Return what builds a loramix mixture whose gates read this context."""
+    """Return a function that builds a loramix mixture whose gates read this context."""
 
     def build(shape: str, folders: dict[str, Path]) -> System:
         gate = GateConfig.reference() if context == "reference" else GateConfig(context=context)
@@ -141,19 +140,15 @@ def loramix(context: str) -> Callable[[str, dict[str, Path]], System]:
         def backwards() -> nn.Module:
             turned = dict(reversed(folders.items()))
             other = MixtureModel.from_experts(base(shape), turned, gate=gate).eval()
-            gates = {name: module.rearranged([2, 1, 0]) for name, module in mixture.gates.items()}
-            other.load_gate_state(
-                {
-                    f"{n}.{k}": v
-                    for n, module in gates.items()
-                    for k, v in module.state_dict().items()
-                }
-            )
+            state: dict[str, Tensor] = {}
+            for name, module in mixture.gates.items():
+                turned_state = module.rearranged([2, 1, 0]).state_dict()
+                state |= {f"{name}.{key}": value for key, value in turned_state.items()}
+            other.load_gate_state(state)
             return other
 
-        return System(
-            f"loramix {context}", shape, folders, mixture, choose, again, backwards, ".gate."
-        )
+        label = f"loramix {context}"
+        return System(label, shape, folders, mixture, choose, again, backwards, ".gate.")
 
     return build
 
@@ -208,27 +203,23 @@ def arrow(shape: str, folders: dict[str, Path]) -> System:
 
     def build(paths: dict[str, Path]) -> nn.Module:
         config = ArrowConfig(top_k=2, router_temperature=0.5, rng_seed=0)
-        return create_arrow_model(
-            base(shape), [str(path) for path in paths.values()], config
-        ).eval()
+        adapters = [str(path) for path in paths.values()]
+        return create_arrow_model(base(shape), adapters, config).eval()
 
     return System(
         "Arrow",
         shape,
         folders,
         build(folders),
-        None,
-        lambda folder: build(folders),
-        lambda: build(dict(reversed(folders.items()))),
-        "",
+        again=lambda folder: build(folders),
+        reversed=lambda: build(dict(reversed(folders.items()))),
     )
 
 
 def lily(shape: str, folders: dict[str, Path]) -> System:
     """Return Lily, whose router weighs experts of its own, trained together with it."""
-    model = get_peft_model(
-        base(shape), LilyConfig(r=4, num_B=3, stride_A=1, target_modules=TARGETS[shape])
-    ).eval()
+    config = LilyConfig(r=4, num_B=3, stride_A=1, target_modules=TARGETS[shape])
+    model = get_peft_model(base(shape), config).eval()
     torch.manual_seed(3)
     for key, parameter in model.named_parameters():
         if "lily_" in key:
@@ -242,10 +233,10 @@ def lily(shape: str, folders: dict[str, Path]) -> System:
 
 
 SYSTEMS: dict[str, Callable[[str, dict[str, Path]], System]] = {
-    **{
-        f"loramix {context}": loramix(context)
-        for context in ("prompt", "running", "token", "reference")
-    },
+    "loramix prompt": loramix("prompt"),
+    "loramix running": loramix("running"),
+    "loramix token": loramix("token"),
+    "loramix reference": loramix("reference"),
     "X-LoRA": xlora,
     "Arrow": arrow,
     "Lily": lily,

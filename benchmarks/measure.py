@@ -1,6 +1,4 @@
-"""Runs the variants of a benchmark, each in its own process, turn by turn: noise hits all of them
-alike.
-"""
+"""Runs the variants of a benchmark in turn, each in a process of its own: all meet the noise."""
 
 import json
 import resource
@@ -13,40 +11,35 @@ from collections.abc import Callable, Sequence
 def report(
     script: str, variants: Sequence[str], *, rounds: int, arguments: Sequence[str] = ()
 ) -> None:
-    """Run every variant `rounds` times and print medians, peak memory and ratios to the first
-    variant.
+    """Run every variant `rounds` times; print medians, peak memory and ratios to the first variant.
 
-    A variant's process prints one JSON object {unit: number} and its peak memory (`peak_gb`) as its
-    last line.
+    The last line that a variant's process prints is one JSON object, {unit: number}, with its peak
+    memory as `peak_gb`.
     """
     results: dict[str, list[dict[str, float]]] = {variant: [] for variant in variants}
     for turn in range(rounds):
         for variant in variants:
             command = [sys.executable, script, "--variant", variant, *arguments]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            results[variant].append(json.loads(done.stdout.splitlines()[-1]))
-            print(
-                f"round {turn + 1} of {rounds}, {variant}: {results[variant][-1]}", file=sys.stderr
-            )
+            found = json.loads(done.stdout.splitlines()[-1])
+            results[variant].append(found)
+            print(f"round {turn + 1} of {rounds}, {variant}: {found}", file=sys.stderr)
     units = list(results[variants[0]][0])
-    first = {unit: statistics.median(each[unit] for each in results[variants[0]]) for unit in units}
+    first = _medians(results[variants[0]])
     print("| variant |", " | ".join(f"{unit} | ratio" for unit in units), "|")
     print("| --- |" + " ---: | ---: |" * len(units))
     for variant, runs in results.items():
-        middle = {unit: statistics.median(each[unit] for each in runs) for unit in units}
+        middle = _medians(runs)
         cells = [f"{middle[unit]:.2f} | {middle[unit] / first[unit]:.2f}" for unit in units]
         print(f"| {variant} |", " | ".join(cells), "|")
 
 
 def finish(work: Callable[[], dict[str, float]]) -> None:
     """Do the work of one variant and print its numbers with this process's peak memory in GB."""
-    numbers = work()
+    numbers = {unit: round(value, 3) for unit, value in work().items()}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in KiB
-    print(
-        json.dumps(
-            {
-                **{unit: round(value, 3) for unit, value in numbers.items()},
-                "peak_gb": round(peak, 2),
-            }
-        )
-    )
+    print(json.dumps(numbers | {"peak_gb": round(peak, 2)}))
+
+
+def _medians(runs: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {unit: statistics.median(run[unit] for run in runs) for unit in runs[0]}

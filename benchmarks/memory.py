@@ -1,5 +1,4 @@
-"""Memory: what a large base takes to load, alone and with 8 experts, and what layers take to read
-2,048 tokens.
+"""Memory to load a large base, alone and with 8 experts, and to read 2,048 tokens.
 
     python benchmarks/memory.py
 
@@ -41,29 +40,23 @@ READING = ("base", "PEFT LoRA", "Arrow", "loramix")
 
 
 def loaded(variant: str, number_format: str, root: Path) -> dict[str, float]:
-    """Load T5-large, with its experts or without, answer a short prompt, and return this process's
-    peaks of memory.
-    """
-    kind = (
-        {"dtype": getattr(torch, number_format)}
-        if hasattr(torch, number_format)
-        else {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
-    )
+    """Return the peak memory of loading T5-large, alone or with experts, and of a short answer."""
+    if hasattr(torch, number_format):
+        settings = {"dtype": getattr(torch, number_format)}
+    else:
+        settings = {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
     before, own = status("RssAnon"), Peak(lambda: status("RssAnon"))
-    model = T5ForConditionalGeneration.from_pretrained(root / "base", **kind)
+    model = T5ForConditionalGeneration.from_pretrained(root / "base", **settings)
     weights = sum(each.numel() * each.element_size() for each in model.parameters()) / 1e6
     if variant == "loramix":
-        model = MixtureModel.from_experts(
-            model, {str(i): root / "t5-large" / str(i) for i in range(EXPERTS)}
-        )
+        experts = {str(index): root / "t5-large" / str(index) for index in range(EXPERTS)}
+        model = MixtureModel.from_experts(model, experts)
     model.eval().generate(input_ids=torch.randint(5, 30_000, (1, 16)), max_new_tokens=8)
     return {"whole": status("VmHWM"), "own": own.stop() - before, "weights": weights}
 
 
 class Peak:
-    """The largest value of a size of this process, looked at every two milliseconds until
-    `stop`.
-    """
+    """The largest value of a size of this process, read every two milliseconds until `stop`."""
 
     def __init__(self, size: Callable[[], float]) -> None:
         self._size, self._largest, self._done = size, 0.0, threading.Event()
@@ -75,24 +68,21 @@ class Peak:
             self._largest = max(self._largest, self._size())
 
     def stop(self) -> float:
-        """Return it."""
+        """End the reading and return the largest value."""
         self._done.set()
         self._thread.join()
         return self._largest
 
 
 def read(variant: str, root: Path) -> dict[str, float]:
-    """Return how far memory rises while T5-small reads one row of tokens: in the whole pass, and in
-    every layer.
-    """
+    """Return the rise of memory while T5-small reads one row: in the pass and in every layer."""
     base = base_model("t5-small")
     model = SYSTEMS[variant](base, [root / "t5-small" / str(index) for index in range(EXPERTS)])
     ids = torch.randint(5, 30_000, (1, TOKENS))
     rises: dict[str, float] = {}
     with torch.inference_mode():
-        model(
-            input_ids=ids[:, :16], decoder_input_ids=ids[:, :1]
-        )  # Arrow makes its prototypes, and so on
+        # The first passes warm up; Arrow makes its prototypes in one.
+        model(input_ids=ids[:, :16], decoder_input_ids=ids[:, :1])
         model(input_ids=ids, decoder_input_ids=ids[:, :16])
         before = lowest()
         model(input_ids=ids, decoder_input_ids=ids[:, :16])
@@ -116,7 +106,7 @@ def read(variant: str, root: Path) -> dict[str, float]:
 
 
 def lowest() -> float:
-    """Start the record of this process's peak memory anew, and return what it takes now."""
+    """Reset the record of this process's peak memory, and return the memory that it has now."""
     Path("/proc/self/clear_refs").write_text("5")
     return status("VmRSS")
 
@@ -128,14 +118,13 @@ def status(key: str) -> float:
 
 
 def fresh(what: str, *arguments: str) -> dict[str, float]:
-    """Return the medians of what processes of their own measure."""
+    """Return the medians of a measurement that is made in fresh processes."""
     command = [sys.executable, __file__, "--measure", what, *arguments]
-    exact = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed is given back at once
-    runs = [
-        subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=exact)
-        for _ in range(ROUNDS)
-    ]
-    found = [json.loads(run.stdout.splitlines()[-1]) for run in runs]
+    exact = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # gives freed memory back at once
+    found: list[dict[str, float]] = []
+    for _ in range(ROUNDS):
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=exact)
+        found.append(json.loads(done.stdout.splitlines()[-1]))
     return {key: statistics.median(each[key] for each in found) for key in found[0]}
 
 
@@ -146,9 +135,8 @@ def main() -> None:
         base = base_model("t5-large")
         base.save_pretrained(root / "base")
         adapters = save_adapters(base, root / "t5-large", EXPERTS)
-        experts = (
-            sum((each / "adapter_model.safetensors").stat().st_size for each in adapters) / 1e6
-        )
+        sizes = [(each / "adapter_model.safetensors").stat().st_size for each in adapters]
+        experts = sum(sizes) / 1e6
         del base
         save_adapters(base_model("t5-small"), root / "t5-small", EXPERTS)
         show_loading(
@@ -159,11 +147,9 @@ def main() -> None:
 
 
 def show_loading(peaks: dict[tuple[str, str], dict[str, float]], experts: float) -> None:
-    """Print what a process takes at most that loads T5-large and answers."""
-    print(
-        f"| T5-large | format | weights, MB | own memory, MB | whole process, MB | to alone, "
-        f"without {experts:.0f} MB |"
-    )
+    """Print the peak memory of processes that load T5-large and answer."""
+    sizes = "weights, MB | own memory, MB | whole process, MB"
+    print(f"| T5-large | format | {sizes} | to alone, without {experts:.0f} MB |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
     for (variant, number_format), peak in peaks.items():
         sizes = " | ".join(f"{peak[key]:.0f}" for key in ("weights", "own", "whole"))
@@ -173,42 +159,33 @@ def show_loading(peaks: dict[tuple[str, str], dict[str, float]], experts: float)
             share = (peak["whole"] - experts) / peaks["base", number_format]["whole"]
             print(f"| with {EXPERTS} experts | {number_format} | {sizes} | {share:.3f} |")
     share = (peaks["loramix", "float32"]["whole"] - experts) / peaks["base", "float32"]["whole"]
-    print(
-        f"float32 with {EXPERTS} experts, to alone, without the experts' own bytes: "
-        f"{bar(share, 1.15)}\n"
-    )
+    what = f"float32 with {EXPERTS} experts, to alone, without the experts' own bytes"
+    print(f"{what}: {bar(share, 1.15)}\n")
 
 
 def show_reading(rises: dict[str, dict[str, float]]) -> None:
-    """Print how far memory rises beyond the base's own."""
+    """Print the rise of memory beyond the base's own."""
     base = rises["base"]
-    extra = {
-        variant: {key: rise - base[key] for key, rise in own.items()}
-        for variant, own in rises.items()
-    }
-    most = {
-        variant: max(rise for key, rise in own.items() if key != "pass")
-        for variant, own in extra.items()
-    }
-    print(
-        f"| T5-small, E={EXPERTS}, {TOKENS:,} tokens | most in one layer, MB | in the whole pass, "
-        "MB |"
-    )
+    title = f"T5-small, E={EXPERTS}, {TOKENS:,} tokens"
+    print(f"| {title} | most in one layer, MB | in the whole pass, MB |")
     print("| --- | ---: | ---: |")
-    print(
-        f"| base | {max(rise for key, rise in base.items() if key != 'pass'):.1f} | "
-        f"{base['pass']:.1f} |"
-    )
+    print(f"| base | {_most(base):.1f} | {base['pass']:.1f} |")
+    most: dict[str, float] = {}
     for variant in READING[1:]:
-        print(f"| {variant}, beyond it | {most[variant]:.1f} | {extra[variant]['pass']:.1f} |")
-    print(
-        f"beyond the base in one layer, loramix to Arrow: "
-        f"{bar(most['loramix'] / most['Arrow'], 0.2)}"
-    )
+        extra = {key: rise - base[key] for key, rise in rises[variant].items()}
+        most[variant] = _most(extra)
+        print(f"| {variant}, beyond it | {most[variant]:.1f} | {extra['pass']:.1f} |")
+    to_arrow = most["loramix"] / most["Arrow"]
+    print(f"beyond the base in one layer, loramix to Arrow: {bar(to_arrow, 0.2)}")
+
+
+def _most(rises: dict[str, float]) -> float:
+    """Return the largest rise in one layer."""
+    return max(rise for key, rise in rises.items() if key != "pass")
 
 
 def bar(ratio: float, limit: float) -> str:
-    """Return a ratio, and whether it keeps its limit."""
+    """Return a ratio, its limit and whether it holds."""
     return f"{ratio:.3f}; at most {limit}: {'holds' if ratio <= limit else 'does not hold'}"
 
 

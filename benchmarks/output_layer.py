@@ -1,11 +1,10 @@
-"""A training step with the output layer's input in one piece, as `load_base` gives it, and as a
-slice.
+"""A training step whose output layer reads a slice, or one piece, as `load_base` arranges it.
 
     python benchmarks/output_layer.py
 
 LoRA on the embedded default model, 8 samples of 20 prompt and 20 target tokens, logits for the
-targets alone. Both variants run in turn in one process; printed are the medians of the rounds and
-their ratio.
+targets alone. Both variants take turns in one process. Prints the medians of the rounds and their
+ratio.
 """
 
 import statistics
@@ -20,15 +19,12 @@ ROUNDS, ROWS, TOKENS, TARGETS = 7, 8, 40, 20
 
 
 def adapted(dtype: str, *, sliced: bool) -> PeftModel:
-    """Return the model with an adapter; `sliced` takes away what puts the output layer's input in
-    one piece.
-    """
+    """Return the model with an adapter; `sliced` lets its output layer read a slice."""
     model = load_base("smollm2-135m", dtype=dtype).model
     if sliced:
-        model.get_output_embeddings()._forward_pre_hooks.clear()
-    return get_peft_model(
-        model, LoraConfig(r=16, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
-    )
+        model.get_output_embeddings()._forward_pre_hooks.clear()  # the hook of `load_base`
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    return get_peft_model(model, LoraConfig(r=16, target_modules=targets))
 
 
 def step(model: PeftModel, ids: torch.Tensor) -> float:
@@ -48,9 +44,8 @@ def main() -> None:
         for _ in range(ROUNDS):
             for sliced, model in models.items():
                 seconds[sliced].append(step(model, ids))
-        slow, fast = (
-            statistics.median(seconds[sliced][1:]) for sliced in (True, False)
-        )  # the first round warms up
+        # The first round warms up.
+        slow, fast = (statistics.median(seconds[sliced][1:]) for sliced in (True, False))
         print(f"{dtype:10} {slow:10.2f} {fast:14.2f} {slow / fast:6.2f}×")
 
 

@@ -1,11 +1,10 @@
-"""Compares two files of `speed.py`: what has become slower, relative to the first system of its
-case?
+"""Compares two files of `speed.py` and prints the systems that have become slower.
 
     python benchmarks/regression.py old/speed.json new/speed.json [--tolerance 0.05]
 
-Ratios are compared, not seconds, so the files may come from different machines of one kind. Ends
-with status 1 if a ratio has grown by more than the tolerance and by more than both files' spread
-over the rounds.
+It compares ratios to the first system of a case, not seconds, so the files may come from different
+machines of one kind. The exit status is 1 if a ratio has grown by more than the tolerance and by
+more than both files' spread over the rounds.
 """
 
 import argparse
@@ -19,19 +18,20 @@ Key = tuple[str, str, int]
 
 
 def ratios(path: Path) -> dict[Key, tuple[float, float, float]]:
-    """Return the ratio, least and largest, of every row to the first of its case."""
+    """Return the ratio of every row to the first of its case: median, least and largest."""
     rows: list[Row] = json.loads(path.read_text())["rows"]
     first: dict[object, Row] = {}
     for row in rows:
         first.setdefault(row["case"], row)
-    return {
-        (str(r["case"]), str(r["system"]), int(str(r["experts"]))): ratio(r, first[r["case"]])
-        for r in rows
-    }
+    found: dict[Key, tuple[float, float, float]] = {}
+    for row in rows:
+        key = str(row["case"]), str(row["system"]), int(str(row["experts"]))
+        found[key] = ratio(row, first[row["case"]])
+    return found
 
 
 def main() -> int:
-    """Print what differs and return the exit status."""
+    """Print the differences and return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -52,14 +52,11 @@ def main() -> int:
             worse = change > 0 and after_low > before_high
             slower += worse
             verdict = "SLOWER" if worse else "slower, within the spread" if change > 0 else "faster"
-            print(
-                f"{verdict:26} {before:.3f} to {after:.3f} ({change:+.1%})  {key[1]}, E={key[2]}, "
-                f"{key[0]}"
-            )
-    print(
-        f"{len(common)} rows compared, {slower} slower by more than {options.tolerance:.0%} and "
-        "the spread"
-    )
+            case, system, experts = key
+            row = f"{system}, E={experts}, {case}"
+            print(f"{verdict:26} {before:.3f} to {after:.3f} ({change:+.1%})  {row}")
+    limit = f"{options.tolerance:.0%}"
+    print(f"{len(common)} rows compared, {slower} slower by more than {limit} and the spread")
     return 1 if slower else 0
 
 

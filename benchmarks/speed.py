@@ -1,15 +1,15 @@
-"""How fast a mixture generates, scores and trains, beside its base model and the other ways to use
-several adapters.
+"""Speed of a mixture in generation, scoring and training, beside its base and other mixtures.
 
-    python benchmarks/speed.py                       all cases; about three quarters of an hour on
-    two cores python benchmarks/speed.py --only "decode llama" the cases whose names begin so; may
-    be given again python benchmarks/speed.py --dtype bfloat16 --device cuda
+    python benchmarks/speed.py                       all cases: 45 minutes on two cores
+    python benchmarks/speed.py --only "decode llama" cases whose names begin so; repeatable
+    python benchmarks/speed.py --dtype bfloat16 --device cuda
 
-All systems of a case take turns in one process, so that noise hits all of them alike: compare
-ratios, not seconds. Freed memory stays with the process (`KEPT`): else whoever is given new pages
-pays for them, which may take longer than what is compared.
-Written to the folder `--out`: speed.json with every round, speed.md with the tables and bars,
-speed.png. Cases that lie there from an earlier run on such a machine, and are not run again, stay.
+All systems of a case take turns in one process, so that all meet the same noise: compare ratios,
+not seconds. Freed memory stays with the process (`KEPT`), or the first system to get new pages
+would pay for them, which may take longer than the work that is compared.
+
+Writes to the folder `--out`: speed.json with every round, speed.md with tables and bars, speed.png.
+Cases from an earlier run on such a machine stay there until they are run again.
 `python benchmarks/regression.py old/speed.json new/speed.json` compares two such files.
 """
 
@@ -35,17 +35,15 @@ from torch import Tensor, nn
 
 from loramix import MixtureModel
 
-KEPT = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**40),
-}  # as glibc reads them when a process starts
+# glibc reads these when a process starts.
+KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 FOLDED, UNFOLDED = ", folded", ", not folded"
 Timed = Callable[[], None]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: what is done, at which size, by whom, each with every number of experts."""
+    """One comparison: a kind of work on a shape, by systems with each number of experts."""
 
     kind: str
     shape: str
@@ -58,10 +56,9 @@ class Case:
     @property
     def name(self) -> str:
         experts = "/".join(map(str, self.experts))
-        made = f", {self.new} new" if self.new else ""
-        return (
-            f"{self.kind} {self.shape}, E={experts}, batch {self.batch}, {self.prompt} tokens{made}"
-        )
+        new = f", {self.new} new" if self.new else ""
+        size = f"E={experts}, batch {self.batch}, {self.prompt} tokens{new}"
+        return f"{self.kind} {self.shape}, {size}"
 
 
 COMMON = ("base", "PEFT LoRA", "PEFT active adapters", "Arrow", "reference layer", "loramix")
@@ -114,9 +111,7 @@ CASES = [
 
 
 def work(case: Case, system: str, model: nn.Module, ids: Tensor) -> Timed:
-    """Return what is timed: one generation, one forward pass, or one training step without its
-    optimizer.
-    """
+    """Return one generation, one forward pass, or one training step without its optimizer."""
     mask = torch.ones_like(ids)
     settings = {"input_ids": ids, "attention_mask": mask}
     if case.kind == "decode":
@@ -130,11 +125,9 @@ def work(case: Case, system: str, model: nn.Module, ids: Tensor) -> Timed:
         return torch.inference_mode()(lambda: void(model(**settings)))
     model.train()
     half = ids.shape[1] // 2
-    labels = (
-        ids[:, :half].contiguous()
-        if seq2seq
-        else torch.cat([torch.full_like(ids[:, :half], -100), ids[:, half:]], 1)
-    )
+    labels = ids[:, :half].contiguous()
+    if not seq2seq:  # the first half of a row is the prompt
+        labels = torch.cat([torch.full_like(labels, -100), ids[:, half:]], 1)
     trained = {"loramix": ".gate.", "X-LoRA": "xlora_classifier"}.get(system, "lora_")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained in name)
@@ -156,9 +149,8 @@ def measured(
 ) -> list[dict[str, object]]:
     """Return the rounds of every system of a case."""
     base = base_model(case.shape, dtype).to(device)
-    folders = save_adapters(
-        base, root / case.shape, min(16, max(case.experts))
-    )  # a speed does not ask whose they are
+    # Above 16 the same adapters serve again: speed does not depend on their numbers.
+    folders = save_adapters(base, root / case.shape, min(16, max(case.experts)))
     torch.manual_seed(1)
     ids = torch.randint(5, 30_000, (case.batch, case.prompt), device=device)
     timed: dict[tuple[str, int], Timed] = {}
@@ -176,43 +168,22 @@ def measured(
                 torch.cuda.synchronize()
             if turn:  # the first round warms up
                 found[key].append((time.perf_counter() - started, time.process_time() - used))
-    return [
-        {
-            **asdict(case),
-            "case": case.name,
-            "system": system,
-            "experts": experts,
-            "wall": wall,
-            "cpu": cpu,
-        }
-        for (system, experts), turns in found.items()
-        for wall, cpu in [tuple(map(list, zip(*turns, strict=True)))]
-    ]
+    rows: list[dict[str, object]] = []
+    for (system, experts), turns in found.items():
+        wall, cpu = map(list, zip(*turns, strict=True))
+        own = {"system": system, "experts": experts, "wall": wall, "cpu": cpu}
+        rows.append({**asdict(case), "case": case.name, **own})
+    return rows
 
 
 def main() -> None:
     """Measure, print and save."""
     if not KEPT.items() <= os.environ.items():
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **KEPT})
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--only", action="append", help="beginning of the names of cases to run; may be given again"
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
-    options = parser.parse_args()
+    options = arguments()
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     cases = [case for case in CASES if case.name.startswith(tuple(options.only or [""]))]
-    if not cases:
-        parser.error(
-            f"no case begins with {options.only}; there are: "
-            + "; ".join(case.name for case in CASES)
-        )
     machine = {
         "device": options.device,
         "processor": platform.processor() or platform.machine(),
@@ -222,39 +193,54 @@ def main() -> None:
         "transformers": transformers.__version__,
     }
     file = options.out / "speed.json"
-    earlier = (
-        json.loads(file.read_text())
-        if options.only and file.is_file()
-        else {"machine": None, "rows": []}
-    )
-    again = {case.name for case in cases}
-    kept = [
-        row for row in earlier["rows"] if earlier["machine"] == machine and row["case"] not in again
-    ]
-    order = {case.name: place for place, case in enumerate(CASES)}
-    rows: list[dict[str, object]] = []
+    rows = earlier_rows(file, machine, cases) if options.only else []
+    order = {case.name: index for index, case in enumerate(CASES)}
     with tempfile.TemporaryDirectory() as root:
-        for place, case in enumerate(cases, 1):
+        for index, case in enumerate(cases, 1):
             started = time.monotonic()
-            rows += measured(
-                case, options.rounds, getattr(torch, options.dtype), options.device, Path(root)
-            )
+            dtype = getattr(torch, options.dtype)
+            found = measured(case, options.rounds, dtype, options.device, Path(root))
             gc.collect()
-            print(
-                f"{place} of {len(cases)}: {case.name}, {time.monotonic() - started:.0f} s",
-                file=sys.stderr,
-            )
-            for row in rows:
-                if row["case"] == case.name:
-                    print(
-                        f"    {row['system']:28} E={row['experts']:<4} "
-                        f"{statistics.median(row['wall']):.3f} s",
-                        file=sys.stderr,
-                    )
+            seconds = time.monotonic() - started
+            print(f"{index} of {len(cases)}: {case.name}, {seconds:.0f} s", file=sys.stderr)
+            for row in found:
+                system = f"{row['system']:28} E={row['experts']:<4}"
+                print(f"    {system} {statistics.median(row['wall']):.3f} s", file=sys.stderr)
+            rows += found
+            rows.sort(key=lambda row: order.get(str(row["case"]), len(order)))
             options.out.mkdir(parents=True, exist_ok=True)
-            whole = sorted([*kept, *rows], key=lambda row: order.get(str(row["case"]), len(order)))
-            file.write_text(json.dumps({"machine": machine, "rows": whole}, indent=1))
+            file.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
     print(write_report(options.out))
+
+
+def arguments() -> argparse.Namespace:
+    """Return the options of the command line; ends the program if no case begins with `--only`."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", action="append", help="beginning of case names; repeatable")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
+    options = parser.parse_args()
+    names = [case.name for case in CASES]
+    if not any(name.startswith(tuple(options.only or [""])) for name in names):
+        parser.error(f"no case begins with {options.only}; there are: {'; '.join(names)}")
+    return options
+
+
+def earlier_rows(
+    file: Path, machine: dict[str, object], cases: list[Case]
+) -> list[dict[str, object]]:
+    """Return the rows of an earlier run on such a machine, without those of `cases`."""
+    if not file.is_file():
+        return []
+    earlier = json.loads(file.read_text())
+    again = {case.name for case in cases}
+    if earlier["machine"] != machine:
+        return []
+    return [row for row in earlier["rows"] if row["case"] not in again]
 
 
 if __name__ == "__main__":

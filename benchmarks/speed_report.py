@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ Row = dict[str, object]
 
 @dataclass(frozen=True)
 class Bar:
-    """A ratio of two rows of one case, and what it may be at most."""
+    """A ratio of two rows of one case, and its upper limit."""
 
     what: str
     case: str
@@ -27,20 +28,16 @@ class Bar:
     other_experts: int = 2
 
 
-L1, L8 = (
-    "decode llama-135m, E=2, batch 1, 16 tokens, 128 new",
-    "decode llama-135m, E=2, batch 8, 16 tokens, 64 new",
-)
+L1 = "decode llama-135m, E=2, batch 1, 16 tokens, 128 new"
+L8 = "decode llama-135m, E=2, batch 8, 16 tokens, 64 new"
 TOP = "decode llama-135m, E=2/4/8/16/64/256, batch 1, 16 tokens, 64 new"
 TOP_FOLDED = "decode llama-135m, E=2/64/256, batch 1, 16 tokens, 64 new"
 TOP_8 = "decode llama-135m, E=2/4/8/16/64/256, batch 8, 16 tokens, 64 new"
 X = "decode llama-135m, E=4, batch 1, 16 tokens, 128 new"
 T1 = "decode t5-small, E=4, batch 1, 16 tokens, 64 new"
 F4 = "forward llama-135m, E=4, batch 8, 128 tokens"
-S4, S2 = (
-    "training llama-135m, E=4, batch 8, 128 tokens",
-    "training llama-135m, E=2, batch 8, 128 tokens",
-)
+S4 = "training llama-135m, E=4, batch 8, 128 tokens"
+S2 = "training llama-135m, E=2, batch 8, 128 tokens"
 BARS = [
     Bar("decoding, batch 1, to the base", L1, "loramix", "base", 1.03),
     Bar("decoding, batch 8, to the base", L8, "loramix", "base", 1.15),
@@ -78,9 +75,7 @@ def write_report(folder: Path) -> str:
 
 
 def tables(rows: Sequence[Row]) -> list[str]:
-    """Return one table for every case: medians, ratios to its first row, and the spread of those
-    over the rounds.
-    """
+    """Return a table per case: medians, ratios to the first row, and their spread over rounds."""
     made = []
     for case in dict.fromkeys(str(row["case"]) for row in rows):
         own = [row for row in rows if row["case"] == case]
@@ -90,10 +85,9 @@ def tables(rows: Sequence[Row]) -> list[str]:
             wall, low, high = ratio(row, own[0])
             cpu = ratio(row, own[0], "cpu")[0]
             seconds, used = (statistics.median(row[key]) for key in ("wall", "cpu"))
+            clock = f"{seconds:.3f} | {wall:.3f} | {low:.3f} to {high:.3f}"
             lines.append(
-                f"| {row['system']} | {row['experts']} | {seconds:.3f} | {wall:.3f} | {low:.3f} "
-                f"to {high:.3f} "
-                f"| {used:.3f} | {cpu:.3f} |"
+                f"| {row['system']} | {row['experts']} | {clock} | {used:.3f} | {cpu:.3f} |"
             )
         made.append("\n".join(lines))
     return made
@@ -101,36 +95,22 @@ def tables(rows: Sequence[Row]) -> list[str]:
 
 def bars(rows: Sequence[Row]) -> str:
     """Return the table of those bars that were measured."""
-    lines = [
-        "**Bars**",
-        "",
-        "| | ratio | spread | at most | |",
-        "| --- | ---: | --- | ---: | --- |",
-    ]
+    head = "| | ratio | spread | at most | |"
+    lines = ["**Bars**", "", head, "| --- | ---: | --- | ---: | --- |"]
+    measured = {(row["case"], row["system"], row["experts"]): row for row in rows}
     for bar in BARS:
-        pair = [
-            next(
-                (
-                    r
-                    for r in rows
-                    if (r["case"], r["system"], r["experts"]) == (bar.case, system, experts)
-                ),
-                None,
-            )
-            for system, experts in ((bar.system, bar.experts), (bar.other, bar.other_experts))
-        ]
-        if pair[0] is not None and pair[1] is not None:
-            middle, low, high = ratio(pair[0], pair[1])
+        row = measured.get((bar.case, bar.system, bar.experts))
+        other = measured.get((bar.case, bar.other, bar.other_experts))
+        if row is not None and other is not None:
+            middle, low, high = ratio(row, other)
             verdict = "holds" if middle <= bar.limit else "does not hold"
-            lines.append(
-                f"| {bar.what} | {middle:.3f} | {low:.3f} to {high:.3f} | {bar.limit:.3f} | "
-                f"{verdict} |"
-            )
+            spread = f"{low:.3f} to {high:.3f}"
+            lines.append(f"| {bar.what} | {middle:.3f} | {spread} | {bar.limit:.3f} | {verdict} |")
     return "\n".join(lines)
 
 
 def ratio(row: Row, other: Row, key: str = "wall") -> tuple[float, float, float]:
-    """Return the ratio of the medians, and the least and largest ratio of one round."""
+    """Return the ratio of the medians, and the smallest and largest ratio of one round."""
     mine, theirs = row[key], other[key]
     turns = [a / b for a, b in zip(mine, theirs, strict=True)]
     return statistics.median(mine) / statistics.median(theirs), min(turns), max(turns)
@@ -138,11 +118,8 @@ def ratio(row: Row, other: Row, key: str = "wall") -> tuple[float, float, float]
 
 def plot(rows: Sequence[Row], file: Path) -> None:
     """Draw the ratio of every system to the first of its case, one panel for each case."""
-    cases = [
-        case
-        for case in dict.fromkeys(str(r["case"]) for r in rows)
-        if len([r for r in rows if r["case"] == case]) > 1
-    ]
+    systems = Counter(str(row["case"]) for row in rows)
+    cases = [case for case, count in systems.items() if count > 1]  # in the order of the rows
     columns = 2
     lines = -(-len(cases) // columns)
     figure, axes = plt.subplots(
@@ -155,8 +132,8 @@ def plot(rows: Sequence[Row], file: Path) -> None:
         values = [ratio(row, own[0]) for row in own]
         colours = ["#2a6f97" if "loramix" in name else "#b8b8b8" for name in names]
         axis.barh(names, [value[0] for value in values], color=colours)
-        for place, value in enumerate(values):
-            axis.text(value[0], place, f" {value[0]:.2f}", va="center", fontsize=8)
+        for y, value in enumerate(values):
+            axis.text(value[0], y, f" {value[0]:.2f}", va="center", fontsize=8)
         axis.axvline(1, color="black", linewidth=0.6)
         axis.set_title(case, fontsize=8)
         axis.invert_yaxis()

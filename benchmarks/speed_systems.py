@@ -1,8 +1,7 @@
-"""The systems whose speed `speed.py` compares: all over one base model, whose weights they share in
-memory.
+"""The systems that `speed.py` compares, all over one base model, whose memory they share.
 
-Weights are random, in the real configurations; a system's speed does not depend on them. Every
-adapter has rank 16 on q, k, v and o of every attention block.
+Weights are random, in the real configurations; speed does not depend on them. Every adapter has
+rank 16 on q, k, v and o of every attention block.
 """
 
 import copy
@@ -29,9 +28,7 @@ Build = Callable[[PreTrainedModel, list[Path]], nn.Module]
 
 
 def base_model(shape: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Return a random model of this size: SmolLM2-135M's, T5-small's or T5-large's
-    configuration.
-    """
+    """Return a random model of the shape of SmolLM2-135M, T5-small or T5-large."""
     torch.manual_seed(0)
     common = {"pad_token_id": 0, "eos_token_id": 1, "dtype": dtype}
     if shape == "llama-135m":
@@ -58,11 +55,9 @@ def base_model(shape: str, dtype: torch.dtype = torch.float32) -> PreTrainedMode
 
 def targets(base: PreTrainedModel) -> list[str]:
     """Return the names of the projections that adapters change."""
-    return (
-        ["q", "k", "v", "o"]
-        if base.config.is_encoder_decoder
-        else ["q_proj", "k_proj", "v_proj", "o_proj"]
-    )
+    if base.config.is_encoder_decoder:
+        return ["q", "k", "v", "o"]
+    return ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
 def lora_config(base: PreTrainedModel) -> LoraConfig:
@@ -72,9 +67,7 @@ def lora_config(base: PreTrainedModel) -> LoraConfig:
 
 
 def save_adapters(base: PreTrainedModel, root: Path, count: int) -> list[Path]:
-    """Save `count` random adapters for this base and return their folders; those that exist are
-    kept.
-    """
+    """Save `count` random adapters for this base, unless they exist, and return their folders."""
     model = get_peft_model(twin(base), lora_config(base))
     folders = [root / str(index) for index in range(count)]
     for index, folder in enumerate(folders):
@@ -103,9 +96,7 @@ def peft_lora(base: PreTrainedModel, folders: list[Path]) -> nn.Module:
 
 
 def peft_active(base: PreTrainedModel, folders: list[Path]) -> nn.Module:
-    """Return PEFT with all adapters active at once: their sum, in a loop over adapters in every
-    layer.
-    """
+    """Return PEFT with all adapters active: their sum, by a loop over adapters in every layer."""
     model = PeftModel.from_pretrained(twin(base), folders[0], adapter_name="0")
     for index, folder in enumerate(folders[1:], 1):
         model.load_adapter(folder, adapter_name=str(index))
@@ -140,9 +131,8 @@ def loramix(gate: GateConfig, base: PreTrainedModel, folders: list[Path]) -> nn.
     }
     mixture = MixtureModel.from_experts(twin(base), experts, gate=gate)
     torch.manual_seed(0)
-    for (
-        gate_module
-    ) in mixture.gates.values():  # else top-k would choose the same experts everywhere
+    for gate_module in mixture.gates.values():
+        # With zeros, top-k would choose the same experts everywhere.
         nn.init.normal_(gate_module.score.weight)
     return mixture.eval()
 
@@ -161,9 +151,7 @@ def reference(base: PreTrainedModel, folders: list[Path]) -> nn.Module:
 
 
 class ReferenceLayer(nn.Module):
-    """The reference's layer: experts in lists, their matrices mixed separately, weights averaged
-    over the batch.
-    """
+    """The reference's layer: experts in lists, A and B mixed separately, a mean over the batch."""
 
     def __init__(self, base: nn.Linear, experts: list[tuple[Tensor, Tensor]], scale: float) -> None:
         super().__init__()
@@ -185,9 +173,8 @@ class ReferenceLayer(nn.Module):
         down_RD, up_OR = torch.zeros_like(self.downs[0]), torch.zeros_like(self.ups[0])
         for weight, down, up in zip(weights_E, self.downs, self.ups, strict=True):
             down_RD, up_OR = down_RD + weight * down, up_OR + weight * up
-        update_BTO = nn.functional.linear(
-            nn.functional.linear(x_BTD, down_RD.to(x_BTD)), up_OR.to(x_BTD)
-        )
+        low_BTR = nn.functional.linear(x_BTD, down_RD.to(x_BTD))
+        update_BTO = nn.functional.linear(low_BTR, up_OR.to(x_BTD))
         return self.base(x_BTD) + self.scale * update_BTO
 
 

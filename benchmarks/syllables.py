@@ -1,5 +1,4 @@
-"""Print the percentage of lines whose syllables are counted as the phonemes of a haiku data set
-say.
+"""Compares counted syllables with the phonemes of a haiku data set: the share of lines right.
 
     python benchmarks/syllables.py haiku.parquet
 
@@ -16,19 +15,19 @@ from loramix.metrics.syllables import line_syllables
 
 
 def line_counts(source: Path) -> list[tuple[int, int]]:
-    """Return for each line of each poem its syllables as counted, and as its phonemes say."""
+    """Return the syllables of each line of each poem, as counted and by its phonemes."""
     rows = pyarrow.parquet.read_table(source, columns=["text", "text_phonemes"]).to_pylist()
-    return [
-        (line_syllables(line), sum(word.count("|") + 1 for word in phonemes.split()))
-        for row in rows
-        for line, phonemes in zip(
-            row["text"].split(" / "), row["text_phonemes"].split(" / "), strict=True
-        )
-    ]
+    counts: list[tuple[int, int]] = []
+    for row in rows:
+        lines, spoken = row["text"].split(" / "), row["text_phonemes"].split(" / ")
+        for line, phonemes in zip(lines, spoken, strict=True):
+            syllables = sum(word.count("|") + 1 for word in phonemes.split())
+            counts.append((line_syllables(line), syllables))
+    return counts
 
 
 def main(source: Path) -> None:
-    """Print the share of lines counted right, and how the others are missed."""
+    """Print the shares of lines counted right, too short and too long."""
     gaps = [counted - spoken for counted, spoken in line_counts(source)]
     right, under, over = gaps.count(0), sum(gap < 0 for gap in gaps), sum(gap > 0 for gap in gaps)
     lines = len(gaps)

@@ -4,7 +4,7 @@
 
 The model has the real configuration of T5-large and random weights, in float32; the adapters are
 those of the recipe haiku-title-t5-large. A step is forward, backward and optimizer; generation is
-cached and greedy. The first step also pays for warming up, so the second one is timed.
+cached and greedy. The second step is timed, as the first one warms up.
 """
 
 import argparse
@@ -34,9 +34,7 @@ def t5_large() -> T5ForConditionalGeneration:
 
 
 def lora() -> LoraConfig:
-    """Return the reference's adapter: rank 16, alpha 1, on q, k, v and o of every attention
-    block.
-    """
+    """Return the reference's adapter: rank 16 and alpha 1 on q, k, v, o of all attention blocks."""
     return LoraConfig(
         r=16, lora_alpha=1, target_modules=["q", "k", "v", "o"], task_type="SEQ_2_SEQ_LM"
     )
@@ -44,7 +42,7 @@ def lora() -> LoraConfig:
 
 def mixture() -> MixtureModel:
     """Return T5-large with two adapters and the gates of the recipe."""
-    with torch.device("meta"):
+    with torch.device("meta"):  # the adapters need the shapes of a base, not a second base
         config = T5Config(
             d_model=1024, d_kv=64, d_ff=4096, num_layers=24, num_heads=16, decoder_start_token_id=0
         )

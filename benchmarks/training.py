@@ -1,5 +1,4 @@
-"""Training tokens per second and peak memory of the LoRA and gate stages against plain PEFT with
-`Trainer` defaults.
+"""Training tokens per second and peak memory of the LoRA and gate stages, beside plain PEFT.
 
     python benchmarks/training.py [arxiv.parquet]
 
@@ -44,7 +43,7 @@ STEPS, BATCH, WARM = 8, 8, 2
 
 
 class Clock(TrainerCallback):
-    """Notes when every step ends."""
+    """The times at which the steps end."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -56,12 +55,10 @@ class Clock(TrainerCallback):
 
 def task(source: str | None) -> Task:
     """Return the title task on a file, or on the demo data."""
-    if source is None:
-        return built_in("demo-title").model_copy(
-            update={"max_input_tokens": 192, "max_new_tokens": 32}
-        )
-    columns = {"source": source, "input_column": "summaries", "target_column": "titles"}
     limits = {"max_input_tokens": 192, "max_new_tokens": 32}
+    if source is None:
+        return built_in("demo-title").model_copy(update=limits)
+    columns = {"source": source, "input_column": "summaries", "target_column": "titles"}
     return built_in("arxiv-title").model_copy(update={**columns, **limits})
 
 
@@ -79,9 +76,8 @@ def adapted(base: Base) -> PeftModel:
     """Return the model with a LoRA adapter of rank 16 on the attention projections."""
     targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
     torch.manual_seed(0)
-    return get_peft_model(
-        base.model, LoraConfig(r=16, target_modules=targets, task_type="CAUSAL_LM")
-    )
+    config = LoraConfig(r=16, target_modules=targets, task_type="CAUSAL_LM")
+    return get_peft_model(base.model, config)
 
 
 class Listed(torch.utils.data.Dataset[Encoded]):
@@ -100,14 +96,12 @@ class Listed(torch.utils.data.Dataset[Encoded]):
 
 def padded(rows: Sequence[Encoded]) -> dict[str, Tensor]:
     """Return a batch padded on the right, as most scripts do."""
-    ids = pad_sequence([torch.tensor(row.prompt + row.target) for row in rows], batch_first=True)
-    mask = pad_sequence(
-        [torch.ones(len(row.prompt + row.target)) for row in rows], batch_first=True
-    ).long()
+    ids = [torch.tensor(row.prompt + row.target) for row in rows]
+    mask = [torch.ones_like(row) for row in ids]
     labels = [torch.tensor([IGNORED] * len(row.prompt) + row.target) for row in rows]
     return {
-        "input_ids": ids,
-        "attention_mask": mask,
+        "input_ids": pad_sequence(ids, batch_first=True),
+        "attention_mask": pad_sequence(mask, batch_first=True),
         "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
     }
 
@@ -163,7 +157,7 @@ def measured(variant: str, source: str | None) -> dict[str, float]:
     data = Listed(samples(base, source))
     if variant == VARIANTS[0]:
         head = base.model.get_output_embeddings()
-        head._forward_pre_hooks.clear()  # what loramix adds to a model that it loads
+        head._forward_pre_hooks.clear()  # the hook of `load_base`
         return {"tokens/s": tokens_per_second(Trainer, adapted(base), data, padded)}
     model = mixture(base) if "gate" in variant else adapted(base)
     speed = tokens_per_second(

@@ -4,7 +4,7 @@
 
 One entry stands on each line, `word PH OW1 N IY0 M Z # note`; quotes and colons around the word and
 its phonemes, as in a JSON rendering of the dictionary, are accepted. A word's later pronunciations,
-`word(2)`, are left out: the first one is the one that counts.
+`word(2)`, are left out: the first one counts.
 """
 
 import gzip
@@ -22,11 +22,10 @@ ENTRY = re.compile(
 
 
 def read_counts(lines: Iterable[str]) -> dict[str, int]:
-    """Return the syllable count of each word's first pronunciation: its vowels, which alone carry a
-    stress digit.
-    """
+    """Return the syllable count of each word's first pronunciation."""
     counts: dict[str, int] = {}
     for entry in filter(None, map(ENTRY.match, lines)):
+        # Vowels alone carry a stress digit, and a syllable has one vowel.
         syllables = sum(phoneme[-1].isdigit() for phoneme in entry["phonemes"].split())
         if syllables and not entry["variant"]:
             counts.setdefault(entry["word"].lower(), syllables)
