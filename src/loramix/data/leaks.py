@@ -65,5 +65,8 @@ def _read(model: str, path: Path) -> dict[str, set[str]]:
             f"'{model}' left no record of what it learned from, so the test samples may not be "
             f"new to it: {path} is missing; delete {path.parent} and run again"
         )
-    rows = read_csv(path)
-    return {part: {row[part] for row in rows} for part in ("input", "target", "pair")}
+    seen: dict[str, set[str]] = {"input": set(), "target": set(), "pair": set()}
+    for row in read_csv(path):
+        for part, digests in seen.items():
+            digests.add(row[part])
+    return seen

@@ -54,7 +54,8 @@ def prepare(tasks: Sequence[Task], *, samples: int | None, seed: int) -> dict[st
     Each task is cut to its own `samples`, else to `samples`, else to the size of the smallest task
     without samples of its own. Raises DataError if a task has too few, or an empty split.
     """
-    repeated = [name for name, times in Counter(task.name for task in tasks).items() if times > 1]
+    named = Counter(task.name for task in tasks)
+    repeated = [name for name, times in named.items() if times > 1]
     if repeated:
         raise DataError(f"task names must differ, and these repeat: {', '.join(repeated)}")
     cleaned = {task.name: clean(task, load_rows(task)) for task in tasks}
@@ -113,7 +114,10 @@ def split_of(text: str, *, seed: int) -> Split:
 
 
 def hash_fraction(sample: Sample, purpose: str) -> float:
-    """Return a number in [0, 1), random but fixed for a sample and a purpose, to draw by."""
+    """Return a number in [0, 1), random but fixed for a sample and a purpose, to draw by.
+
+    Unlike a generator's numbers, it does not depend on the other samples that are drawn.
+    """
     return _fraction(purpose, sample.id)
 
 
@@ -163,7 +167,7 @@ def _select(
 
 def _split(task: Task, pairs: list[Pair], dropped: dict[str, int], *, seed: int) -> Prepared:
     samples: list[Sample] = []
-    for pair in pairs:
+    for pair in pairs:  # in the order of their digests, which is random but fixed
         split = split_of(pair[0], seed=seed)
         samples.append(Sample(task.name, _sample_id(pair), split, *pair))
     sizes = Counter(sample.split for sample in samples)

@@ -125,7 +125,7 @@ def _load_model(encoder: str, layer: int | None) -> "tuple[PreTrainedModel, int]
             raise BaseModelError(
                 f"encoder '{encoder}' has layers 1 to {last}, but no layer {chosen}"
             )
-        config.num_hidden_layers = chosen
+        config.num_hidden_layers = chosen  # layers above the chosen one would be computed in vain
         model = AutoModel.from_pretrained(encoder, config=config, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise _not_loaded(encoder, error) from error

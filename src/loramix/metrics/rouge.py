@@ -23,6 +23,9 @@ def rouge(generated: Sequence[str], references: Sequence[str]) -> dict[str, list
     except ImportError as error:
         raise MissingExtraError("rouge-score", "metrics") from error
     scorer = RougeScorer(KINDS, use_stemmer=True)
-    pairs = zip(generated, references, strict=True)
-    scores = [scorer.score(target=reference, prediction=text) for text, reference in pairs]
-    return {kind: [float(score[kind].fmeasure) for score in scores] for kind in KINDS}
+    scores: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for text, reference in zip(generated, references, strict=True):
+        found = scorer.score(target=reference, prediction=text)
+        for kind in KINDS:
+            scores[kind].append(float(found[kind].fmeasure))
+    return scores

@@ -20,6 +20,7 @@ def comparison_page(report: ComparisonReport) -> str:
 
     All text from data and models is escaped, and no script but the page's own may run.
     """
+    # The page allows no other script than this one, by its hash: escaping has a second line.
     script = read_asset("search.js")
     routed = [
         (routed, weight_heatmap(routed.rows), mean_weights(routed.rows))

@@ -79,6 +79,7 @@ def _cells(layers: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 def _split(layer: str) -> tuple[str, str]:
     """Split a layer's name after its first number, or before its last word if it has none."""
+    # model.layers.0.self_attn.q_proj: model.layers.0 and self_attn.q_proj
     match = re.fullmatch(r"((?:[^.]+\.)*?\d+)\.(.+)", layer)
     if match:
         return match[1], match[2]
@@ -98,7 +99,7 @@ def _block_labels(blocks: Sequence[str]) -> dict[str, str]:
 
 
 def _short(names: Sequence[str]) -> list[str]:
-    """Return the fewest last words of every name that keep all names apart."""
+    """Return the fewest last words of every name that keep all names distinct."""
     words = [name.split(".") for name in names]
     for count in range(1, max((len(parts) for parts in words), default=1)):
         brief = [" ".join(parts[-count:]) for parts in words]

@@ -1,0 +1,73 @@
+"""Every block of the README does what it says, and what the documents point to is there."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from loramix.experiment.reading import load_recipe
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# They set up an environment and take minutes; make itself is what runs these tests.
+LEFT_OUT = ("make demo", "make test", ". .venv/bin/activate")
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    text = document.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_python_blocks_run_from_top_to_bottom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in blocks(ROOT / "README.md", "python"):
+        exec(block, names)
+    assert names["mix"].expert_names == ["haiku", "title"]
+    assert {path.name for path in tmp_path.iterdir()} == {"adapters", "my-mixture", "one-adapter"}
+
+
+@pytest.mark.slow
+def test_the_shell_blocks_run_from_top_to_bottom(tmp_path: Path) -> None:
+    lines = "".join(blocks(ROOT / "README.md", "sh")).splitlines()
+    typed = [line for line in lines if not line.startswith(LEFT_OUT)]
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin" / "loramix"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m loramix "$@"\n', encoding="utf-8")
+    command.chmod(0o755)
+    path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(
+        ["bash", "-euc", "\n".join(typed)],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        check=True,
+    )
+    assert (tmp_path / "why.html").is_file()
+    assert (tmp_path / "results/tiny/compare/tiny/report.html").is_file()
+
+
+def test_every_line_of_the_shell_blocks_is_run_or_left_out_by_name() -> None:
+    lines = "".join(blocks(ROOT / "README.md", "sh")).splitlines()
+    assert all(line.startswith((*LEFT_OUT, "loramix ")) for line in lines)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_what_a_document_points_to_is_there(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    assert [link for link in links if not (document.parent / link).exists()] == []
+    files = set(re.findall(r"`((?:benchmarks|docs|src|tests)/[\w./-]*)", text))
+    assert [file for file in files if "NAME" not in file and not (ROOT / file).exists()] == []
+
+
+def test_the_recipes_of_the_documents_can_be_run(tmp_path: Path) -> None:
+    for number, block in enumerate(text for path in DOCUMENTS for text in blocks(path, "yaml")):
+        recipe = tmp_path / f"{number}.yaml"
+        recipe.write_text(block, encoding="utf-8")
+        load_recipe(str(recipe))
