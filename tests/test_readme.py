@@ -63,7 +63,9 @@ def test_what_a_document_points_to_is_there(document: Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
     assert [link for link in links if not (document.parent / link).exists()] == []
     files = set(re.findall(r"`((?:benchmarks|docs|src|tests)/[\w./-]*)", text))
-    assert [file for file in files if "NAME" not in file and not (ROOT / file).exists()] == []
+    files |= {f"tests/{file}" for file in re.findall(r"`([\w/]*test_\w+\.py)", text)}
+    files = {file.replace("tests/tests/", "tests/") for file in files if "NAME" not in file}
+    assert [file for file in files if not (ROOT / file).exists()] == []
 
 
 def test_the_recipes_of_the_documents_can_be_run(tmp_path: Path) -> None:
