@@ -15,10 +15,11 @@ demo: $(READY)            ## set up, then run all five experiments on the embedd
 test: $(READY)            ## set up, then run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-lint: $(READY)            ## check formatting, lint rules and types
+lint: $(READY)            ## check formatting, lint rules, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: $(READY)          ## format the code and fix lint findings where that is safe
 	$(BIN)/ruff format .

@@ -56,15 +56,15 @@ def run(recipe: str, overrides: tuple[str, ...], stage: str | None, out: Path | 
     silence_libraries()
     from loramix.experiment import runner
 
-    layout = runner.run(resolved, out or Path("results") / resolved.name, stage=stage)
-    click.echo(layout.root)
+    done = runner.run(resolved, out or Path("results") / resolved.name, stage=stage)
+    click.echo(done.root)
     if stage in (None, "report"):
         from loramix.cli.tables import show_scores
 
-        show_scores(layout.root)
+        show_scores(done.root)
         click.echo(
-            f"\nReport:  {layout.root / 'report.html'}\n"
-            f'Next:    loramix explain {layout.folder("gate") / "models"} "PROMPT"',
+            f"\nReport:  {done.root / 'report.html'}\n"
+            f'Next:    loramix explain {done.folder("gate") / "models"} "PROMPT"',
             err=True,
         )
 
