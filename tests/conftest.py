@@ -10,6 +10,7 @@ os.environ.update(
 
 import pytest
 import torch
+from hypothesis import settings
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     GPT2Config,
@@ -25,6 +26,14 @@ from loramix import MixtureModel
 
 VOCABULARY = 97
 torch.set_num_threads(1)  # models this small are slower on more
+# The same examples on every machine and at any speed; more of them where slow tests run.
+settings.register_profile("quick", deadline=None, derandomize=True, database=None, max_examples=40)
+settings.register_profile("slow", settings.get_profile("quick"), max_examples=80)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the number of examples by whether slow tests are asked for."""
+    settings.load_profile("quick" if config.option.markexpr == "not slow" else "slow")
 
 
 def tiny_model(shape: str) -> PreTrainedModel:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loramix.comparison.statistics import Tally, mean, mean_of, share_of_gain, tally
@@ -66,7 +66,6 @@ def test_a_tally_counts_ties() -> None:
     assert tally(np.array([[0.0, 1.0], [2.0, 1.0]]), np.array([[1.0, 0.0]])) == Tally(1, 1, 0)
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=20))
 def test_an_interval_lies_within_the_samples_and_holds_its_order(values: list[float]) -> None:
     estimate = mean(np.array([values]), replicates=100)

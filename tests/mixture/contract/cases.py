@@ -1,6 +1,11 @@
-"""The table of cases: every shape, context, activation and mixing that a mixture offers."""
+"""The table of cases: every shape, context, activation, mixing, scope and base slot that a mixture
+offers.
 
-from collections.abc import Callable, Iterable
+A default run takes few cases, in which all pairs of settings occur (`test_cases.py` holds them to
+that); the whole product is marked slow.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -8,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import strengthen, tiny_model
+from hypothesis import settings
 
 from loramix import GateConfig, MixtureModel
 
@@ -62,7 +68,30 @@ class Case:
         )
 
 
-CASES = [Case(*choice) for choice in product(SHAPES, CONTEXTS, ACTIVATIONS, MIXING)]
+GENERATING_FEW = [
+    Case("llama", "prompt"),  # what a mixture does unless told otherwise
+    Case("t5", "prompt", "top-k", "parameter"),
+    Case("t5", "running", "top-1", "parameter", "model", base_slot=True),
+    Case("t5", "token", "top-1"),
+    Case("t5", "token", "sigmoid", scope="block"),
+    Case("t5", "token", "softmax", "parameter", "model"),
+    Case("llama", "prompt", "sigmoid", "parameter", "model"),
+    Case("llama", "prompt", base_slot=True),
+    Case("llama", "running", "top-k", scope="block"),
+    Case("llama", "token", "top-1", scope="model"),
+    Case("gpt2", "prompt", "top-1", scope="block", base_slot=True),
+    Case("gpt2", "running", "softmax", "parameter", "block", base_slot=True),
+    Case("gpt2", "running", "sigmoid", "parameter"),
+    Case("gpt2", "token", "top-k", scope="model", base_slot=True),
+]
+REFERENCE_FEW = [
+    Case("t5", "reference", "softmax", "parameter"),
+    Case("t5", "reference", "top-1", scope="block", base_slot=True),
+    Case("llama", "reference", "sigmoid", scope="model"),
+    Case("gpt2", "reference", "top-k", "parameter", base_slot=True),
+]
+FEW = [*GENERATING_FEW, *REFERENCE_FEW]
+PRODUCT = [Case(*choice) for choice in product(SHAPES, CONTEXTS, ACTIVATIONS, MIXING)]
 SHARED = [
     Case(shape, context, scope=scope)
     for shape, context, scope in product(SHAPES, CONTEXTS, ["block", "model"])
@@ -72,12 +101,35 @@ WITH_BASE = [
     for shape in SHAPES
     for activation in ("softmax", "top-1")
 ]
-ALL = [*CASES, *SHARED, *WITH_BASE]
+ALL = list(dict.fromkeys([*FEW, *PRODUCT, *SHARED, *WITH_BASE]))
 GENERATING = [
     case for case in ALL if case.context != "reference"
 ]  # the reference gate needs the whole target
 
+# A claim about any input is tried on a tenth of the examples: each is a pass of a model.
+some_examples = settings(max_examples=settings().max_examples // 10)
 
-def over(cases: Iterable[Case]) -> pytest.MarkDecorator:
-    """Run a test for each of these cases."""
-    return pytest.mark.parametrize("case", list(cases), ids=str)
+
+def in_turn(contexts: Iterable[str], activations: Sequence[str]) -> list[Case]:
+    """Return a case for every shape and context; activations and ways of mixing take turns."""
+    return [
+        Case(
+            shape,
+            context,
+            activations[index % len(activations)],
+            MIXING[index // len(activations) % 2],
+        )
+        for index, (shape, context) in enumerate(product(SHAPES, contexts))
+    ]
+
+
+def over(cases: Iterable[Case], few: Iterable[Case] = FEW) -> pytest.MarkDecorator:
+    """Run a test for each of these cases: by default for those among `few`, for all if slow tests
+    are asked for.
+    """
+    quick = set(few)
+    parameters = [
+        pytest.param(case, id=str(case), marks=() if case in quick else pytest.mark.slow)
+        for case in cases
+    ]
+    return pytest.mark.parametrize("case", parameters)

@@ -10,11 +10,12 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
-from cases import ACTIVATIONS, MIXING, SHAPES, Case, Experts, over
+from cases import ACTIVATIONS, MIXING, SHAPES, Case, Experts, in_turn, over
 from conftest import close, strengthen, target_logits, tiny_model, tokens
 from transformers import LogitsProcessor, LogitsProcessorList
 
@@ -29,6 +30,10 @@ FOLDING = [
     for shape in SHAPES
     for act in ACTIVATIONS
     for mixing in MIXING
+]
+SPARSE = ["top-k", "top-1"]
+GATHERING = [
+    Case(*choice) for choice in product(SHAPES, ["prompt", "running", "token"], SPARSE, MIXING)
 ]
 SCORES = {"return_dict_in_generate": True, "output_scores": True, "do_sample": False}
 EIGHT = tuple("abcdefgh")
@@ -49,7 +54,7 @@ def frozen(mixture: MixtureModel) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in mixture.state_dict().items()}
 
 
-@over(FOLDING)
+@over(FOLDING, few=FOLDING[::3])
 def test_folding_changes_no_score_and_no_weight(case: Case, experts: Experts) -> None:
     mixture, ids = case.build(experts), tokens(1, 6)
     before = frozen(mixture)
@@ -212,17 +217,12 @@ def test_layers_with_hooks_are_not_folded(experts: Experts) -> None:
     close(generated(mixture, ids, fold=True), generated(mixture, ids, fold=False))
 
 
-@pytest.mark.parametrize("activation", ["top-k", "top-1"])
-@pytest.mark.parametrize("context", ["prompt", "running", "token"])
-@pytest.mark.parametrize("mixing", MIXING)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_gathering_the_chosen_experts_changes_nothing(
-    shape: str, mixing: str, context: str, activation: str, experts: Experts
-) -> None:
+@over(GATHERING, few=in_turn(["prompt", "running", "token"], SPARSE))
+def test_gathering_the_chosen_experts_changes_nothing(case: Case, experts: Experts) -> None:
     """Where gradients are wanted, all eight experts are multiplied; elsewhere those that some row
     has chosen.
     """
-    mixture = Case(shape, context, activation, mixing).build(experts, EIGHT)
+    mixture = case.build(experts, EIGHT)
     for rows in (1, 3):
         ids, target = tokens(rows, 6), tokens(rows, 4, seed=1)
         gathered = target_logits(mixture, ids, target)
@@ -230,7 +230,7 @@ def test_gathering_the_chosen_experts_changes_nothing(
             whole = torch.cat([ids, target], 1)
             dense = (
                 mixture(input_ids=ids, decoder_input_ids=target)
-                if shape == "t5"
+                if case.shape == "t5"
                 else mixture(
                     input_ids=whole, prompt_mask=torch.arange(10)[None].expand(rows, -1) < 6
                 )

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from cases import ALL, Case, Experts, over
+from cases import ALL, Case, Experts, over, some_examples
 from conftest import VOCABULARY, close, target_logits, tokens
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loramix import MixtureModel
@@ -40,7 +40,7 @@ def test_c1_c2_a_row_is_the_same_alone_and_in_any_padded_batch(
 ) -> None:
     mixture = case.build(experts)
 
-    @settings(max_examples=4, deadline=None, derandomize=True, database=None)
+    @some_examples
     @given(
         lengths=LENGTHS,
         extra=st.integers(0, 4),

@@ -6,11 +6,18 @@ import threading
 
 import pytest
 import torch
-from cases import ALL, CONTEXTS, GENERATING, SHAPES, Case, Experts, over
+from cases import ALL, CONTEXTS, GENERATING, SHAPES, Case, Experts, in_turn, over
 from conftest import close, target_logits, tokens
 
 from loramix import MixtureModel
 from loramix.errors import MixtureError
+
+# The others jump from one expert to another within bf16's rounding.
+SMOOTH = [
+    case
+    for case in GENERATING
+    if case.activation in ("softmax", "sigmoid") and case.scope == "layer"
+]
 
 
 def without_dropout(mixture: MixtureModel) -> MixtureModel:
@@ -106,7 +113,7 @@ def test_c9_two_threads_do_not_see_each_other(shape: str, context: str, experts:
 
     def repeat(index: int) -> None:
         wrong.extend(
-            index for _ in range(15) if not torch.allclose(ask(index), expected[index], atol=1e-5)
+            index for _ in range(8) if not torch.allclose(ask(index), expected[index], atol=1e-5)
         )
 
     threads = [threading.Thread(target=repeat, args=(index,)) for index in range(3)]
@@ -117,13 +124,7 @@ def test_c9_two_threads_do_not_see_each_other(shape: str, context: str, experts:
     assert not wrong
 
 
-@over(
-    [
-        case
-        for case in GENERATING
-        if case.activation in ("softmax", "sigmoid") and case.scope == "layer"
-    ]
-)
+@over(SMOOTH, few=in_turn(CONTEXTS[:-1], ["softmax", "sigmoid"]))
 def test_bf16_keeps_the_contract_to_its_own_rounding(case: Case, experts: Experts) -> None:
     mixture = case.build(experts, dtype=torch.bfloat16)
     ids, target = tokens(3, 6), tokens(3, 4, seed=1)

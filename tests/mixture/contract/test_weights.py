@@ -6,8 +6,6 @@ import pytest
 import torch
 from cases import ALL, MIXING, SHAPES, Case, Experts, over
 from conftest import close, peft_logits, target_logits, tiny_model, tokens
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from loramix import MixtureModel
 from loramix.errors import MixtureError
@@ -29,19 +27,20 @@ def test_c5_one_expert_alone_is_its_peft_adapter(
             close(target_logits(mixture, IDS, TARGET), peft_logits(shape, folder, IDS, TARGET))
 
 
-@over([Case(shape, "prompt", mixing=mixing) for shape in SHAPES for mixing in MIXING])
+@pytest.mark.parametrize("mixing", MIXING)
+@pytest.mark.parametrize("shape", SHAPES)
 def test_c5_a_gate_that_chooses_one_expert_is_its_peft_adapter(
-    case: Case, experts: Experts
+    shape: str, mixing: str, experts: Experts
 ) -> None:
     """The same through the gates' own decision."""
-    mixture = case.build(experts)
+    mixture = Case(shape, "prompt", mixing=mixing).build(experts)
     with torch.no_grad():
         for gate in mixture.gates.values():
             gate.score.weight.zero_()
             gate.score.bias.copy_(torch.tensor([-100.0, 100.0, -100.0]))
     close(
         target_logits(mixture, IDS, TARGET),
-        peft_logits(case.shape, experts(case.shape)["b"], IDS, TARGET),
+        peft_logits(shape, experts(shape)["b"], IDS, TARGET),
     )
 
 
@@ -131,26 +130,15 @@ def test_every_row_may_have_its_own_fixed_weights(shape: str, experts: Experts) 
         target_logits(mixture, IDS.repeat(2, 1), TARGET.repeat(2, 1))
 
 
-@over([case for case in ALL if case.scope == "layer"])
+@over(ALL)
 def test_c8_the_order_of_experts_changes_nothing(case: Case, experts: Experts) -> None:
     mixture = case.build(experts)
     plain = target_logits(mixture, IDS, TARGET)
-
-    @settings(max_examples=3, deadline=None, derandomize=True, database=None)
-    @given(order=st.permutations(range(3)))
-    def check(order: list[int]) -> None:
+    for order in ([1, 0, 2], [1, 2, 0]):  # every other order is made of these two
         other = case.build(experts, ["abc"[index] for index in order])
-        gates = {name: gate.rearranged(order) for name, gate in mixture.gates.items()}
-        other.load_gate_state(
-            {
-                f"{name}.{key}": value
-                for name, gate in gates.items()
-                for key, value in gate.state_dict().items()
-            }
-        )
+        for name, gate in mixture.gates.items():
+            other.gates[name].load_state_dict(gate.rearranged(order).state_dict())
         close(target_logits(other, IDS, TARGET), plain)
-
-    check()
 
 
 def test_unknown_experts_get_the_nearest_name(experts: Experts) -> None:
