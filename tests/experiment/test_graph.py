@@ -1,0 +1,127 @@
+"""The stage graph: every setting reaches the steps that depend on it, and finished runs stay done.
+
+A step is skipped while its settings are the same. A field that no step has would leave a stage
+wrongly "already done" when it changes.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+import pytest
+from pydantic import BaseModel
+
+from loramix.comparison.compare import comparison_steps
+from loramix.comparison.comparison import Comparison
+from loramix.data.tasks import Task
+from loramix.experiment.graph import Step, run_steps
+from loramix.experiment.reading import load_recipe
+from loramix.experiment.recipe import Recipe
+from loramix.experiment.run import Run
+from loramix.experiment.runner import fingerprint
+
+RECIPE = load_recipe("tiny")
+SOURCES = {"haiku": "the haikus", "title": "the titles"}
+FINGERPRINTS = Path(__file__).with_name("tiny_fingerprints.json")
+
+# No step of a run has these, rightly: a run answers its tasks' own prompts only, and compares
+# nothing. Steps of a comparison have them, without exception.
+OF_COMPARISONS = ("comparison.", "tasks.paraphrases", "tasks.inverse")
+
+# Where a value that is made up would not do.
+OTHER_VALUES: dict[str, object] = {
+    "base.name": "tiny-gpt2",
+    "comparison.mixtures": {"CGM LoRA": {}},
+}
+
+
+def of_run(recipe: Recipe) -> list[Step]:
+    return run_steps(Run(recipe, Path("nowhere")), SOURCES)
+
+
+def of_comparison(recipe: Recipe) -> list[Step]:
+    return comparison_steps(Comparison(Run(recipe, Path("nowhere"))), SOURCES)
+
+
+def fingerprints(steps: list[Step]) -> dict[str, str]:
+    known: dict[str, str] = {}
+    for step in steps:
+        known[step.key] = fingerprint(step, known)
+    return known
+
+
+def fields(model: type[BaseModel], before: str = "") -> Iterator[str]:
+    """Yield every field of a recipe, those of its parts and of its tasks with a dotted name."""
+    for name, field in model.model_fields.items():
+        part = Task if name == "tasks" else field.annotation
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            yield from fields(part, f"{before}{name}.")
+        else:
+            yield before + name
+
+
+def changed(model: BaseModel, path: str, whole: str) -> BaseModel:
+    """Return the settings with another value of one field; of tasks, of the first one."""
+    name, _, rest = path.partition(".")
+    value = getattr(model, name)
+    if name == "tasks":
+        value = (changed(value[0], rest, whole), *value[1:])
+    elif rest:
+        value = changed(value, rest, whole)
+    elif whole in OTHER_VALUES:
+        value = OTHER_VALUES[whole]
+    else:
+        value = other_value(value, type(model).model_fields[name].annotation)
+    return model.model_copy(update={name: value})
+
+
+def other_value(value: object, annotation: object) -> object:
+    if get_origin(annotation) is Literal:
+        return next(choice for choice in get_args(annotation) if choice != value)
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, float):
+        return value / 2 or 0.5
+    if isinstance(value, str):
+        return f"{value}-2"
+    if isinstance(value, tuple) and value:
+        return value[:-1]
+    kinds = get_args(annotation)  # of a value that may be None, or of an empty tuple
+    return 7 if int in kinds else "another" if str in kinds else ("another",)
+
+
+@pytest.mark.parametrize("field", list(fields(Recipe)))
+def test_every_setting_changes_the_steps_that_depend_on_it(field: str) -> None:
+    recipe = changed(RECIPE, field, field)
+    assert isinstance(recipe, Recipe)
+    assert fingerprints(of_comparison(recipe)) != fingerprints(of_comparison(RECIPE))
+    same = fingerprints(of_run(recipe)) == fingerprints(of_run(RECIPE))
+    assert same == field.startswith(OF_COMPARISONS)
+
+
+def test_another_prompt_needs_no_other_data_and_another_metric_no_other_answers() -> None:
+    before = fingerprints(of_run(RECIPE))
+
+    def redone(field: str) -> set[str]:
+        after = fingerprints(of_run(changed(RECIPE, field, field)))
+        return {key for key in after if after[key] != before[key]}
+
+    assert redone("tasks.split") == set(before)
+    assert redone("tasks.prompt") == set(before) - {
+        *("prepare", "finetune-title", "finetune-title-answers"),
+        *("lora-title",),
+    }
+    assert redone("tasks.metrics") == {"evaluate", "report"}
+    assert redone("name") == {"report"}
+
+
+def test_finished_runs_of_earlier_versions_stay_done() -> None:
+    """The fingerprints are those that run folders hold: a change of any redoes finished work.
+
+    Where that is wanted, write the new ones into the file.
+    """
+    found = fingerprints([*of_run(RECIPE), *of_comparison(RECIPE)])
+    assert found == json.loads(FINGERPRINTS.read_text())
