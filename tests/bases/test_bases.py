@@ -1,6 +1,4 @@
-"""Base models by name: tiny ones, folders, Hub ids from a local stand-in, and embedded ones from a
-wheel built here.
-"""
+"""Base models by name: tiny, in folders, on a stand-in for the Hub, and in a wheel built here."""
 
 import json
 import shutil
@@ -42,7 +40,7 @@ def weights_of(model: PreTrainedModel) -> bytes:
     return b"".join(value.contiguous().numpy().tobytes() for value in model.state_dict().values())
 
 
-# Tiny models
+# --- tiny models
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -54,10 +52,8 @@ def test_tiny_models_answer(name: str) -> None:
     )
     answers = base.model.generate(**inputs, max_new_tokens=5, do_sample=False)
     assert answers.shape[0] == 2
-    assert all(
-        isinstance(text, str)
-        for text in base.tokenizer.batch_decode(answers, skip_special_tokens=True)
-    )
+    texts = base.tokenizer.batch_decode(answers, skip_special_tokens=True)
+    assert all(isinstance(text, str) for text in texts)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -101,14 +97,12 @@ def test_a_name_that_cannot_change_has_no_revision() -> None:
         load_base("tiny-t5", revision="v1")
 
 
-# Folders
+# --- folders
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Callable[[str], Path]:
-    """Return a function that saves a tiny model with its tokenizer, as transformers does, and
-    returns the folder.
-    """
+    """A function that saves a tiny model with its tokenizer and returns the folder."""
 
     def save(name: str) -> Path:
         base, folder = load_base(name), tmp_path / "saved" / name
@@ -167,14 +161,12 @@ def test_an_empty_folder_is_no_base(tmp_path: Path) -> None:
         load_base(str(tmp_path))
 
 
-# Hub ids
+# --- Hub ids
 
 
 @pytest.fixture
 def hub(tmp_path: Path, saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the local cache of an offline hub, which holds `someone/poet` at COMMIT as `main` and
-    `v1`.
-    """
+    """The cache of an offline Hub, with `someone/poet` at COMMIT, also named `main` and `v1`."""
     repository = tmp_path / "hub" / "models--someone--poet"
     shutil.copytree(saved("tiny-t5"), repository / "snapshots" / COMMIT)
     (repository / "refs").mkdir()
@@ -227,9 +219,8 @@ def test_unknown_names_say_what_was_tried(load: Callable[[str], object]) -> None
 
 def test_an_unreachable_hub_is_named(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(
-        huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9"
-    )  # nothing answers there
+    nobody = "http://127.0.0.1:9"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", nobody)
     assert resolve_revision("someone/poet", None) == COMMIT
     with pytest.raises(BaseModelError, match="the hub cannot be reached") as caught:
         load_base("someone/else")
@@ -271,7 +262,7 @@ def test_a_hub_that_refuses_is_quoted(
     assert "\n" not in str(caught.value)
 
 
-# Embedded models
+# --- embedded models
 
 
 def _convert(weights: Path, folder: Path) -> None:
@@ -285,9 +276,7 @@ def _interrupt(weights: Path, folder: Path) -> None:
 
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Return a function that makes `fake` an embedded model in a wheel that pip finds, and returns
-    the cache.
-    """
+    """A function that makes `fake` an embedded model, in a wheel, and returns the cache."""
     shelf, cache = tmp_path / "shelf", tmp_path / "cache"
     shelf.mkdir()
     archive = shelf / "fake_model-1.0-py3-none-any.whl"
@@ -322,7 +311,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
 
 
 def remains(cache: Path) -> list[str]:
-    """Return what lies in the cache apart from lock files."""
+    """Return the names in the cache, lock files aside."""
     return [path.name for path in cache.iterdir() if path.suffix != ".lock"]
 
 
@@ -430,9 +419,8 @@ def test_the_embedded_default_answers() -> None:
     inputs = base.tokenizer.apply_chat_template(
         question, add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
-    answer = base.model.generate(**inputs, max_new_tokens=12, do_sample=False)[
-        0, inputs["input_ids"].shape[1] :
-    ]
+    tokens = base.model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    answer = tokens[0, inputs["input_ids"].shape[1] :]
     assert base.tokenizer.decode(answer) == "The capital of France is Paris.<|im_end|>"
 
 
@@ -457,11 +445,7 @@ def test_the_embedded_encoder_knows_near_from_far() -> None:
         "A kitten naps on the couch.",
         "Interest rates rose again.",
     ]
-    vectors = torch.stack(
-        [
-            model(**tokenizer(text, return_tensors="pt")).last_hidden_state.mean(1)[0]
-            for text in texts
-        ]
-    )
+    inputs = [tokenizer(text, return_tensors="pt") for text in texts]
+    vectors = torch.cat([model(**each).last_hidden_state.mean(1) for each in inputs])
     near, far = torch.cosine_similarity(vectors[0], vectors[1:])
     assert near > 0.5 > far + 0.2

@@ -1,6 +1,4 @@
-"""Batches: what a prompt is cut to, where padding goes, and that the loss is that of every sample
-on its own.
-"""
+"""Batches: prompts cut to size, padding, and the loss of every sample, alone and in a batch."""
 
 import pytest
 import torch
@@ -89,7 +87,6 @@ def encode_all(tokenizer, *, causal: bool = True) -> list[Encoded]:
 
 
 # --- prompts and targets
-# ------------------------------------------------------------------------------------------
 
 
 def test_a_causal_prompt_ends_in_a_line_break_and_its_target_in_the_end_token(plain):
@@ -202,7 +199,6 @@ def test_a_tokenizer_without_an_end_token_is_refused():
 
 
 # --- padding
-# ------------------------------------------------------------------------------------------
 
 
 def test_causal_batches_share_one_boundary(plain):
@@ -261,7 +257,6 @@ def test_the_longest_comes_first():
 
 
 # --- the loss
-# ------------------------------------------------------------------------------------------
 
 
 def make_llama() -> LlamaForCausalLM:

@@ -1,6 +1,4 @@
-"""Multiple choice: every layout from every kind of source, rows with pictures, and choices or
-answers that are none.
-"""
+"""Multiple choice: every layout in every kind of source, rows with pictures, unusable choices."""
 
 import csv
 import json
@@ -97,7 +95,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 # --- layouts
-# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", [as_list, as_mapping, as_labels_and_texts, as_list_with_texts])
@@ -137,7 +134,6 @@ def test_rows_without_a_question_or_an_answer_are_blank(tmp_path: Path) -> None:
 
 
 # --- answers
-# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("answers", [["1", "3"], [1, 3]], ids=["texts", "numbers"])
@@ -224,7 +220,6 @@ def test_an_answer_that_is_no_choice_is_named_with_its_row_and_the_choices(
 
 
 # --- choices
-# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -284,7 +279,6 @@ def test_a_missing_column_is_answered_with_the_nearest(
 
 
 # --- rows with pictures
-# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -320,7 +314,6 @@ def test_rows_are_counted_as_they_stand_in_the_source(tmp_path: Path) -> None:
 
 
 # --- built-in tasks
-# ------------------------------------------------------------------------------------------
 
 
 TEXT = datasets.Value("string")

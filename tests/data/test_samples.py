@@ -1,4 +1,4 @@
-"""Data: every kind of source, cleaning, splits that follow from content alone, and the manifest."""
+"""Samples: every kind of source, cleaning, splits by content alone, and the manifest."""
 
 import csv
 import gzip
@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from loramix.data.samples import clean, normalise, prepare, read_manifest, split_of, write_manifest
+from loramix.data.samples import (
+    Prepared,
+    clean,
+    normalise,
+    prepare,
+    read_manifest,
+    split_of,
+    write_manifest,
+)
 from loramix.data.sources import load_rows, locate, pinned, source_fingerprint
 from loramix.data.tasks import Cleaning, Task
 from loramix.errors import DataError
@@ -79,12 +87,16 @@ def many(count: int) -> list[tuple[str, str]]:
     return [(f"word {number}", f"poem {number}") for number in range(count)]
 
 
+def prepare_one(source: Path, *, samples: int | None = None) -> Prepared:
+    """Return the samples of a single task."""
+    return prepare([make_task(source)], samples=samples, seed=0)["poem"]
+
+
 def unprepared(prepared) -> list:
     return [sample for part in prepared.values() for sample in part.samples]
 
 
 # --- sources
-# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -242,7 +254,6 @@ def test_what_is_on_disk_wins_over_a_hub_id(tmp_path, monkeypatch):
 
 
 # --- cleaning
-# ------------------------------------------------------------------------------------------
 
 
 def test_white_space_and_unicode_are_normalised():
@@ -284,7 +295,6 @@ def test_which_duplicate_stays_does_not_depend_on_the_order_of_rows():
 
 
 # --- splits
-# ------------------------------------------------------------------------------------------
 
 
 def test_the_split_is_the_same_on_every_machine():
@@ -327,13 +337,9 @@ def test_order_of_rows_changes_nothing(tmp_path):
 
 
 def test_more_rows_move_no_sample_to_another_split(tmp_path):
-    few = prepare([make_task(write_csv(tmp_path / "a.csv", many(100)))], samples=None, seed=0)[
-        "poem"
-    ].samples
-    more = prepare([make_task(write_csv(tmp_path / "b.csv", many(300)))], samples=None, seed=0)[
-        "poem"
-    ].samples
-    assert set(few) < set(more)
+    few = prepare_one(write_csv(tmp_path / "a.csv", many(100)))
+    more = prepare_one(write_csv(tmp_path / "b.csv", many(300)))
+    assert set(few.samples) < set(more.samples)
 
 
 def test_fewer_samples_are_among_more(tmp_path):
@@ -344,9 +350,7 @@ def test_fewer_samples_are_among_more(tmp_path):
 
 def test_the_order_of_samples_is_shuffled(tmp_path):
     rows = sorted(many(200))
-    samples = prepare([make_task(write_csv(tmp_path / "a.csv", rows))], samples=None, seed=0)[
-        "poem"
-    ].samples
+    samples = prepare_one(write_csv(tmp_path / "a.csv", rows)).samples
     assert [(sample.input, sample.target) for sample in samples] != rows
     assert sorted((sample.input, sample.target) for sample in samples) == rows
 
@@ -357,7 +361,6 @@ def test_every_input_has_a_split(text: str, seed: int):
 
 
 # --- sizes
-# ------------------------------------------------------------------------------------------
 
 
 def sizes(tasks, samples) -> dict[str, int]:
@@ -378,21 +381,16 @@ def test_tasks_are_cut_to_the_smallest_or_to_what_is_asked(tmp_path):
 
 def test_counts_account_for_every_row(tmp_path):
     rows = [*many(200), *many(10), ("", "blank")]
-    counts = prepare([make_task(write_csv(tmp_path / "a.csv", rows))], samples=150, seed=0)[
-        "poem"
-    ].counts
-    assert counts | {"train": 0, "validation": 0, "test": 0} == {
+    counts = prepare_one(write_csv(tmp_path / "a.csv", rows), samples=150).counts
+    assert counts.pop("train") + counts.pop("validation") + counts.pop("test") == 150
+    assert counts == {
         "read": 211,
         "blank": 1,
         "out_of_range": 0,
         "duplicate": 10,
         "surplus": 50,
         "kept": 150,
-        "train": 0,
-        "validation": 0,
-        "test": 0,
     }
-    assert counts["train"] + counts["validation"] + counts["test"] == 150
 
 
 def test_too_few_samples_are_an_error_that_says_what_was_found(tmp_path):
@@ -422,7 +420,6 @@ def test_two_tasks_of_one_name_are_refused(tmp_path):
 
 
 # --- manifest
-# ------------------------------------------------------------------------------------------
 
 
 def test_a_manifest_gives_back_what_was_written(tmp_path):
@@ -461,7 +458,6 @@ def test_a_missing_or_damaged_manifest_is_a_data_error(content, tmp_path):
 
 
 # --- the real files
-# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="../shared/data is not there")

@@ -1,4 +1,4 @@
-"""Tasks: what they refuse, how prompts are rendered, and what is built in."""
+"""Tasks: their checks, their prompts, and the built-in ones."""
 
 import json
 import shlex

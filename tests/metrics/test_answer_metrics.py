@@ -1,6 +1,4 @@
-"""Scores of single answers: exact match, BLEU, keywords, repetition, and what each task is measured
-by.
-"""
+"""Scores of single answers: exact match, BLEU, keywords, repetition, and the scores of a task."""
 
 import math
 import sys
@@ -111,12 +109,10 @@ def test_bleu_of_hand_computed_examples() -> None:
         ["the cat sat on the mat", "the cat", "cat the", "cat", "dog", "the cat sat"],
         ["the cat sat on a mat", "the cat sat on the mat", "the cat", "cat", "cat", "the cat sat"],
     )
-    # 5 of 6 words, 3 of 5 pairs, 2 of 4 triples, 1 of 3 quadruples; 2 words in place of 6; a
-    # missing pair counts half
     expected = [
-        (5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25,
-        math.exp(1 - 6 / 2),
-        math.sqrt(1 * 0.5),
+        (5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25,  # words, pairs, triples, quadruples
+        math.exp(1 - 6 / 2),  # 2 words in place of 6
+        math.sqrt(1 * 0.5),  # a missing pair counts half
         1.0,
         0.0,
         1.0,
@@ -170,9 +166,8 @@ def test_long_inputs_are_measured_by_their_distinct_stems() -> None:
     abstract = (
         "We train models. The trained model trains on graphs, and graphs of models train it." * 20
     )
-    assert one(keyword_use, abstract, "Training a model") == pytest.approx(
-        2 / 3
-    )  # train, model, graph
+    share = one(keyword_use, abstract, "Training a model")
+    assert share == pytest.approx(2 / 3)  # train and model, not graph
 
 
 @given(TEXTS)
@@ -211,8 +206,8 @@ def test_repetition_is_the_share_of_pairs_seen_before() -> None:
         "the sea",
         "the sea",
     ]
-    # the-sea sea-the the-sea sea-the the-sea: 3 of 5; a-a three times: 2 of 3; other texts do not
-    # count
+    # the-sea sea-the the-sea sea-the the-sea: 3 of 5; a-a three times: 2 of 3; and no pair of
+    # another text
     assert repetition(texts) == pytest.approx([3 / 5, 2 / 3, 0, 0, 0, 0, 0])
 
 
@@ -228,9 +223,8 @@ def test_distinct_counts_all_texts_together() -> None:
 
 @given(TEXTS)
 def test_one_texts_repetition_and_distinct_pairs_add_up(text: str) -> None:
-    assert repetition([text])[0] + distinct([text], 2) == pytest.approx(
-        float(len(split_words(text)) > 1)
-    )
+    total = repetition([text])[0] + distinct([text], 2)
+    assert total == pytest.approx(float(len(split_words(text)) > 1))
 
 
 # --- all scores

@@ -36,9 +36,7 @@ REFERENCES = [
 
 @pytest.fixture
 def encoder(tmp_path: Path) -> str:
-    """Return the folder of a random BERT of two layers, in a path that bert-score must not take for
-    a T5.
-    """
+    """The folder of a random BERT, in a path that bert-score must not take for a T5's."""
     folder = tmp_path / "not-t5" / "tiny-encoder"
     config = BertConfig(
         vocab_size=len(WORDS) + 6,

@@ -1,12 +1,10 @@
-"""What a page consists of, read the way a browser reads it."""
+"""The parts of a page, read the way a browser reads it."""
 
 from html.parser import HTMLParser
 
 
 class Page(HTMLParser):
-    """Elements that are open at the page's end, those never closed, what it would load and what it
-    would run.
-    """
+    """The elements left open, and all that the page would load or run."""
 
     VOID = frozenset({"meta", "br", "img", "link", "hr", "input"})
 

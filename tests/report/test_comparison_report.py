@@ -1,6 +1,4 @@
-"""The page of a comparison: a verdict in words, every score with its interval, and one script that
-only filters.
-"""
+"""The page of a comparison: a verdict, scores with intervals, and a script that only filters."""
 
 import base64
 import hashlib
@@ -31,11 +29,9 @@ from loramix.report.plots import weights_svg
 NAN = float("nan")
 SCRIPT = "<script>alert('x')</script>"
 EMPTY = ComparisonReport("nothing", [], [], [], [], None, [], {}, {}, [], "")
-BASE, MIXTURE, ORACLE = (
-    MeanScore(0.1, 0.05, 0.15, ""),
-    MeanScore(0.4, 0.35, 0.45, "tied"),
-    MeanScore(0.425, 0.375, 0.475, "best"),
-)
+BASE = MeanScore(0.1, 0.05, 0.15, "")
+MIXTURE = MeanScore(0.4, 0.35, 0.45, "tied")
+ORACLE = MeanScore(0.425, 0.375, 0.475, "best")
 WEIGHTS = [
     WeightRow(f"layers.{layer}.q", task, expert, 0.9 if task == expert else 0.1)
     for layer in range(2)

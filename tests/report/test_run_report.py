@@ -1,6 +1,4 @@
-"""The report: one page that needs nothing beside itself, trusts no text, and shows everything it is
-given.
-"""
+"""The page of a run: it needs no other file, trusts no text and shows all that it is given."""
 
 import re
 from dataclasses import replace
