@@ -1,7 +1,10 @@
 """Tiny real models of the three shapes, and adapters for them, built in code."""
 
+import logging
 import os
-from collections.abc import Callable, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 os.environ.update(
@@ -23,6 +26,7 @@ from transformers import (
 )
 
 from loramix import MixtureModel
+from loramix.cli.main import main
 
 VOCABULARY = 97
 torch.set_num_threads(1)  # models this small are slower on more
@@ -102,6 +106,27 @@ def save_expert(folder: Path, shape: str, *, seed: int, **settings: object) -> P
             )
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Return a function that runs the command line as a process would, but in this one, which has
+    the libraries loaded.
+    """
+    logger = logging.getLogger("loramix")
+    before = logger.handlers[:], logger.level, logger.propagate
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["loramix", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return subprocess.CompletedProcess(arguments, ended.value.code, *capsys.readouterr())
+
+    yield run
+    logger.handlers, logger.level, logger.propagate = before
 
 
 @pytest.fixture

@@ -5,19 +5,20 @@ as is needed.
 import base64
 import hashlib
 import json
-import os
 import subprocess
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import save_expert, strengthen, target_logits, tiny_model, tokens
+from huggingface_hub import constants
 
 from loramix import MixtureModel
+
+Call = Callable[..., subprocess.CompletedProcess[str]]
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -138,49 +139,33 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub() -> Iterator[str]:
-    """Return the address of an empty stand-in."""
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Return the address of an empty stand-in, which is the Hub while a test runs."""
     Hub.repositories = {}
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    address = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    yield address
     server.shutdown()
     thread.join()
     server.server_close()
 
 
-def python(code: str, *arguments: str, hub: str, cache: Path) -> subprocess.CompletedProcess[str]:
-    """Run code in a process of its own, for which the stand-in is the Hub."""
-    online = {
-        "HF_ENDPOINT": hub,
-        "HF_TOKEN": "hf_test",
-        "HF_HOME": str(cache),
-        "HF_HUB_DISABLE_XET": "1",
-    }
-    environment = {
-        key: value
-        for key, value in os.environ.items()
-        if "OFFLINE" not in key and "PROXY" not in key.upper()
-    }
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**environment, **online}
-    )
-
-
-CLI = "from loramix.cli.main import main; main()"
-
-
-def test_a_mixture_goes_to_the_hub_and_back(hub: str, tmp_path: Path) -> None:
+def test_a_mixture_goes_to_the_hub_and_back(call: Call, hub: str, tmp_path: Path) -> None:
     folders = {
         name: save_expert(tmp_path / name, "llama", seed=index) for index, name in enumerate("ab")
     }
     mixture = strengthen(MixtureModel.from_experts(tiny_model("llama"), folders))
     mixture.save_pretrained(tmp_path / "mixture")
-    result = python(
-        CLI, "push", str(tmp_path / "mixture"), "mine", hub=hub, cache=tmp_path / "cache"
-    )
+    result = call("push", str(tmp_path / "mixture"), "mine")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(f"{hub}/me/mine/commit/")
     sent = {
@@ -189,41 +174,25 @@ def test_a_mixture_goes_to_the_hub_and_back(hub: str, tmp_path: Path) -> None:
         if file.is_file()
     }
     assert sent <= Hub.repositories["me/mine"].keys()
-    result = python(
-        CLI, "pull", "me/mine", str(tmp_path / "pulled"), hub=hub, cache=tmp_path / "other"
-    )
+    result = call("pull", "me/mine", str(tmp_path / "pulled"))
     assert (result.returncode, result.stdout) == (0, f"{tmp_path / 'pulled'}\n"), result.stderr
     again = MixtureModel.from_pretrained(tmp_path / "pulled", base=tiny_model("llama"))
     ids, target = tokens(2, 6), tokens(2, 4, seed=1)
     assert torch.equal(target_logits(again, ids, target), target_logits(mixture, ids, target))
 
 
-def test_push_to_hub_and_from_pretrained_take_repository_names(hub: str, tmp_path: Path) -> None:
-    code = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-import conftest
-import os
-os.environ.pop("HF_HUB_OFFLINE", None)
-import huggingface_hub.constants
-huggingface_hub.constants.HF_HUB_OFFLINE = False
-from pathlib import Path
-from loramix import MixtureModel
-folders = {{name: conftest.save_expert(Path(sys.argv[1]) / name, "llama", seed=1) for name in "ab"}}
-mixture = MixtureModel.from_experts(conftest.tiny_model("llama"), folders)
-print(mixture.push_to_hub("mine", private=True))
-again = MixtureModel.from_pretrained("me/mine", base=conftest.tiny_model("llama"))
-print(again.expert_names)
-"""
-    result = python(code, str(tmp_path), hub=hub, cache=tmp_path / "cache")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[1] == "['a', 'b']"
+@pytest.mark.usefixtures("hub")
+def test_push_to_hub_and_from_pretrained_take_repository_names(tmp_path: Path) -> None:
+    folders = {name: save_expert(tmp_path / name, "llama", seed=1) for name in "ab"}
+    mixture = MixtureModel.from_experts(tiny_model("llama"), folders)
+    mixture.push_to_hub("mine", private=True)
+    again = MixtureModel.from_pretrained("me/mine", base=tiny_model("llama"))
+    assert again.expert_names == ["a", "b"]
 
 
-def test_what_is_not_there_is_said(hub: str, tmp_path: Path) -> None:
-    result = python(
-        CLI, "pull", "me/nothing", str(tmp_path / "pulled"), hub=hub, cache=tmp_path / "cache"
-    )
+@pytest.mark.usefixtures("hub")
+def test_what_is_not_there_is_said(call: Call, tmp_path: Path) -> None:
+    result = call("pull", "me/nothing", str(tmp_path / "pulled"))
     assert result.returncode == 1
     assert (
         "error: there is no mixture 'me/nothing': it is no folder, and the hub has no such model"
@@ -231,6 +200,5 @@ def test_what_is_not_there_is_said(hub: str, tmp_path: Path) -> None:
     )
     assert not (tmp_path / "pulled").exists()
     (tmp_path / "empty").mkdir()
-    result = python(CLI, "push", str(tmp_path / "empty"), "mine", hub=hub, cache=tmp_path / "cache")
-    assert "is no mixture" in result.stderr
+    assert "is no mixture" in call("push", str(tmp_path / "empty"), "mine").stderr
     assert Hub.repositories == {}
