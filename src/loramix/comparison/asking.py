@@ -144,7 +144,7 @@ def _answer_rows(questions: Sequence[Question], answers: Sequence[Answer]) -> li
 def _scores(
     recipe: Recipe, questions: Sequence[Question], answers: Sequence[Answer], losses: Sequence[Loss]
 ) -> list[Scores]:
-    """Return one row of scores for every question; what was not measured is missing."""
+    """Return one row of scores for every question, without columns that were not measured."""
     answered, task = questions[: len(answers)], asked_task(recipe, questions[0])
     scorer = None
     if "bertscore" in task.metrics and losses:
@@ -179,7 +179,8 @@ def _write_scores(file: Path, rows: Sequence[Scores]) -> None:
     columns: dict[str, None] = {}
     for row in rows:
         columns |= dict.fromkeys(row)
-    write_csv(file, list(columns), [[row.get(column) for column in columns] for row in rows])
+    cells = [list(map(row.get, columns)) for row in rows]
+    write_csv(file, list(columns), cells)
 
 
 def _routing_rows(

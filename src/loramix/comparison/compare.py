@@ -31,7 +31,7 @@ def compare(recipe: Recipe, root: Path) -> Path:
     """Run the recipe's comparison in the run folder `root`, which may hold its experts; return the
     comparison's folder.
 
-    Several recipes may be compared in one run folder: what they share is done once.
+    Several recipes may be compared in one run folder: steps that they share are done once.
     """
     folder = comparison_folder(recipe, root)
     began = folder / RECIPE if (folder / RECIPE).is_file() else root / RECIPE

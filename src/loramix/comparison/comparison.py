@@ -1,4 +1,4 @@
-"""A comparison in its folder, and one model of it: how it is fitted, loaded and asked."""
+"""A comparison in its folder, and one model of it with its fit and its loading."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager

@@ -60,11 +60,11 @@ def _of_run(comparison: Comparison, name: str) -> list[ComparedModel]:
         return [_expert(comparison, task) for task in tasks]
     if name == "oracle":
         return []  # the answers of every task's own expert once more: see `scores`
-    return [
-        _mixture(comparison, mixture, spec, seed)
-        for mixture, spec in comparison.recipe.mixtures().items()
-        for seed in comparison.recipe.comparison.seeds
-    ]
+    seeds = comparison.recipe.comparison.seeds
+    models = []
+    for mixture, spec in comparison.recipe.mixtures().items():
+        models += [_mixture(comparison, mixture, spec, seed) for seed in seeds]
+    return models
 
 
 def _base(comparison: Comparison) -> ComparedModel:

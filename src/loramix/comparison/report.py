@@ -197,10 +197,12 @@ def _matrix(comparison: Comparison, scores: Scores) -> Matrix | None:
     tasks = [task.name for task in comparison.recipe.tasks]
     rows = [row for row in (BASE, *map(expert_key, tasks)) if row in scores.rows]
     cells: list[list[float | None]] = []
+    measured = False
     for row in rows:
         means = [scores.estimate(scores.of(row, "named", task), "combined") for task in tasks]
         cells.append([None if mean is None else mean.value for mean in means])
-    if all(cell is None for row_cells in cells for cell in row_cells):
+        measured = measured or any(means)
+    if not measured:
         return None
     note = "Combined score of every expert on its own task and on the others, prompts as trained."
     labels = [scores.labels[row] for row in rows]

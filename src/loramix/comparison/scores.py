@@ -138,8 +138,8 @@ class Scores:
     def paired(
         self, one: Sequence[ModelScores], other: Sequence[ModelScores], measure: str
     ) -> tuple[Estimate, Estimate, Tally] | None:
-        """Return the means of two models on the samples that both have been measured on, and who is
-        above how often.
+        """Return the means of two models on the samples that both have been measured on, and a
+        tally of these samples; None without any.
         """
         measured = set(self.measured(other, measure))
         common = [each for each in self.measured(one, measure) if each in measured]
@@ -174,24 +174,30 @@ def _of_model(model: ComparedModel, test_set: TestSet, folder: Path) -> Iterator
     for row in read_csv(folder / SCORES):
         by_task.setdefault(row["task"], []).append(row)
     for task, rows in by_task.items():
-        measures = [
-            key for key in rows[0] if key not in _NO_MEASURES and any(row[key] for row in rows)
-        ]
+        columns = _columns(rows)
+        measured = [key for key in columns if key not in _NO_MEASURES and any(columns[key])]
         yield ModelScores(
             model.row,
             model.label,
             model.seed,
             test_set,
             task,
-            ids=tuple(row["id"] for row in rows),
-            values={key: _numbers(row[key] for row in rows) for key in measures},
-            tokens_N=_numbers(row.get("tokens", "") for row in rows),
+            ids=tuple(columns["id"]),
+            values={key: _numbers(columns[key]) for key in measured},
+            tokens_N=_numbers(columns.get("tokens", [""] * len(rows))),
             answers=folder / ANSWERS,
         )
 
 
+def _columns(rows: Sequence[dict[str, str]]) -> dict[str, list[str]]:
+    columns: dict[str, list[str]] = {}
+    for key in rows[0]:
+        columns[key] = [row[key] for row in rows]
+    return columns
+
+
 def _source(measure: str) -> str:
-    """Return the measure of single samples from which a measure follows."""
+    """Return the measure of single samples behind a measure: perplexity follows from the loss."""
     return "loss" if measure == "perplexity" else measure
 
 

@@ -1,10 +1,8 @@
-"""Means with bootstrap intervals, and what is made of them: differences, means over tasks, shares
-of a gain.
+"""Means with bootstrap intervals, their differences, means over tasks, and shares of a gain.
 
 Samples are drawn with replacement (Efron 1979), the same ones for every model, so that differences
-are paired. Where a
-model was trained with several seeds, the seeds are drawn as well: the interval tells what a new
-training and new samples might bring. All intervals are the middle 95 % of the draws.
+are paired. Where a model was trained with several seeds, the seeds are drawn as well: the interval
+covers a new training and new samples. All intervals are the middle 95 % of the draws.
 
 Axes: `S` seeds, `N` samples, `R` replicates.
 """
@@ -21,7 +19,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and what the bootstrap makes of it."""
+    """A number and its bootstrap replicates."""
 
     value: float
     draws_R: Array
@@ -71,9 +69,7 @@ def mean_of(estimates: Sequence[Estimate]) -> Estimate:
 
 
 def share_of_gain(model: Estimate, best: Estimate, base: Estimate) -> Estimate:
-    """Return which share of the gain from `base` to `best` the model has: (model - base) / (best -
-    base).
-    """
+    """Return a model's share of the gain from base to best: (model - base) / (best - base)."""
     gain, whole = model - base, best - base
     with np.errstate(divide="ignore", invalid="ignore"):
         return Estimate(float(np.divide(gain.value, whole.value)), gain.draws_R / whole.draws_R)
@@ -81,7 +77,7 @@ def share_of_gain(model: Estimate, best: Estimate, base: Estimate) -> Estimate:
 
 @dataclass(frozen=True)
 class Tally:
-    """On how many samples a model scores above another, the same, and below."""
+    """Numbers of samples on which a model scores above another, the same, and below."""
 
     above: int
     same: int
@@ -97,7 +93,7 @@ def tally(values_SN: Array, others_SN: Array) -> Tally:
 
 @lru_cache(maxsize=8)
 def _sample_counts(samples: int, replicates: int, seed: int) -> Array:
-    """Return how often each replicate draws each sample (R, N)."""
+    """Return the counts of every sample in every replicate (R, N)."""
     generator = np.random.default_rng([seed, samples])
     return generator.multinomial(samples, np.full(samples, 1 / samples), size=replicates).astype(
         np.float64

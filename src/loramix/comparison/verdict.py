@@ -1,4 +1,4 @@
-"""The verdict: what a mixture claims, and whether the scores bear it out.
+"""The verdict: the claims of a mixture, tested by the scores.
 
 A mixture that is not told the task claims to be as good as the right expert, better than every
 other single model of the same experts, and to need no task name in the prompt. All claims are about

@@ -190,8 +190,8 @@ def _row_losses(model: Model, batch: Mapping[str, object], *, causal: bool) -> l
 
 
 def _decided_once(model: Model, batch: dict[str, Tensor]) -> AbstractContextManager[None]:
-    """Let a reference gate, which cannot decide while it generates, decide from the prompt
-    alone.
+    """Hold a reference gate at its decision from the prompt alone: it cannot decide while it
+    generates.
     """
     if isinstance(model, MixtureModel) and model.gate_config.context == "reference":
         return model.fixed_layers(model.mean_weights(**batch))

@@ -1,4 +1,4 @@
-"""The stage graph: the steps of a run, what each depends on, what it leaves, and what it does."""
+"""The stage graph: the steps of a run, each with its settings, needs, outputs and work."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,9 +38,9 @@ class Step:
     """One step of a stage. A model's training and its answers are two, so that other questions need
     no new training.
 
-    settings: what the step depends on besides the steps in `needs`.
+    settings: all that the step depends on besides the steps in `needs`.
     outputs: the files and folders that exist once it is done.
-    scratch: the folder that it keeps until then.
+    scratch: a folder for the time until then, from which a killed step goes on.
     """
 
     key: str
@@ -144,8 +144,9 @@ def _answers(
     work: Callable[[], None],
     *more: str,
 ) -> Step:
-    """Return the step in which a trained model answers `tasks`; it leaves `more` beside the
-    answers.
+    """Return the step in which a trained model answers `tasks`.
+
+    more: outputs of the step beside the answers.
     """
     outputs = _answer_files(folder, tasks) + _outputs(folder, *more)
     key, settings = f"{learn.key}-answers", _asking(run, tasks)
@@ -179,7 +180,7 @@ def task_settings(tasks: Iterable[Task], fields: Iterable[str]) -> list[Settings
 
 
 def _training(run: Run, stage: str, tasks: Sequence[Task]) -> Settings:
-    """Return what the training of a stage's model on `tasks` depends on."""
+    """Return the settings of a stage's training on `tasks`."""
     return {
         **run.recipe.model_dump(mode="json", include={stage, "base", "seed"}),
         "prompts": task_settings(tasks, PROMPT_FIELDS),
@@ -187,7 +188,7 @@ def _training(run: Run, stage: str, tasks: Sequence[Task]) -> Settings:
 
 
 def _asking(run: Run, tasks: Sequence[Task]) -> Settings:
-    """Return what a model's answers to `tasks` depend on, the model aside."""
+    """Return the settings of a model's answers to `tasks`."""
     return {
         **run.recipe.model_dump(mode="json", include={"generation"}),
         "prompts": task_settings(tasks, PROMPT_FIELDS),

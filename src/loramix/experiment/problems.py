@@ -93,9 +93,9 @@ def _is_encoder_decoder(recipe: Recipe) -> bool:
 
 
 def _of_mixture(recipe: Recipe, error: ErrorDetails) -> str:
-    """Return in words what is wrong with one setting of one mixture.
+    """Return a validation error of a mixture in a recipe's words.
 
-    The first mixture that has this setting is named: pydantic tells the setting alone.
+    The first mixture with this setting is named: pydantic tells the setting alone.
     """
     setting = str(error["loc"][0]) if error["loc"] else "gate"
     changes = recipe.comparison.mixtures

@@ -66,7 +66,7 @@ class Bar:
             )
 
     def close(self) -> None:
-        """Take the bar off the screen and log how long it took, if that was worth a bar."""
+        """Take the bar off the screen, and log the time of work that was worth a bar."""
         if self.live:
             self.live[0].stop()
         seconds = time.monotonic() - self.started
@@ -84,8 +84,8 @@ class Bar:
 
 
 def track(items: Sequence[Item], label: str | None) -> Iterator[Item]:
-    """Yield the items, showing how far the work on them is; without a label, as part of other work,
-    nothing.
+    """Yield the items with a bar that moves with each; without a label, as a part of other work,
+    without a bar.
     """
     if label is None:
         yield from items

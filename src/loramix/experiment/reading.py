@@ -81,7 +81,7 @@ def _merged(parent: Mapping[str, object], own: Mapping[str, object]) -> dict[str
     """Return the parent's settings with those of `own` in their place; groups of settings are
     merged key by key.
 
-    The mixtures of a comparison are replaced as a whole: they are who is compared.
+    The mixtures of a comparison are replaced as a whole: they are the list of the compared.
     """
     merged = dict(parent)
     for key, value in own.items():
@@ -152,7 +152,7 @@ def _tasks(entries: object) -> tuple[object, list[str]]:
 
 
 def _explain(error: ErrorDetails) -> str:
-    """Return an error of the models in a recipe's words: its key, the problem, what was found."""
+    """Return a validation error in a recipe's words: key, problem and value found."""
     location, found = error["loc"], error.get("input")
     key = ".".join(str(part) for part in location)
     if error["type"] == "extra_forbidden":

@@ -30,16 +30,16 @@ TestSet = Literal["named", "bare", "paraphrased", "mixed", "unknown"]
 
 
 class Strict(BaseModel):
-    """Settings that cannot be changed, among which no unknown key hides."""
+    """Frozen settings that refuse unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class BaseSpec(Strict):
-    """Which base model, in which number format, and whether prompts use the tokenizer's chat
-    template.
+    """The base model and its number format.
 
     dtype: `fast` is bfloat16 where the accelerator or processor multiplies in it, else float32.
+    chat: whether prompts go through the tokenizer's chat template.
     """
 
     name: str = "smollm2-135m"
@@ -49,12 +49,13 @@ class BaseSpec(Strict):
 
 
 class TrainSpec(Strict):
-    """How to train: at most `epochs` passes, stopping after `patience` epochs without a better
-    validation loss.
+    """A training: at most `epochs` passes, and an early stop after `patience` epochs without a
+    better validation loss.
 
-    group_by_length: whether samples of similar length come in one batch, which needs less padding.
-    `train_samples` and `validation_samples` bound the samples used of every task; None uses the
-    whole split.
+    accumulation: batches to one step of the optimizer.
+    train_samples, validation_samples: the most samples of every task; None: the whole split.
+    gradient_checkpointing: less memory for more computation.
+    group_by_length: samples of similar length in one batch, which needs less padding.
     """
 
     epochs: int = Field(default=3, ge=1)
@@ -92,9 +93,9 @@ class LoraSpec(TrainSpec):
 
 
 class GateSpec(TrainSpec, GateConfig):
-    """The gates of the mixture and how to train them.
+    """The gates of the mixture and their training.
 
-    init: how they start: at the uniform mixture (`zero`), at the `prototype` of each task's first
+    init: their start: at the uniform mixture (`zero`), at the `prototype` of each task's first
         training prompts, or at the directions that each adapter amplifies most (`arrow`); see
         `loramix.mixture.prototypes`.
     entropy, balance, supervised: coefficients of the auxiliary losses, see
@@ -119,7 +120,7 @@ class GateSpec(TrainSpec, GateConfig):
 
 
 class GenerationSpec(Strict):
-    """How answers are generated; how long they may be is the task's `max_new_tokens`."""
+    """Generation of answers. Their length is bounded by the task's `max_new_tokens`."""
 
     batch_size: int = Field(default=16, ge=1)
     num_beams: int = Field(default=1, ge=1)
@@ -134,12 +135,12 @@ class EvaluationSpec(Strict):
 
 
 class ComparisonSpec(Strict):
-    """Who is compared with whom, on what; see `loramix.comparison`.
+    """Models and test sets of a comparison; see `loramix.comparison`.
 
     models: `mixtures` stands for those below, `experts` for every expert on its own, also on the
         tasks of others.
-    mixtures: gated mixtures by name, each with what it changes in the recipe's `gate`; trained once
-        for every seed. One with the context `reference` is the reference gate, of which only the
+    mixtures: gated mixtures by name, each with its changes of the recipe's `gate`; trained once for
+        every seed. One with the context `reference` is the reference gate, of which only the
         training is the recipe's.
     seeds: of the gates' training; everything else is trained once, with the recipe's seed.
     test_sets: `named` is the withheld split; `bare` the same without the prompt around the input;
@@ -147,13 +148,12 @@ class ComparisonSpec(Strict):
         the inputs of another; `unknown` asks for a task that no expert knows.
     test_samples: of each task, in the first two sets; side_samples: in the other sets; None: all
         that are withheld.
-    uncached_samples: how many samples are answered by models that cannot use a cache (X-LoRA),
-        which take minutes for what takes others seconds; their losses are measured on all. They are
-        asked the first test set only.
-    search_samples: validation samples of every task with which fixed weights are searched;
-        search_steps: how many weights LoraHub's search tries.
-    density: the share of each adapter that TIES and DARE keep; xlora_learning_rate: of its
-        classifier, which is trained like the gates otherwise.
+    uncached_samples: of the first test set, for models that cannot use a cache (X-LoRA) and take
+        minutes where others take seconds; they answer no other. Their losses are measured on all.
+    search_samples: validation samples of every task, for the search of fixed weights.
+    search_steps: weights that LoraHub's search tries.
+    density: the share of each adapter that TIES and DARE keep.
+    xlora_learning_rate: of X-LoRA's classifier, which is trained like the gates otherwise.
     replicates: of the bootstrap.
     """
 
@@ -174,7 +174,11 @@ class ComparisonSpec(Strict):
 
 
 class Recipe(Strict):
-    """Everything that a run depends on."""
+    """All settings of a run and of its comparison.
+
+    seed: of the splits and of every training.
+    samples: kept of every task; None: as many as the smallest task has.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     seed: int = Field(default=0, ge=0)
@@ -191,7 +195,7 @@ class Recipe(Strict):
     def mixtures(self) -> dict[str, GateSpec]:
         """Return the gates of every mixture of the comparison, by its name.
 
-        A reference gate takes from the recipe's `gate` how it is trained, and nothing else.
+        A reference gate takes its training from the recipe's `gate`, and nothing else.
         Raises ValidationError for unknown keys.
         """
         own = self.gate.model_dump()

@@ -1,5 +1,5 @@
-"""The runner: does the steps in order, skips what is done, and redoes what depends on a changed
-setting.
+"""The runner: does the steps in order, skips finished ones, and redoes those that depend on a
+changed setting.
 
 Every step has a fingerprint of its settings and of the steps that it reads. `.stages/<key>.json`
 keeps the one that a step was started with and whether it finished, so that a killed run goes on
@@ -29,7 +29,7 @@ RECIPE = "recipe.yaml"  # the resolved recipe, in the folder of a run or a compa
 
 
 def run(recipe: Recipe, root: Path, *, stage: str | None = None) -> Run:
-    """Run the recipe's stages into folder `root`, or one stage and what it needs; return the run
+    """Run the recipe's stages into folder `root`, or one stage and those it needs; return the run
     with its Hub revisions pinned.
     """
     if stage is not None and stage not in STAGES:
@@ -44,8 +44,8 @@ def run(recipe: Recipe, root: Path, *, stage: str | None = None) -> Run:
 
 
 def begin(recipe: Recipe, folder: Path) -> dict[str, str]:
-    """Write the resolved recipe and what else results depend on to `folder`; return a fingerprint
-    of every task's data.
+    """Write the resolved recipe, the versions of packages and the fingerprints of all data to
+    `folder`; return the fingerprints by task.
     """
     sources = {task.name: source_fingerprint(task) for task in recipe.tasks}
     environment = {"versions": versions(), "sources": sources}
@@ -55,7 +55,7 @@ def begin(recipe: Recipe, folder: Path) -> dict[str, str]:
 
 
 def do_steps(steps: Sequence[Step], keys: Sequence[str], root: Path) -> None:
-    """Do the steps `keys` of the run folder `root` and all that they need, except what is done."""
+    """Do the steps `keys` of the run folder `root` and all that they need, except finished ones."""
     wanted = _closure(steps, keys)
     fingerprints: dict[str, str] = {}
     for step in steps:
@@ -74,8 +74,8 @@ def versions() -> dict[str, str]:
 def pin(recipe: Recipe, earlier: Path) -> Recipe:
     """Return the recipe with the commits of its Hub model and data.
 
-    earlier: the recipe with which the same folder was begun, if there is one: what goes on there
-        keeps the commits that it began with.
+    earlier: the file of the recipe with which the same folder was begun, if there is one: a run
+        goes on with the commits that it began with.
     """
     model_commits: dict[str, str | None] = {}
     data_commits: dict[str, str | None] = {}

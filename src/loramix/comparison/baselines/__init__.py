@@ -1,4 +1,4 @@
-"""Baselines: what a mixture is compared with, one file each.
+"""Baselines: other ways to use the same experts, or the same data; one file each.
 
 To add one, write a file like `uniform.py` (nothing to fit) or `ties.py`, name it here, and add the
 name to `ModelName` in `loramix.experiment.recipe`.

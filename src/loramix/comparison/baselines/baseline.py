@@ -14,19 +14,18 @@ from loramix.experiment.run import Run
 
 @dataclass(frozen=True)
 class Baseline:
-    """Something else that could do a mixture's work.
+    """A model that could do a mixture's work.
 
     label: its name in tables.
-    paper: where it was published, if it was.
-    load: puts it together on a base from a run's experts and the folder of what was fitted; a
-        context manager, so that it may change the base while it is in use.
-    fit: makes what `load` needs, in a folder; None where there is nothing to fit.
-    leaves: the files and folders that `fit` leaves.
-    settings: what the fit depends on besides the experts, the base, the seed and the prompts; a
-        change fits anew.
+    paper: its source, if it was published.
+    load: (run, folder of the fit, base) -> the model on that base; a context manager, since it may
+        change the base for as long as it is in use.
+    fit: (run, folder) -> files for `load` in that folder; None where there is nothing to fit.
+    leaves: the names of those files and folders.
+    settings: the settings of the fit besides experts, base, seed and prompts; a change fits anew.
     of_experts: whether it is made of the run's experts.
     cached: whether it can generate with a cache.
-    problem: why it cannot run with a recipe; None if it can.
+    problem: the reason why it cannot run with a recipe; None if it can.
     """
 
     label: str

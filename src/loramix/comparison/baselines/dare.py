@@ -14,7 +14,7 @@ from loramix.experiment.run import MODELS, Run
 
 
 def settings(recipe: Recipe) -> Settings:
-    """Return what the merge depends on."""
+    """Return the settings of the merge."""
     return {"merge": {"density": recipe.comparison.density}}
 
 

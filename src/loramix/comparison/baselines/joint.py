@@ -17,7 +17,7 @@ from loramix.experiment.stages.lora import learn_adapter
 
 
 def settings(recipe: Recipe) -> Settings:
-    """Return what the training depends on."""
+    """Return the settings of the training."""
     return {"lora": _spec(recipe).model_dump(mode="json")}
 
 

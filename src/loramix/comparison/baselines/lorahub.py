@@ -31,7 +31,7 @@ FIRST_STEP = 0.5  # standard deviation of the search's first steps
 
 
 def settings(recipe: Recipe) -> Settings:
-    """Return what the search depends on."""
+    """Return the settings of the search."""
     fields = {"search_samples", "search_steps"}
     return {"search": recipe.comparison.model_dump(mode="json", include=fields)}
 

@@ -1,4 +1,4 @@
-"""What several baselines do alike: one adapter on a base, experts at fixed weights, a search for
+"""Parts of several baselines: one adapter on a base, experts at fixed weights, a search for
 such weights, a merge by PEFT.
 """
 
@@ -63,10 +63,11 @@ def search_weights(
     *,
     mixing: Mixing,
 ) -> None:
-    """Write the best weights of a search to `folder`, all that it tried, and what it learned from.
+    """Write the best weights of a search, all that were tried, and the record of the samples to
+    `folder`.
 
-    search: tries weights by the mean of the tasks' validation losses, and returns rows of the
-        weights and their score, the lower the better.
+    search: takes the mean of the tasks' validation losses as a function of the weights, and returns
+        rows of weights and their score, the lower the better.
     """
     recipe, base = run.recipe, run.load_base()
     mixture = untrained_mixture(run, base, GateConfig(mixing=mixing))
@@ -85,10 +86,16 @@ def search_weights(
             losses = [target_losses(mixture, base.tokenizer, recipe, part) for part in encoded]
         return sum(mean_loss(part) for part in losses) / len(losses)
 
-    tried = search(loss)
-    *best, _ = min(tried, key=lambda row: row[-1])
-    rows = [[round(value, 6) for value in row] for row in tried]
+    _write_search(folder, names, tried=search(loss))
     record(folder / RECORD, chain(*samples))
+
+
+def _write_search(folder: Path, names: Sequence[str], *, tried: Sequence[Sequence[float]]) -> None:
+    """Write all weights that were tried with their score, and those with the lowest."""
+    rows = []
+    for tried_row in tried:
+        rows.append([round(value, 6) for value in tried_row])
+    *best, _ = min(tried, key=lambda row: row[-1])
     write_csv(folder / TRIED, [*names, "loss"], rows)
     write_text(folder / WEIGHTS, json.dumps(dict(zip(names, best, strict=True)), indent=2))
 

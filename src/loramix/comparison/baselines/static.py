@@ -27,7 +27,7 @@ MOST_POINTS = 125  # of the grid that are tried: more experts get a random part 
 
 
 def settings(recipe: Recipe) -> Settings:
-    """Return what the search depends on."""
+    """Return the settings of the search."""
     return {"search": recipe.comparison.model_dump(mode="json", include={"search_samples"})}
 
 

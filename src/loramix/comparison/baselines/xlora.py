@@ -32,7 +32,7 @@ def problem(recipe: Recipe) -> str | None:
 
 
 def settings(recipe: Recipe) -> Settings:
-    """Return what the training depends on."""
+    """Return the settings of the training."""
     return {
         **recipe.model_dump(mode="json", include={"gate"}),
         "classifier": {"learning_rate": recipe.comparison.xlora_learning_rate},

@@ -12,7 +12,7 @@ from loramix.experiment.recipe import Recipe
 from loramix.experiment.run import TEST_LOSS, Run
 from loramix.metrics.bertscore import BertScorer
 from loramix.metrics.haiku import syllable_table
-from loramix.metrics.measures import SCORE_FILES, ScoreFile, Values, reference_scores
+from loramix.metrics.measures import SCORE_FILES, Measure, ScoreFile, Values, reference_scores
 from loramix.storage.files import read_csv, write_csv
 
 AnswerRows = dict[str, dict[str, list[dict[str, str]]]]  # of the answer files: by model, then task
@@ -81,12 +81,10 @@ def _means(
     scorer: BertScorer | None,
 ) -> None:
     """Write a table of mean scores: one column for every task and measure that it asks for."""
-    columns = [
-        (task.name, measure)
-        for task in run.recipe.tasks
-        for measure in table.measures
-        if measure.metric in task.metrics
-    ]
+    columns: list[tuple[str, Measure]] = []
+    for task in run.recipe.tasks:
+        asked_for = [measure for measure in table.measures if measure.metric in task.metrics]
+        columns += [(task.name, measure) for measure in asked_for]
     header = ["model", *(f"{task} {measure.column}" for task, measure in columns)]
     rows: list[list[object]] = []
     for model in models:

@@ -30,9 +30,7 @@ def learn(run: Run, task: Task) -> None:
 def learn_adapter(
     run: Run, spec: LoraSpec, tasks: Sequence[Task], *, folder: Path, title: str
 ) -> None:
-    """Write one adapter of `tasks`, which take turns in its training, and its losses to
-    `folder`.
-    """
+    """Train one adapter on `tasks` in turn; write it and its losses to `folder`."""
     base = run.load_base()
     model = adapted(base, spec, seed=run.recipe.seed)
     train(run, model, base.tokenizer, spec, tasks, folder=folder, label=title)

@@ -1,4 +1,4 @@
-"""Report: one HTML file that shows what the run found."""
+"""Report: the scores, losses, routing weights and samples of a run on one HTML page."""
 
 import json
 from typing import Literal
@@ -22,7 +22,7 @@ _BEST: dict[Better, Literal["max", "min"] | None] = {
 
 
 def run(run: Run) -> None:
-    """Write report.html, and tell what the run found in the mixture's model card."""
+    """Write report.html, and the scores and mean weights into the mixture's model card."""
     _describe_mixture(run)
     answers = read_answers(run)
     report = RunReport(

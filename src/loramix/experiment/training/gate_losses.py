@@ -1,4 +1,4 @@
-"""Losses on what gates decide, to be added to the language model's loss in training.
+"""Auxiliary losses: on the gates' weights, added to the language model's loss in training.
 
 Axes: `L` layers, `B` rows, `E` experts, `K` tasks. Weights are read as shares: each row is divided
 by its sum, so that sigmoid gates and gates with a base slot count as well.

@@ -68,7 +68,7 @@ def encode_samples(
     """Return the samples of every task as token ids; the share `bare` of them, always the same
     ones, has no prompt.
 
-    cache: the folder of the Arrow files, which are named after all that the ids depend on.
+    cache: the folder of the Arrow files. Their names hold a digest of all that the ids depend on.
     """
     found = []
     for index, (task, samples) in enumerate(zip(tasks, parts, strict=True)):

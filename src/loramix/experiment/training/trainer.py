@@ -5,6 +5,7 @@ best weights kept.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import astuple
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -155,18 +156,16 @@ def train(
     """
     recipe, causal = run.recipe, not model.config.is_encoder_decoder
     chosen = run.training_samples(spec, tasks)
-    training, validation = (
-        encode_samples(
-            chosen[split],
-            tokenizer,
-            recipe,
-            tasks,
-            causal=causal,
-            bare=bare,
-            cache=run.token_folder,
-        )
-        for split in ("train", "validation")
+    encoded = partial(
+        encode_samples,
+        tokenizer=tokenizer,
+        recipe=recipe,
+        tasks=tasks,
+        causal=causal,
+        bare=bare,
+        cache=run.token_folder,
     )
+    training, validation = encoded(chosen["train"]), encoded(chosen["validation"])
     trainer = trainer_class(
         model=model,
         args=_arguments(recipe, spec, folder / CHECKPOINTS, steps=_steps(training, spec)),
@@ -192,7 +191,7 @@ def _announce(
     validation: Samples,
     label: str,
 ) -> None:
-    """Log how much of the model is trained, on how much, and how."""
+    """Log the sizes of the model, its trained part and the data, and the optimizer."""
     trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
     total = sum(each.numel() for each in model.parameters())
     log.info(
