@@ -83,11 +83,10 @@ def source_fingerprint(task: Task) -> str:
 
 
 def pinned(task: Task) -> Task:
-    """Return `task` with its Hub revision replaced by the commit that it stands for now; other
-    tasks unchanged.
+    """Return a Hub task at the commit that its revision stands for now; other tasks unchanged.
 
-    Where the Hub cannot be reached, the commit of the local copy counts; without one this raises
-    DataError.
+    Where the Hub cannot be reached, the commit of the local copy counts. Raises DataError if there
+    is no copy either.
     """
     if locate(task.source) is not None or COMMIT.fullmatch(task.revision or ""):
         return task

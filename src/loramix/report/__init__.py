@@ -1,1 +1,1 @@
-"""What a run looks like: loss curves and one self-contained HTML page."""
+"""Pages and plots: plain data in, self-contained HTML and images out."""

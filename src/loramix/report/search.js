@@ -15,7 +15,7 @@
     })),
   }));
 
-  // A sample stays if each word is in some text of it that is shown.
+  // A sample stays if each word occurs in one of its texts that are shown.
   const stays = (sample, wanted, shown) =>
     (!set.value || sample.article.dataset.set === set.value) &&
     (!task.value || sample.article.dataset.task === task.value) &&
