@@ -146,7 +146,7 @@ def _pairs(texts: Sequence[str]) -> dict[str, float]:
             found[name] = float(value)
         except ValueError as error:
             raise MixtureError(
-                f"'{text}' is no weight; write EXPERT=VALUE, such as haiku=0.7"
+                f"'{text}' is not a weight; write EXPERT=VALUE, such as haiku=0.7"
             ) from error
     return found
 
@@ -157,6 +157,8 @@ def _files(texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         name, separator, file = text.partition("=")
         if not separator:
-            raise MixtureError(f"'{text}' is no expert; write NAME=FILE, such as haiku=haiku.pt")
+            raise MixtureError(
+                f"'{text}' is not an expert; write NAME=FILE, such as haiku=haiku.pt"
+            )
         files[name] = file
     return files
