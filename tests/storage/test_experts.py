@@ -81,7 +81,7 @@ def test_other_adapters_and_bases_are_refused(make_expert: MakeExpert, tmp_path:
     folder = make_expert("llama", "a", seed=1)
     with pytest.raises(ExpertError, match="another base"):
         MixtureModel.from_experts(tiny_model("gpt2"), {"a": folder})
-    with pytest.raises(ExpertError, match="it is no folder, and no Hub id"):
+    with pytest.raises(ExpertError, match="it is no folder, and not in the local Hub cache"):
         MixtureModel.from_experts(tiny_model("gpt2"), {"a": "no/such/folder"})
     with pytest.raises(ExpertError, match=r"no part 'doora' \(did you mean 'dora'\?\)"):
         load_expert("a", folder, lossy=["doora"])

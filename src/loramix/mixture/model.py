@@ -18,6 +18,7 @@ from loramix.bases.loading import load_base, load_tokenizer
 from loramix.config import GateConfig, Prompting
 from loramix.errors import ExpertError, LoramixError, MixtureError, did_you_mean
 from loramix.mixture.call import Fixed, Used, checkpoint_contexts, during, recording, thread
+from loramix.mixture.fitting import fitted
 from loramix.mixture.folding import Folding
 from loramix.mixture.gate import ContextGate
 from loramix.mixture.generation import folds, refuse_generation
@@ -28,7 +29,6 @@ from loramix.mixture.linear import is_transposed
 from loramix.mixture.merging import write_merged
 from loramix.mixture.wrapping import (
     adapted_layers,
-    check_fits,
     check_readers,
     mixture_layers,
     new_gates,
@@ -63,8 +63,7 @@ class MixtureModel(nn.Module):
         super().__init__()
         if not experts:
             raise ExpertError("a mixture needs at least one expert")
-        for expert in experts:
-            check_fits(expert, base)
+        experts = [fitted(expert, base) for expert in experts]
         self.base, self.experts, self.gate_config = base, tuple(experts), gate
         self.base_name, self.revision = base_name, revision
         self.prompting = prompting or Prompting()
@@ -91,13 +90,13 @@ class MixtureModel(nn.Module):
         lossy: what may be left out of adapters that hold more than low-rank updates, see
             `loramix.storage.experts.LOSSY`.
         """
+        read = [load_expert(expert, source, lossy=lossy) for expert, source in experts.items()]
         revision: str | None = None
         if isinstance(base, str | Path):
             loaded = load_base(str(base), dtype=dtype)
             model, name, revision = loaded.model, loaded.name, loaded.revision
         else:
             model, name = base, base.config.name_or_path
-        read = [load_expert(expert, source, lossy=lossy) for expert, source in experts.items()]
         return cls(model, read, gate or GateConfig(), base_name=name, revision=revision)
 
     @classmethod
@@ -186,8 +185,7 @@ class MixtureModel(nn.Module):
         old, config = self.gates, self.gate_config
         unwrap(self.base)
         try:
-            for expert in experts:
-                check_fits(expert, self.base)
+            experts = [fitted(expert, self.base) for expert in experts]
             layers = adapted_layers(experts)
             check_readers(self.base, adapted_layers(self.experts), layers, config.scope)
             gates = {**new_gates(self.base, layers, config, len(self.experts)), **old}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from loramix.config import GateConfig, Scope
-from loramix.errors import ExpertError, MixtureError, did_you_mean
+from loramix.errors import MixtureError
 from loramix.mixture.gate import ContextGate
 from loramix.mixture.layer import Downs, MixtureLinear
 from loramix.mixture.linear import linear_shape
@@ -40,30 +40,6 @@ class Place(NamedTuple):
     layer: str
     group: str
     reader: str
-
-
-def check_fits(expert: Expert, base: "PreTrainedModel") -> None:
-    """Raise ExpertError if the expert adapts a layer that `base` lacks, or one of another shape."""
-    layers = dict(base.named_modules())
-    for layer, update in expert.updates.items():
-        if layer not in layers:
-            raise ExpertError(
-                f"expert '{expert.name}' adapts '{layer}', which the base model does not have"
-                f"{did_you_mean(layer, layers)}; it was trained on another base"
-            )
-        if layers[layer] is base.get_output_embeddings():
-            raise ExpertError(
-                f"expert '{expert.name}' adapts the output layer '{layer}', which cannot be mixed "
-                "exactly"
-            )
-        found = linear_shape(layers[layer])
-        wanted = (update.down_RD.shape[1], update.up_OR.shape[0])
-        if found != wanted:
-            raise ExpertError(
-                f"expert '{expert.name}' adapts '{layer}' as {wanted[0]} → {wanted[1]}, "
-                f"but the base model's layer is {found and f'{found[0]} → {found[1]}'}; it was "
-                "trained on another base"
-            )
 
 
 def places(base: "PreTrainedModel", layers: Collection[str], scope: Scope) -> list[Place]:
@@ -206,7 +182,7 @@ def _gate_width(base: "PreTrainedModel", layer: str, config: GateConfig) -> int:
     decoder.
     """
     shape = linear_shape(base.get_submodule(layer))
-    assert shape is not None, "check_fits lets linear layers pass only"
+    assert shape is not None, "fitting lets linear layers pass only"
     return (
         int(base.config.hidden_size)
         if config.context == "prompt" and in_decoder(base, layer)

@@ -2,36 +2,34 @@
 exactly.
 """
 
-import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from jaxtyping import Float
-from peft import LoraConfig, PeftConfig
-from peft.utils.other import get_pattern_key
-from safetensors.torch import load_file
+from peft import LoraConfig
 from torch import Tensor
 
-from loramix.errors import ExpertError, HubError, did_you_mean
-from loramix.storage.hub import Found, find
+from loramix.errors import ExpertError, did_you_mean
+from loramix.storage.adapter_config import (
+    EXACT_STARTS,
+    rank_of,
+    read_adapter_config,
+    scale_of,
+)
+from loramix.storage.adapter_files import find_adapter, read_tensors
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 PREFIX = "base_model.model."  # before the base's names, in the names of PEFT's tensors
-_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
-_OUTPUT = ("lm_head.", "embed_out.")
+DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 _MARKS = {  # in the names of tensors that are no low-rank update of a linear layer
     "dora": ("lora_magnitude_vector",),
-    "embeddings": (
-        "lora_embedding_",
-        ".base_layer.weight",
-    ),  # PEFT saves a copy of adapted embeddings
+    "embeddings": ("lora_embedding_",),
     "token_rows": ("token_adapter", "trainable_tokens"),
     "bias": (".bias",),
 }
-
+_FORMATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 LOSSY = {
     "dora": "DoRA's magnitudes (use_dora)",
@@ -41,6 +39,8 @@ LOSSY = {
     "embeddings": "low-rank updates of embeddings",
     # it computes some tokens' logits alone: no gate can read there
     "lm_head": "a low-rank update of the output layer",
+    "vocabulary": "whole embedding or output matrices (of a resized vocabulary)",
+    "target_parameters": "updates of fused expert weights (target_parameters)",
 }
 
 
@@ -55,29 +55,36 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Expert:
-    """One adapter: its updates by the names of the layers that it adapts, and the folder that it
-    was read from.
+    """One adapter: its updates by the names of the layers that it adapts, and its files.
 
-    lossy: the parts of the adapter that were left out, as named in `LOSSY`.
     revision: the commit of an adapter from the Hub.
+    settings: as PEFT reads them.
+    start: `pissa` or `olora` where the update counts from a base from which the first matrices
+        were taken off; None where it counts from the base itself.
+    whole: whole weights saved beside the low-rank ones, by name.
+    lossy: the parts of the adapter that are left out, as named in `LOSSY`.
     """
 
     name: str
     source: str
-    folder: Path
+    revision: str | None
+    config_file: Path
+    weights_file: Path
+    settings: LoraConfig
     updates: Mapping[str, LowRank]
+    start: str | None = None
+    whole: Mapping[str, Tensor] = field(default_factory=dict)
     lossy: tuple[str, ...] = ()
-    revision: str | None = None
 
 
 def load_expert(
     name: str, source: str | Path, *, revision: str | None = None, lossy: Sequence[str] = ()
 ) -> Expert:
-    """Read a PEFT LoRA adapter from a folder, or from a Hub id at `revision`.
+    """Read a PEFT LoRA adapter from a folder or from the Hub, see `find_adapter`.
 
-    Raises ExpertError if it is no LoRA adapter, or holds more than low-rank updates of linear
-    layers. Parts named in `lossy` are left out instead: the expert is then not the adapter that was
-    trained.
+    Raises ExpertError if it is no LoRA adapter, is damaged, or holds more than low-rank updates of
+    linear layers. Parts named in `lossy` are left out instead: the expert is then not the adapter
+    that was trained.
     """
     for part in lossy:
         if part not in LOSSY:
@@ -85,90 +92,141 @@ def load_expert(
                 f"lossy: there is no part '{part}'{did_you_mean(part, LOSSY)}; it can name "
                 f"{list(LOSSY)}"
             )
-    folder, revision = _folder(name, str(source), revision)
-    config = PeftConfig.from_pretrained(str(folder))
-    if not isinstance(config, LoraConfig):
-        raise ExpertError(
-            f"expert '{name}' is a {config.peft_type} adapter; only LoRA adapters can be mixed"
-        )
-    tensors = load_file(folder / ADAPTER_WEIGHTS)
-    parts = {key: _part(key, config) for key in tensors}
-    _refuse(name, config, parts, lossy)
-    kept = {key: tensor for key, tensor in tensors.items() if parts[key] == "update"}
-    if not kept:
-        raise ExpertError(f"expert '{name}' holds no low-rank update of a linear layer")
-    layers = [key.removeprefix(PREFIX).removesuffix(_DOWN) for key in kept if key.endswith(_DOWN)]
-    updates = {layer: _update(layer, kept, config) for layer in layers}
+    files = find_adapter(name, str(source), revision=revision)
+    settings = read_adapter_config(name, files.config)
+    tensors = read_tensors(name, files.weights)
+    if not tensors:
+        raise ExpertError(f"expert '{name}': {files.weights} holds no tensors")
+    parts = {key: _part(key, settings) for key in tensors}
+    _refuse(name, settings, parts, lossy)
+    layers = _layers(name, [key for key, part in parts.items() if part == "update"])
+    start = str(settings.init_lora_weights).lower()
     return Expert(
-        name, str(source), folder, updates, tuple(part for part in LOSSY if part in lossy), revision
+        name=name,
+        source=files.source,
+        revision=files.revision,
+        config_file=files.config,
+        weights_file=files.weights,
+        settings=settings,
+        updates={layer: _update(name, layer, tensors, settings) for layer in layers},
+        start=start if start in EXACT_STARTS else None,
+        whole={
+            # of an adapted embedding, PEFT saves the base's own matrix too
+            key.removeprefix(PREFIX).replace(".base_layer.", "."): tensors[key]
+            for key, part in parts.items()
+            if part == "vocabulary"
+        },
+        lossy=tuple(part for part in LOSSY if part in lossy),
     )
 
 
-def _folder(name: str, source: str, revision: str | None) -> Found:
-    """Return the adapter's folder and, if it comes from the Hub, its commit."""
-    try:
-        found = find(source, revision=revision, files=["adapter_*"])
-    except HubError as error:
-        raise ExpertError(
-            f"expert '{name}': there is no adapter '{source}': it is {error}"
-        ) from error
-    for file in ADAPTER_FILES:
-        if not (found.folder / file).is_file():
-            raise ExpertError(
-                f"expert '{name}': {found.folder} holds no {file}; an expert is a PEFT adapter "
-                "folder with both"
-            )
-    return found
+def refuse_part(name: str, part: str, keys: Sequence[str], *, why: str = "") -> ExpertError:
+    """Return the error for a part of an expert that may be left out on request only."""
+    shown = ", ".join(f"'{key}'" for key in keys[:2])
+    more = f" and {len(keys) - 2} more" if len(keys) > 2 else ""
+    return ExpertError(
+        f"expert '{name}' holds {LOSSY[part]}, which cannot be mixed exactly: {shown}{more}"
+        f"{why}; to leave them out and lose what they add: lossy=['{part}']"
+    )
 
 
-def _part(key: str, config: LoraConfig) -> str:
+def _part(key: str, settings: LoraConfig) -> str:
     """Return which part of an adapter a tensor belongs to: an `update`, one of `LOSSY`, or
     `unknown`.
     """
     layer = key.removeprefix(PREFIX)
-    if any(
-        re.search(rf"(^|\.){re.escape(module)}\.", layer) for module in config.modules_to_save or ()
-    ):
+    saved = settings.modules_to_save or ()
+    if any(re.search(rf"(^|\.){re.escape(module)}\.", layer) for module in saved):
         return "modules_to_save"
-    if layer.startswith(_OUTPUT):
-        return "lm_head"
-    if key.endswith((_DOWN, _UP)):
+    if not key.startswith(PREFIX):
+        return "unknown"
+    if key.endswith((DOWN, UP)):
         return "update"
     for part, marks in _MARKS.items():
         if any(mark in key for mark in marks):
             return part
-    return "unknown"
+    # without a base, only the name of its module could tell what this is: see `mixture.fitting`
+    return "vocabulary" if key.endswith(".weight") and "lora_" not in key else "unknown"
 
 
-def _refuse(name: str, config: LoraConfig, parts: Mapping[str, str], lossy: Sequence[str]) -> None:
+def _refuse(
+    name: str, settings: LoraConfig, parts: Mapping[str, str], lossy: Sequence[str]
+) -> None:
     """Refuse what a sum of low-rank updates of linear layers cannot express, unless it may be left
     out.
     """
-    if config.layer_replication:
-        raise ExpertError(
-            f"expert '{name}' repeats layers (layer_replication), which this base does not have"
-        )
-    unknown = [key for key, part in parts.items() if part == "unknown"]
-    if unknown:
+    keys: dict[str, list[str]] = {}
+    for key, part in parts.items():
+        keys.setdefault(part, []).append(key)
+    if "unknown" in keys:
+        unknown = keys["unknown"]
         raise ExpertError(
             f"expert '{name}' holds '{unknown[0]}' ({len(unknown)} such tensors), which is no "
-            "low-rank update of a "
-            "linear layer"
+            f"low-rank update of a linear layer: those are named '{PREFIX}LAYER{DOWN}' and "
+            f"'…{UP}'"
         )
-    for part, what in LOSSY.items():
-        keys = [key for key, found in parts.items() if found == part]
-        if keys and part not in lossy:
+    if settings.use_dora:  # without its magnitudes, PEFT starts with those of the base
+        keys.setdefault("dora", ["use_dora"])
+    if settings.lora_bias:
+        keys.setdefault("bias", ["lora_bias"])
+    of_the_base = ("update", "vocabulary")
+    for part in LOSSY:
+        if part in keys and part not in (*of_the_base, *lossy):
+            raise refuse_part(name, part, keys[part])
+
+
+def _layers(name: str, keys: Sequence[str]) -> list[str]:
+    """Return the layers of the tensors; raises ExpertError for one matrix without the other."""
+    downs = [key.removesuffix(DOWN) for key in keys if key.endswith(DOWN)]
+    ups = [key.removesuffix(UP) for key in keys if key.endswith(UP)]
+    if not keys:
+        raise ExpertError(f"expert '{name}' holds no low-rank update of a linear layer")
+    for one, other, has, lacks in ((downs, ups, DOWN, UP), (ups, downs, UP, DOWN)):
+        alone = sorted(set(one) - set(other))
+        if alone:
             raise ExpertError(
-                f"expert '{name}' holds {what}, which cannot be mixed exactly: '{keys[0]}' and "
-                f"{len(keys) - 1} more; "
-                f"to leave them out and lose what they add: lossy=['{part}']"
+                f"expert '{name}' is damaged: it holds '{alone[0]}{has}' without "
+                f"'{alone[0]}{lacks}' ({len(alone)} such layers); save it again"
             )
+    return [layer.removeprefix(PREFIX) for layer in downs]
 
 
-def _update(layer: str, tensors: Mapping[str, Tensor], config: LoraConfig) -> LowRank:
-    down_RD, up_OR = tensors[f"{PREFIX}{layer}{_DOWN}"], tensors[f"{PREFIX}{layer}{_UP}"]
-    rank = down_RD.shape[0]
-    alpha = config.alpha_pattern.get(
-        get_pattern_key(list(config.alpha_pattern), layer), config.lora_alpha
-    )
-    return LowRank(down_RD, up_OR, alpha / (math.sqrt(rank) if config.use_rslora else rank))
+def _update(name: str, layer: str, tensors: Mapping[str, Tensor], settings: LoraConfig) -> LowRank:
+    """Return the update of one layer; raises ExpertError if its matrices are damaged."""
+    down_key, up_key = f"{PREFIX}{layer}{DOWN}", f"{PREFIX}{layer}{UP}"
+    down, up = tensors[down_key], tensors[up_key]
+    for key, tensor in ((down_key, down), (up_key, up)):
+        problem = _damage(tensor)
+        if problem:
+            raise ExpertError(
+                f"expert '{name}' is damaged: '{key}' of shape {list(tensor.shape)} {problem}"
+            )
+    rank, wanted = down.shape[0], rank_of(settings, layer)
+    if up.shape[1] != rank:
+        raise ExpertError(
+            f"expert '{name}' is damaged: the ranks of '{down_key}' {list(down.shape)} and "
+            f"'{up_key}' {list(up.shape)} differ: {rank} and {up.shape[1]}"
+        )
+    if rank != wanted and not settings.target_parameters:
+        raise ExpertError(
+            f"expert '{name}' is damaged: '{down_key}' of shape {list(down.shape)} has rank "
+            f"{rank}, and its adapter_config.json says {wanted} (r, rank_pattern)"
+        )
+    return LowRank(down, up, scale_of(settings, layer, rank))
+
+
+def _damage(tensor: Tensor) -> str | None:
+    """Return what is wrong with a matrix, or None."""
+    if tensor.numel() == 0:
+        return (
+            "is empty, as DeepSpeed ZeRO-3 and FSDP leave what was not gathered before saving; "
+            "gather the weights (stage3_gather_16bit_weights_on_model_save) and save again"
+        )
+    if tensor.dim() != 2:
+        return "is no matrix, so it is no update of a linear layer"
+    if tensor.dtype not in _FORMATS:
+        return f"holds numbers of format {tensor.dtype}; save it as float32 or bfloat16"
+    if not tensor.isfinite().all():
+        kind = "NaN" if tensor.isnan().any() else "inf"
+        return f"holds {kind}: the training diverged; take an earlier checkpoint"
+    return None

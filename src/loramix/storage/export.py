@@ -16,7 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from loramix.config import Mixing
-from loramix.storage.experts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, Expert, LowRank
+from loramix.storage.adapter_config import ADAPTER_CONFIG
+from loramix.storage.adapter_files import ADAPTER_WEIGHTS
+from loramix.storage.experts import DOWN, PREFIX, UP, Expert, LowRank
 from loramix.storage.files import atomic_folder, check_replaceable
 
 LayerWeights = Mapping[str, Float[Tensor, " E"]]
@@ -58,8 +60,8 @@ def write_adapter(
         missing = rank - update.down_RD.shape[0]
         down_RD = nn.functional.pad(update.down_RD, (0, 0, 0, missing))
         up_OR = nn.functional.pad(update.up_OR, (0, missing))
-        tensors[f"{PREFIX}{layer}.lora_A.weight"] = down_RD.contiguous()
-        tensors[f"{PREFIX}{layer}.lora_B.weight"] = up_OR.contiguous()
+        tensors[f"{PREFIX}{layer}{DOWN}"] = down_RD.contiguous()
+        tensors[f"{PREFIX}{layer}{UP}"] = up_OR.contiguous()
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,

@@ -24,8 +24,10 @@ from torch import Tensor
 
 from loramix.config import GateConfig, Prompting
 from loramix.errors import CheckpointError, HubError
+from loramix.storage.adapter_config import ADAPTER_CONFIG
+from loramix.storage.adapter_files import ADAPTER_WEIGHTS, read_tensors
 from loramix.storage.card import write_card
-from loramix.storage.experts import ADAPTER_FILES, Expert, load_expert
+from loramix.storage.experts import Expert, load_expert
 from loramix.storage.files import atomic_folder, check_replaceable, sha256
 from loramix.storage.hub import find
 from loramix.storage.manifest import CONFIG, ExpertRecord, MixtureConfig, read_config
@@ -59,7 +61,8 @@ def save(parts: Parts, path: Path, *, experts: Literal["copy", "reference"] = "c
     with atomic_folder(path) as folder:
         state = {key: tensor.contiguous() for key, tensor in parts.gate_state.items()}
         save_file(state, folder / GATES)
-        records = [_record(expert, copied=experts == "copy") for expert in parts.experts]
+        copied = experts == "copy"
+        records = [_record(expert, folder, copied=copied) for expert in parts.experts]
         packages = ("loramix", "torch", "transformers", "peft")
         config = MixtureConfig(
             base=parts.base,
@@ -71,9 +74,6 @@ def save(parts: Parts, path: Path, *, experts: Literal["copy", "reference"] = "c
             versions={package: version(package) for package in packages},
         )
         (folder / CONFIG).write_text(config.model_dump_json(indent=2), encoding="utf-8")
-        for expert, record in zip(parts.experts, records, strict=True):
-            if record.folder is not None:
-                _copy(expert, folder / record.folder)
         write_card(folder)
 
 
@@ -131,22 +131,32 @@ def _folder(path: str | Path, revision: str | None) -> Path:
         raise CheckpointError(f"there is no mixture '{path}': it is {error}") from error
 
 
-def _record(expert: Expert, *, copied: bool) -> ExpertRecord:
-    folder = quote(expert.name, safe=" ").replace("..", "%2E%2E")  # a name is no path
+def _record(expert: Expert, root: Path, *, copied: bool) -> ExpertRecord:
+    """Copy the expert into the mixture's folder, unless it is only referred to, and describe it."""
+    name = quote(expert.name, safe=" ").replace("..", "%2E%2E")  # it may hold what a path must not
+    inner = f"{_EXPERTS}/{name}"
+    files = _copy(expert, root / inner) if copied else (expert.config_file, expert.weights_file)
     return ExpertRecord(
         name=expert.name,
         source=expert.source,
         revision=expert.revision,
-        folder=f"{_EXPERTS}/{folder}" if copied else None,
-        sha256={file: sha256(expert.folder / file) for file in ADAPTER_FILES},
+        folder=inner if copied else None,
+        sha256={file.name: sha256(file) for file in files},
         lossy=expert.lossy,
     )
 
 
-def _copy(expert: Expert, folder: Path) -> None:
+def _copy(expert: Expert, folder: Path) -> tuple[Path, Path]:
+    """Copy an adapter to a new folder; a pickled one becomes safetensors there."""
     folder.mkdir(parents=True)
-    for file in ADAPTER_FILES:
-        shutil.copyfile(expert.folder / file, folder / file)
+    config, weights = folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS
+    shutil.copyfile(expert.config_file, config)
+    if expert.weights_file.suffix == weights.suffix:
+        shutil.copyfile(expert.weights_file, weights)
+    else:
+        state = read_tensors(expert.name, expert.weights_file)
+        save_file({key: tensor.contiguous().clone() for key, tensor in state.items()}, weights)
+    return config, weights
 
 
 def _expert(folder: Path, record: ExpertRecord) -> Expert:
@@ -158,7 +168,7 @@ def _expert(folder: Path, record: ExpertRecord) -> Expert:
     else:
         expert = load_expert(record.name, folder / record.folder, lossy=record.lossy)
     for file, digest in record.sha256.items():
-        _check_file(expert.folder / file, digest)
+        _check_file(expert.config_file.parent / file, digest)
     return replace(expert, source=record.source, revision=record.revision)
 
 

@@ -7,6 +7,9 @@ from typing import Literal, NamedTuple
 from loramix.errors import HubError
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_PLACE = re.compile(
+    r"(?P<repository>\w[\w.-]*(/\w[\w.-]*)?)(?P<folder>(/\w[\w.-]*)*)(@(?P<revision>[\w./-]+))?"
+)
 Kind = Literal["model", "dataset"]
 
 
@@ -59,6 +62,16 @@ def find(
 def is_hub_id(name: str) -> bool:
     """Return whether `name` can be that of a repository on the Hub."""
     return bool(HUB_ID.fullmatch(name))
+
+
+def split(name: str) -> tuple[str, str, str | None]:
+    """Return repository, folder in it and revision of `owner/name/folder@revision`; the last two
+    may be absent, and any other text is returned as it is.
+    """
+    parts = _PLACE.fullmatch(name)
+    if parts is None:
+        return name, "", None
+    return parts["repository"], parts["folder"].lstrip("/"), parts["revision"]
 
 
 def _reason(error: Exception, kind: Kind) -> str:

@@ -1,0 +1,159 @@
+"""The settings of a PEFT adapter, read by an allow-list: only what is known to change nothing, or
+is computed as PEFT computes it, passes.
+"""
+
+import json
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+
+from peft import LoraConfig
+from peft.utils.other import get_pattern_key
+
+from loramix.errors import ExpertError
+from loramix.storage.hub import first_line
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+# They say how the adapter was made and where its layers lie, which its tensors say too.
+HARMLESS = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out",  # PEFT sets it by the kind of the layer
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_dropout",  # of training
+    "lora_ga_config",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+}
+
+# They change the update, and loramix computes it so, or refuses it by the tensors that it brings.
+HANDLED = {
+    "alpha_pattern",
+    "bias",
+    "init_lora_weights",
+    "lora_alpha",
+    "lora_bias",
+    "modules_to_save",
+    "r",
+    "rank_pattern",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_dora",
+    "use_rslora",
+}
+
+REFUSED = {
+    "alora_invocation_tokens": "acts only after its invocation tokens (activated LoRA)",
+    "arrow_config": "routes its inputs between other adapters (Arrow)",
+    "kasa_config": "truncates the weights of its base (KaSA)",
+    "layer_replication": "repeats layers of its base",
+    "megatron_config": "belongs to Megatron's parallel layers",
+    "monteclora_config": "samples its matrices (MonteCLoRA)",
+    "use_bdlora": "has block-diagonal matrices (BD-LoRA)",
+    "use_qalora": "pools what it reads (QA-LoRA)",
+    "velora_config": "was trained with a backward pass of its own (VeLoRA)",
+}
+
+# Ways to start that leave the base's weights as they are, so that the update is s B A.
+PLAIN_STARTS = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica")
+# Starts that can be computed again from the base's weights, and taken off: s (B A - B0 A0).
+EXACT_STARTS = ("pissa", "olora")
+
+_CONVERT = (
+    "convert it where it was trained: model.save_pretrained(FOLDER, "
+    "path_initial_model_for_weight_conversion=START), where START holds the adapter as it was "
+    "before the first step"
+)
+
+
+def read_adapter_config(expert: str, file: Path) -> LoraConfig:
+    """Read the settings of an expert; raises ExpertError unless they are those of a LoRA adapter
+    that can be mixed exactly.
+    """
+    content = _read(expert, file)
+    kind = content.get("peft_type", "LORA")
+    if kind != "LORA":
+        raise ExpertError(f"expert '{expert}' is a {kind} adapter; only LoRA adapters can be mixed")
+    _check_settings(expert, content)
+    start = str(content.get("init_lora_weights", True)).lower()
+    if start not in PLAIN_STARTS + EXACT_STARTS:
+        raise ExpertError(
+            f"expert '{expert}' was trained with init_lora_weights='{start}'{_why(start)}; "
+            f"{_CONVERT}"
+        )
+    known = {field.name for field in fields(LoraConfig)}
+    try:
+        with warnings.catch_warnings(action="ignore"):  # they speak of training
+            return LoraConfig(**{key: value for key, value in content.items() if key in known})
+    except (TypeError, ValueError, ImportError) as error:
+        raise ExpertError(f"expert '{expert}': PEFT refuses {file}: {first_line(error)}") from error
+
+
+def rank_of(config: LoraConfig, layer: str) -> int:
+    """Return the rank that the settings give a layer."""
+    key = get_pattern_key(list(config.rank_pattern or {}), layer)
+    return int((config.rank_pattern or {}).get(key, config.r))
+
+
+def scale_of(config: LoraConfig, layer: str, rank: int) -> float:
+    """Return the factor s of a layer's update s B A."""
+    key = get_pattern_key(list(config.alpha_pattern or {}), layer)
+    alpha = (config.alpha_pattern or {}).get(key, config.lora_alpha)
+    return float(alpha / (math.sqrt(rank) if config.use_rslora else rank))
+
+
+def _read(expert: str, file: Path) -> dict[str, object]:
+    try:
+        content = json.loads(file.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ExpertError(f"expert '{expert}': {file} is no JSON: {first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise ExpertError(f"expert '{expert}': {file} holds no settings of an adapter")
+    return content
+
+
+def _check_settings(expert: str, settings: Mapping[str, object]) -> None:
+    """Raise ExpertError for the first setting that is set and not allowed."""
+    for field, value in settings.items():
+        if not value or field in HARMLESS or field in HANDLED:
+            continue
+        if field in REFUSED:
+            raise ExpertError(
+                f"expert '{expert}' {REFUSED[field]}: {field}={_short(value)}, so no fixed sum "
+                "of low-rank updates of linear layers is the same; serve it with PEFT, or train it "
+                f"again without {field}"
+            )
+        raise ExpertError(
+            f"expert '{expert}' sets {field}={_short(value)}, of which loramix does not know "
+            f"whether it changes the adapter (made by PEFT {settings.get('peft_version', '?')}); "
+            "pip install --upgrade loramix peft, or train it again without"
+        )
+
+
+def _why(start: str) -> str:
+    if start.startswith("pissa_niter"):
+        return ", which changed the base's weights by a random approximation"
+    if start in ("corda", "loftq", "lora_ga"):
+        return ", which changed the base's weights in a way that the adapter does not tell"
+    return ", of which loramix does not know whether it changed the base's weights"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
