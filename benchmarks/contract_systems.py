@@ -155,27 +155,10 @@ def loramix(context: str) -> Callable[[str, dict[str, Path]], System]:
 
 def xlora(shape: str, folders: dict[str, Path]) -> System:
     """Return X-LoRA; its softmax runs over the adapters for every token."""
-
-    def build(paths: dict[str, Path], *, use_cache: bool = False) -> PeftModel:
-        model = base(shape)
-        model.config.use_cache = use_cache
-        config = XLoraConfig(
-            task_type="SEQ_2_SEQ_LM" if shape == "T5" else "CAUSAL_LM",
-            hidden_size=WIDTH,
-            xlora_depth=1,
-            layerwise_scalings=False,
-            adapters={str(i): str(path) for i, path in enumerate(paths.values())},
-        )
-        built = get_peft_model(model, config).eval()
-        (last,) = built.base_model.internal_xlora_classifier.layers
-        torch.manual_seed(3)
-        last.weight.data = torch.randn(last.weight.shape) * 4 / WIDTH**0.5
-        return built
-
-    model = build(folders)
+    model = _xlora_model(shape, folders)
 
     def choose(weights: list[float]) -> AbstractContextManager[None]:
-        (last,) = model.base_model.internal_xlora_classifier.layers
+        last = _last_layer(model)
         last.weight.data.zero_()
         last.bias.data = torch.tensor(weights).clamp(min=1e-30).log()
         return nullcontext()
@@ -187,15 +170,38 @@ def xlora(shape: str, folders: dict[str, Path]) -> System:
         return PeftModel.from_pretrained(plain, str(folder)).eval()
 
     def backwards() -> nn.Module:
-        other = build(dict(reversed(folders.items())))
-        (mine,), (theirs,) = (m.base_model.internal_xlora_classifier.layers for m in (model, other))
+        other = _xlora_model(shape, dict(reversed(folders.items())))
+        mine, theirs = _last_layer(model), _last_layer(other)
         theirs.weight.data, theirs.bias.data = mine.weight.data.flip(0), mine.bias.data.flip(0)
         return other
 
-    with_cache = partial(build, folders, use_cache=True)
+    with_cache = partial(_xlora_model, shape, folders, use_cache=True)
     return System(
         "X-LoRA", shape, folders, model, choose, again, backwards, "xlora_classifier", with_cache
     )
+
+
+def _xlora_model(shape: str, folders: dict[str, Path], *, use_cache: bool = False) -> PeftModel:
+    model = base(shape)
+    model.config.use_cache = use_cache
+    config = XLoraConfig(
+        task_type="SEQ_2_SEQ_LM" if shape == "T5" else "CAUSAL_LM",
+        hidden_size=WIDTH,
+        xlora_depth=1,
+        layerwise_scalings=False,
+        adapters={str(index): str(path) for index, path in enumerate(folders.values())},
+    )
+    built = get_peft_model(model, config).eval()
+    last = _last_layer(built)
+    torch.manual_seed(3)
+    last.weight.data = torch.randn(last.weight.shape) * 4 / WIDTH**0.5
+    return built
+
+
+def _last_layer(model: PeftModel) -> nn.Linear:
+    """Return the only layer of X-LoRA's classifier."""
+    (last,) = model.base_model.internal_xlora_classifier.layers
+    return last
 
 
 def arrow(shape: str, folders: dict[str, Path]) -> System:

@@ -42,4 +42,7 @@ def finish(work: Callable[[], dict[str, float]]) -> None:
 
 
 def _medians(runs: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {unit: statistics.median(run[unit] for run in runs) for unit in runs[0]}
+    medians: dict[str, float] = {}
+    for unit in runs[0]:
+        medians[unit] = statistics.median(run[unit] for run in runs)
+    return medians

@@ -125,7 +125,10 @@ def fresh(what: str, *arguments: str) -> dict[str, float]:
     for _ in range(ROUNDS):
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=exact)
         found.append(json.loads(done.stdout.splitlines()[-1]))
-    return {key: statistics.median(each[key] for each in found) for key in found[0]}
+    medians: dict[str, float] = {}
+    for key in found[0]:
+        medians[key] = statistics.median(each[key] for each in found)
+    return medians
 
 
 def main() -> None:
