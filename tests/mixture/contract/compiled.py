@@ -1,7 +1,7 @@
-"""Compiles mixtures of one shape without graph breaks and compares them with themselves as they
-are.
+"""Compiles mixtures without graph breaks and compares them with themselves as they are: scores
+alone or, with `whole`, fixed weights, gradients, cached steps and generation too.
 
-python tests/mixture/contract/compiled.py llama inductor prompt token
+python tests/mixture/contract/compiled.py whole inductor llama-prompt llama-token
 """
 
 import sys
@@ -24,38 +24,42 @@ def compiled(mixture: MixtureModel, backend: str) -> MixtureModel:
     return torch.compile(mixture, fullgraph=True, backend=backend)
 
 
-def check(case: Case, experts: Experts, backend: str) -> None:
-    """Compare scoring, fixed weights, gradients, cached steps and generation with those of the
-    mixture as it is.
-    """
+def check_scores(case: Case, experts: Experts, backend: str) -> None:
+    mixture, given = case.build(experts), scored(case)
+    with torch.no_grad():
+        close(compiled(mixture, backend)(**given).logits, mixture(**given).logits)
+
+
+def check_whole(case: Case, experts: Experts, backend: str) -> None:
     mixture, ids = case.build(experts), tokens(2, 6)
-    fast, seq2seq = compiled(mixture, backend), case.shape == "t5"
-    given = {"input_ids": ids, "use_cache": False} | (
-        {"decoder_input_ids": tokens(2, 3)} if seq2seq else {}
-    )
+    fast, given = compiled(mixture, backend), scored(case)
     with torch.no_grad():
         close(fast(**given).logits, mixture(**given).logits)
         with mixture.fixed({"a": 0.5}):
             close(fast(**given).logits, mixture(**given).logits)
     if case.shape != "gpt2":  # transformers logs a warning about its loss, which cannot be compiled
-        gradients = []
-        for model in (mixture, fast):
-            mixture.zero_grad()
-            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-            gradients.append(
-                [each.grad.clone() for each in mixture.parameters() if each.requires_grad]
-            )
-        for plain, other in zip(*gradients, strict=True):
-            torch.testing.assert_close(plain, other, atol=1e-5, rtol=1e-3)
+        plain, compiled_too = (gradients(mixture, model, ids) for model in (mixture, fast))
+        torch.testing.assert_close(plain, compiled_too, atol=1e-5, rtol=1e-3)
     if case.context != "reference":
-        close(*(cached_steps(mixture, model, ids) for model in (mixture, fast)))
+        close(cached_steps(mixture, mixture, ids), cached_steps(mixture, fast, ids))
         for rows in (1, 2):
-            close(
-                *(
-                    generated(mixture, ids[:rows], backend if compiles else None)
-                    for compiles in (True, False)
-                )
-            )
+            plain = generated(mixture, ids[:rows], None)
+            close(generated(mixture, ids[:rows], backend), plain)
+
+
+def scored(case: Case) -> dict[str, object]:
+    """Return what a case's model is called with to score."""
+    target = {"decoder_input_ids": tokens(2, 3)} if case.shape == "t5" else {}
+    return {"input_ids": tokens(2, 6), "use_cache": False, **target}
+
+
+def gradients(
+    mixture: MixtureModel, model: torch.nn.Module, ids: torch.Tensor
+) -> list[torch.Tensor]:
+    """Return the gradients of the gates after a backward pass of `model`, which runs `mixture`."""
+    mixture.zero_grad()
+    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    return [each.grad.clone() for each in mixture.parameters() if each.requires_grad]
 
 
 @torch.no_grad()
@@ -106,12 +110,16 @@ def generated(mixture: MixtureModel, ids: torch.Tensor, backend: str | None) -> 
     return scores[scores > -torch.inf]
 
 
-def main(shape: str, backend: str, *contexts: str) -> None:
-    """Check the mixtures of these contexts."""
-    with tempfile.TemporaryDirectory() as folder:
-        folders = {name: save_expert(Path(folder) / name, shape, seed=ord(name)) for name in "abc"}
-        for context in contexts:
-            check(Case(shape, context), lambda *_: folders, backend)
+def main(extent: str, backend: str, *cases: str) -> None:
+    """Check these cases, each a shape and a context."""
+    check = {"scores": check_scores, "whole": check_whole}[extent]
+    for case in cases:
+        shape, context = case.split("-")
+        with tempfile.TemporaryDirectory() as folder:
+            saved = {
+                name: save_expert(Path(folder) / name, shape, seed=ord(name)) for name in "abc"
+            }
+            check(Case(shape, context), lambda *_, saved=saved: saved, backend)
 
 
 if __name__ == "__main__":

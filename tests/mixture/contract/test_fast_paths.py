@@ -337,21 +337,21 @@ def check_compiled(*arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_compiling_breaks_no_graph_and_changes_nothing(shape: str) -> None:
-    check_compiled(shape, "eager", "prompt")
+def test_compiling_breaks_no_graph_and_changes_no_score() -> None:
+    check_compiled("scores", "eager", *(f"{shape}-prompt" for shape in SHAPES))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
-def test_other_contexts_compile_too(shape: str) -> None:
-    check_compiled(shape, "eager", "running", "token", "reference")
+def test_training_and_generation_compile_too(shape: str) -> None:
+    contexts = ("prompt", "running", "token", "reference")
+    check_compiled("whole", "eager", *(f"{shape}-{context}" for context in contexts))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", ["llama", "t5"])
 def test_compiled_code_computes_the_same(shape: str) -> None:
-    check_compiled(shape, "inductor", "prompt")
+    check_compiled("whole", "inductor", f"{shape}-prompt")
 
 
 @pytest.mark.parametrize("shape", SHAPES)
