@@ -38,6 +38,11 @@ def test_a_set_field_that_is_not_allowed_is_refused_by_name(
         MixtureModel.from_experts(tiny_model("llama"), {"odd": folder})
 
 
+def test_a_learning_rate_of_another_trainer_is_harmless(make_expert: MakeExpert) -> None:
+    folder = set_field(make_expert("llama", "new", seed=1), lorap_emb_lr=1e-6, merge_weights=True)
+    assert load_expert("new", folder).updates
+
+
 @pytest.mark.parametrize("empty", [None, False, [], {}])
 def test_an_unknown_field_that_is_not_set_is_nothing(
     make_expert: MakeExpert, empty: object
@@ -46,9 +51,11 @@ def test_an_unknown_field_that_is_not_set_is_nothing(
     assert load_expert("new", folder).updates
 
 
-@pytest.mark.parametrize("start", [True, False, "gaussian", "orthogonal", "mica"])
+@pytest.mark.parametrize("start", [True, False, "gaussian", "eva", "orthogonal", "mica"])
 def test_starts_that_leave_the_base_alone_are_plain(make_expert: MakeExpert, start: object) -> None:
-    folder = make_expert("llama", "plain", seed=1, init_lora_weights=start)
+    folder = set_field(make_expert("llama", "plain", seed=1), init_lora_weights=start)
+    if start == "eva":
+        set_field(folder, eva_config={"rho": 2.0})
     mixture = MixtureModel.from_experts(tiny_model("llama"), {"plain": folder})
     with mixture.fixed({"plain": 1.0}):
         close(target_logits(mixture, IDS, TARGET), peft_logits("llama", folder, IDS, TARGET))

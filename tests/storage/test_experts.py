@@ -79,7 +79,7 @@ def test_what_cannot_be_mixed_is_refused_by_name_or_left_out_on_request(
 
 def test_other_adapters_and_bases_are_refused(make_expert: MakeExpert, tmp_path: Path) -> None:
     folder = make_expert("llama", "a", seed=1)
-    with pytest.raises(ExpertError, match="another base"):
+    with pytest.raises(ExpertError, match="which this GPT2LMHeadModel does not have"):
         MixtureModel.from_experts(tiny_model("gpt2"), {"a": folder})
     with pytest.raises(ExpertError, match="it is no folder, and not in the local Hub cache"):
         MixtureModel.from_experts(tiny_model("gpt2"), {"a": "no/such/folder"})
@@ -88,7 +88,9 @@ def test_other_adapters_and_bases_are_refused(make_expert: MakeExpert, tmp_path:
     wide = make_expert("llama", "wide", seed=1, target_modules=["gate_proj"])
     base = tiny_model("llama")
     base.model.layers[0].mlp.gate_proj = torch.nn.Linear(32, 48, bias=False)
-    with pytest.raises(ExpertError, match="as 32 → 64, but the base model's layer is 32 → 48"):
+    with pytest.raises(
+        ExpertError, match=r"32 → 64, but the base model's layer is 32 → 48; .* another base"
+    ):
         MixtureModel.from_experts(base, {"wide": wide})
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(ExpertError, match=r"holds no adapter_model\.safetensors"):
@@ -144,7 +146,7 @@ def test_experts_that_do_not_fit_leave_the_mixture_as_it_was(make_expert: MakeEx
     before = target_logits(mixture, IDS, TARGET)
     with pytest.raises(MixtureError, match="equal ranks"):
         mixture.add_expert("rank 2", make_expert("llama", "two", seed=3, r=2))
-    with pytest.raises(ExpertError, match="another base"):
+    with pytest.raises(ExpertError, match="does not have"):
         mixture.add_expert("gpt2", make_expert("gpt2", "gpt2", seed=3))
     with pytest.raises(MixtureError, match="an expert 'a' already"):
         mixture.add_expert("a", folders["b"])

@@ -134,8 +134,9 @@ def _check_layers(expert: Expert, base: "PreTrainedModel") -> None:
     for layer, update in expert.updates.items():
         if layer not in modules:
             raise ExpertError(
-                f"expert '{expert.name}' adapts '{layer}', which the base model does not have"
-                f"{did_you_mean(layer, modules)}; it was trained on another base"
+                f"expert '{expert.name}' adapts '{layer}', which this {type(base).__name__} does "
+                f"not have{did_you_mean(layer, modules)}, nor under a new name that PEFT knows; "
+                f"give the base that it was trained on{_named_base(expert)}"
             )
         found = linear_shape(modules[layer])
         if found is None:
@@ -148,8 +149,13 @@ def _check_layers(expert: Expert, base: "PreTrainedModel") -> None:
             raise ExpertError(
                 f"expert '{expert.name}' adapts '{layer}' as {wanted[0]} → {wanted[1]}, "
                 f"but the base model's layer is {found[0]} → {found[1]}; it was trained on "
-                "another base"
+                f"another base{_named_base(expert)}"
             )
+
+
+def _named_base(expert: Expert) -> str:
+    name = expert.settings.base_model_name_or_path
+    return f", '{name}' by its adapter_config.json" if name else ""
 
 
 def _check_targets(expert: Expert) -> None:
@@ -186,12 +192,25 @@ def _from_the_base(expert: Expert, base: "PreTrainedModel") -> Expert:
                 "base in float32 or bfloat16"
             )
         up0_OR, down0_RD = start(module, weight.detach().float(), update)
-        updates[layer] = LowRank(
-            torch.cat([update.down_RD.float(), down0_RD.cpu()]),
-            torch.cat([update.up_OR.float(), -up0_OR.cpu()], dim=1),
-            update.scale,
-        )
+        updates[layer] = _difference(update, up0_OR.cpu(), down0_RD.cpu())
     return replace(expert, updates=updates, start=None)
+
+
+def _difference(update: LowRank, up0_OR: Tensor, down0_RD: Tensor) -> LowRank:
+    """Return s (B A - B0 A0) as one update, of twice the rank where the layer is as wide.
+
+    Both products are large and nearly equal. Its singular values let the matrices be as small as
+    the difference, so that it survives number formats such as bfloat16.
+    """
+    up_OR = torch.cat([update.up_OR.double(), -up0_OR.double()], dim=1)
+    down_RD = torch.cat([update.down_RD.double(), down0_RD.double()])
+    left, up_small = torch.linalg.qr(up_OR)
+    right, down_small = torch.linalg.qr(down_RD.T)
+    inner_left, values, inner_right = torch.linalg.svd(up_small @ down_small.T, full_matrices=False)
+    roots = values.sqrt()
+    up_OR = (left @ inner_left) * roots
+    down_RD = roots[:, None] * (inner_right @ right.T)
+    return LowRank(down_RD.float(), up_OR.float(), update.scale)
 
 
 def _pissa(module: nn.Module, weight: Tensor, update: LowRank) -> tuple[Tensor, Tensor]:

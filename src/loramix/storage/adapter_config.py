@@ -42,6 +42,9 @@ HARMLESS = {
     "task_type",
 }
 
+# Of training, in files of ms-swift and of the first versions of PEFT.
+_OF_TRAINERS = {"lora_dtype", "lorap_emb_lr", "lorap_lr_ratio", "merge_weights"}
+
 # They change the update, and loramix computes it so, or refuses it by the tensors that it brings.
 HANDLED = {
     "alpha_pattern",
@@ -131,7 +134,7 @@ def _read(expert: str, file: Path) -> dict[str, object]:
 def _check_settings(expert: str, settings: Mapping[str, object]) -> None:
     """Raise ExpertError for the first setting that is set and not allowed."""
     for field, value in settings.items():
-        if not value or field in HARMLESS or field in HANDLED:
+        if not value or field in HARMLESS | HANDLED | _OF_TRAINERS:
             continue
         if field in REFUSED:
             raise ExpertError(

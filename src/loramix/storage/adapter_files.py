@@ -115,10 +115,11 @@ def _only_adapter(expert: str, source: str, root: Path) -> str:
             f"expert '{expert}': '{source}' holds {len(names)} adapters in subfolders: "
             f"{_listed(names)}; name one of them, such as '{source.rstrip('/')}/{names[0]}'"
         )
-    there = sorted(path.name for path in root.iterdir())
+    there = _listed(sorted(path.name for path in root.iterdir()))
+    model = ": it is a whole model" if (root / "config.json").is_file() else ""
     raise ExpertError(
-        f"expert '{expert}': '{source}' holds no {ADAPTER_CONFIG}, here or in subfolders; an "
-        f"expert is the folder of a PEFT adapter, and this one holds {_listed(there)}"
+        f"expert '{expert}': '{source}' holds no {ADAPTER_CONFIG}, here or in subfolders{model}; "
+        f"an expert is the folder of a PEFT adapter, and this one holds {there}"
     )
 
 
