@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from loramix.bases.loading import load_base
 from loramix.cli.main import cli
+from loramix.comparison.asking import routing_rows
 from loramix.comparison.baselines import BASELINES, xlora
 from loramix.comparison.baselines.shared import read_weights, untrained_mixture
 from loramix.comparison.collapse import collapse
@@ -30,6 +31,8 @@ from loramix.experiment.answers import encode_all, target_losses
 from loramix.experiment.reading import load_recipe
 from loramix.experiment.recipe import ModelName, Recipe
 from loramix.experiment.run import Run
+from loramix.metrics.measures import COMBINED
+from loramix.mixture.routing_measures import entropy
 
 SETTINGS = [
     *("name=small", "samples=80", "finetune.epochs=1", "lora.epochs=1", "gate.epochs=1"),
@@ -382,6 +385,31 @@ def test_weights_of_one_input_can_be_held_for_another(
         torch.testing.assert_close(held[layer], weights_BE)
     with pytest.raises(Exception, match="missing"), mixture.fixed_layers({}):
         pass
+
+
+def test_the_entropy_of_weights_is_that_of_training(
+    recipe: Recipe, root: Path, folder: Path
+) -> None:
+    """Of shares: 0.637 nats for weights of 0.2 and 0.1, and not 0.552; Σw² is of the weights."""
+    run = Run(recipe, root)
+    base, asked = run.load_base(), [(recipe.tasks[0], "rain", None)]
+    mixture = untrained_mixture(run, base, GateConfig()).eval()
+    encoded = encode_all(mixture, base.tokenizer, recipe, asked)
+    with mixture.fixed({"haiku": 0.2, "title": 0.1}):
+        found = routing_rows(mixture, base, recipe, encoded, "haiku")
+    assert {row[2:] for row in found} == {
+        ("haiku", 0.2, 0.636514, 0.05),
+        ("title", 0.1, 0.636514, 0.05),
+    }
+    in_training = entropy(torch.tensor([[[0.2, 0.1]]])).mean()
+    assert float(in_training) == pytest.approx(0.636514, abs=1e-6)
+
+
+def test_the_combined_score_is_the_mean_of_what_its_label_names(folder: Path) -> None:
+    for row in rows(folder / "base" / "named" / "scores.csv"):
+        parts = [float(row[name]) for name in COMBINED if row.get(name)]
+        assert len(parts) == 3, "ROUGE-L, BERTScore and probability, of these tasks"
+        assert float(row["combined"]) == pytest.approx(sum(parts) / 3, abs=1e-6)
 
 
 def test_gates_that_do_not_route_are_called_out() -> None:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,15 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from loramix import MixtureModel
-from loramix.bases.tiny import tiny_tokenizer
-from loramix.data.batches import Encoded, encode
-from loramix.data.samples import Sample, read_manifest
+from loramix.data.samples import read_manifest
 from loramix.experiment import runner
 from loramix.experiment.reading import load_recipe
-from loramix.experiment.recipe import Recipe
-from loramix.experiment.training import tokens
-from loramix.experiment.training.sampler import TurnSampler
-from loramix.experiment.training.tokens import encode_samples
 
 SMALL = ["samples=60", "generation.test_samples=3", "finetune.epochs=1", "gate.init=zero"]
 pytestmark = pytest.mark.filterwarnings(
@@ -207,94 +200,6 @@ def test_the_losses_do_not_depend_on_the_accumulation(tmp_path: Path) -> None:
         runner.run(load_recipe("tiny", settings), tmp_path / name, stage="lora")
         losses.append(validation(tmp_path / name / "lora/haiku"))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-
-
-def test_bare_training_prompts_are_the_input_alone(tmp_path: Path) -> None:
-    recipe, tokenizer = load_recipe("tiny"), tiny_tokenizer("tiny-llama")
-    samples = [
-        Sample("haiku", f"{number:016x}", "train", f"snow and fog, {number}", "a / b / c")
-        for number in range(200)
-    ]
-
-    def prompts(bare: float) -> list[str]:
-        data = encode_samples(
-            [samples], tokenizer, recipe, recipe.tasks[:1], causal=True, bare=bare, cache=tmp_path
-        )
-        return [tokenizer.decode(data[place].prompt).strip() for place in range(len(data))]
-
-    assert prompts(0.0) == [recipe.tasks[0].render(sample.input) for sample in samples]
-    assert prompts(1.0) == [sample.input for sample in samples]
-    half = prompts(0.5)
-    alone = [text for text, sample in zip(half, samples, strict=True) if text == sample.input]
-    assert 70 <= len(alone) <= 130
-    assert prompts(0.5) == half
-    assert set(alone) <= {
-        text for text, s in zip(prompts(0.7), samples, strict=True) if text == s.input
-    }
-
-
-def test_tasks_take_turns_one_batch_each() -> None:
-    order = list(TurnSampler([10, 6], batch=4, seed=1))
-    batches = [order[first : first + 4] for first in range(0, len(order), 4)]
-    assert [min(index // 10 for index in batch) for batch in batches] == [0, 1, 0, 1, 0]
-    assert all(len({index >= 10 for index in batch}) == 1 for batch in batches)
-    assert set(order) == set(range(16))
-    sampler = TurnSampler([10, 6], batch=4, seed=1)
-    sampler.set_epoch(1)
-    assert list(sampler) != order
-
-
-def test_samples_of_similar_length_come_in_one_batch() -> None:
-    lengths = [(7 * place) % 101 for place in range(160)]
-    sampler = TurnSampler([96, 64], batch=8, seed=1, lengths=lengths)
-    order = list(sampler)
-    batches = [order[first : first + 8] for first in range(0, len(order), 8)]
-    assert sorted(order) == list(range(160))
-    assert [min(index // 96 for index in batch) for batch in batches[:4]] == [0, 1, 0, 1]
-
-    def padding(order: list[int]) -> int:
-        rows = [
-            [lengths[index] for index in order[first : first + 8]]
-            for first in range(0, len(order), 8)
-        ]
-        return sum(max(row) - length for row in rows for length in row)
-
-    assert padding(order) < padding(list(TurnSampler([96, 64], batch=8, seed=1))) / 4
-    longest = [max(lengths[index] for index in batch) for batch in batches]
-    assert longest != sorted(longest, reverse=True)  # batches come in random order
-    sampler.set_epoch(1)
-    assert list(sampler) != order
-
-
-def test_samples_are_encoded_once_and_read_from_arrow_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe, tokenizer = load_recipe("tiny"), tiny_tokenizer("tiny-llama")
-    samples = [
-        Sample("haiku", f"{number:016x}", "train", f"snow {number}", "a / b / c")
-        for number in range(9)
-    ]
-
-    def read(recipe: Recipe = recipe, *, bare: float = 0.0) -> list[Encoded]:
-        data = encode_samples(
-            [samples], tokenizer, recipe, recipe.tasks[:1], causal=True, bare=bare, cache=tmp_path
-        )
-        return [data[place] for place in range(len(data))]
-
-    first, asked = read(), []
-    assert [each.task for each in first] == [0] * 9
-    monkeypatch.setattr(
-        tokens, "encode", lambda *args, **kwargs: asked.append(args) or encode(*args, **kwargs)
-    )
-    assert read() == first
-    assert not asked
-    read(bare=1.0)
-    assert len(asked) == 9
-    read(load_recipe("tiny", ["tasks.haiku.max_new_tokens=3"]))
-    assert len(asked) == 18
-    samples[0] = replace(samples[0], target="other")
-    assert read()[1:] == first[1:]
-    assert len(asked) == 27
 
 
 def test_the_mixture_of_a_run_says_what_it_is(finished: Path) -> None:

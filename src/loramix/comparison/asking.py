@@ -47,7 +47,7 @@ def ask(comparison: Comparison, compared: ComparedModel, test_set: TestSet) -> N
     base = comparison.run.load_base()
     answer_rows: list[Row] = []
     score_rows: list[Scores] = []
-    routing_rows: list[Row] = []
+    weight_rows: list[Row] = []
     with compared.load(base) as model:
         model.eval()
         for task, of_task in _by_task(questions).items():
@@ -61,11 +61,33 @@ def ask(comparison: Comparison, compared: ComparedModel, test_set: TestSet) -> N
             answer_rows += _answer_rows(of_task, answers)
             score_rows += _scores(recipe, of_task, answers, losses)
             if isinstance(model, MixtureModel) and compared.gated:
-                routing_rows += _routing_rows(model, base, recipe, encoded, task)
+                weight_rows += routing_rows(model, base, recipe, encoded, task)
     write_csv(folder / ANSWERS, ANSWER_COLUMNS, answer_rows)
     _write_scores(folder / SCORES, score_rows)
     if compared.gated:
-        write_csv(folder / ROUTING, ROUTING_COLUMNS, routing_rows)
+        write_csv(folder / ROUTING, ROUTING_COLUMNS, weight_rows)
+
+
+def routing_rows(
+    mixture: MixtureModel, base: Base, recipe: Recipe, encoded: Sequence[Encoded], task: str
+) -> list[Row]:
+    """Return for every layer and expert the mean weight over the prompts, and the layer's mean
+    entropy of the shares and mean Σw² of the weights themselves.
+    """
+    sums: dict[str, torch.Tensor] = {}
+    size = recipe.generation.batch_size
+    for batch in prompt_batches(mixture, base.tokenizer, encoded, size=size):
+        for layer, weights_BE in mixture.mean_weights(**batch).items():
+            square_B = weights_BE.square().sum(-1)
+            measured = [weights_BE, entropy(weights_BE)[:, None], square_B[:, None]]
+            sums[layer] = sums.get(layer, 0) + torch.cat(measured, 1).sum(0)
+    rows: list[Row] = []
+    for layer, total in sums.items():
+        *weights, mean_entropy, mean_square = (total / len(encoded)).tolist()
+        for expert, weight in zip(mixture.expert_names, weights, strict=True):
+            numbers = (round(value, 6) for value in (weight, mean_entropy, mean_square))
+            rows.append((task, layer, expert, *numbers))
+    return rows
 
 
 def _questions(
@@ -181,25 +203,3 @@ def _write_scores(file: Path, rows: Sequence[Scores]) -> None:
         columns |= dict.fromkeys(row)
     cells = [list(map(row.get, columns)) for row in rows]
     write_csv(file, list(columns), cells)
-
-
-def _routing_rows(
-    mixture: MixtureModel, base: Base, recipe: Recipe, encoded: Sequence[Encoded], task: str
-) -> list[Row]:
-    """Return for every layer and expert the mean weight over the prompts, and the layer's mean
-    entropy of the shares and mean Σw² of the weights themselves.
-    """
-    sums: dict[str, torch.Tensor] = {}
-    size = recipe.generation.batch_size
-    for batch in prompt_batches(mixture, base.tokenizer, encoded, size=size):
-        for layer, weights_BE in mixture.mean_weights(**batch).items():
-            square_B = weights_BE.square().sum(-1)
-            measured = [weights_BE, entropy(weights_BE)[:, None], square_B[:, None]]
-            sums[layer] = sums.get(layer, 0) + torch.cat(measured, 1).sum(0)
-    rows: list[Row] = []
-    for layer, total in sums.items():
-        *weights, mean_entropy, mean_square = (total / len(encoded)).tolist()
-        for expert, weight in zip(mixture.expert_names, weights, strict=True):
-            numbers = (round(value, 6) for value in (weight, mean_entropy, mean_square))
-            rows.append((task, layer, expert, *numbers))
-    return rows

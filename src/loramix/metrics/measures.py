@@ -56,7 +56,9 @@ class Measure:
 class ScoreFile:
     """A CSV file of a run, and a table of its report: one row per model.
 
-    unit: of all its columns, where they have one. metrics: one of them must be asked for by a task.
+    metrics: it is written if a task asks for any of these.
+    unit: of all its columns, where they have one.
+    shows: the `means` of measures, the `form` of haikus, or the `loss` on references.
     """
 
     name: str
@@ -65,6 +67,7 @@ class ScoreFile:
     better: Better
     metrics: frozenset[Metric]
     unit: str = ""
+    shows: Literal["means", "form", "loss"] = "means"
 
     @property
     def file(self) -> str:
@@ -74,6 +77,8 @@ class ScoreFile:
     @property
     def measures(self) -> list[Measure]:
         """The measures whose means are its columns."""
+        if self.shows != "means":
+            return []
         return [each for each in MEASURES.values() if each.column and each.metric in self.metrics]
 
 
@@ -167,6 +172,7 @@ SCORE_FILES = (
         "dictionary.",
         "neither",
         frozenset({"haiku"}),
+        shows="form",
     ),
     ScoreFile(
         "test_loss",
@@ -175,6 +181,7 @@ SCORE_FILES = (
         "is better.",
         "lower",
         frozenset(get_args(Metric)),
+        shows="loss",
     ),
 )
 

@@ -39,9 +39,9 @@ def run(run: Run) -> None:
         scorer = BertScorer(encoder_path(run.recipe.evaluation.encoder))
     values = _values(run, answers, scorer)
     for table in tables(run.recipe):
-        if table.name == "syllables":
+        if table.shows == "form":
             _syllables(run, table, answers)
-        elif table.name == "test_loss":
+        elif table.shows == "loss":
             _test_loss(run, table)
         else:
             _means(run, table, list(answers), values, scorer)
