@@ -42,11 +42,9 @@ def stamps(root: Path) -> dict[str, int]:
 
 
 def test_a_run_leaves_everything_that_the_reference_leaves(finished: Path) -> None:
-    answers = [f"benchmark/{task}.csv" for task in ("haiku", "title")] + [
-        f"cgm/{task}.csv" for task in ("haiku", "title")
-    ]
-    trained = ["finetune/haiku", "finetune/title", "lora/haiku", "lora/title", "cgm"]
+    answers = ["benchmark/haiku.csv", "benchmark/title.csv", "cgm/haiku.csv", "cgm/title.csv"]
     answers += ["finetune/haiku/haiku.csv", "lora/haiku/haiku.csv", "lora/haiku/title.csv"]
+    trained = ["finetune/haiku", "finetune/title", "lora/haiku", "lora/title", "cgm"]
     for name in answers:
         assert list(rows(finished / name)[0]) == ["input", "generated", "reference"]
         assert len(rows(finished / name)) == 3
@@ -69,19 +67,18 @@ def test_a_run_leaves_everything_that_the_reference_leaves(finished: Path) -> No
 
 
 def test_every_model_answers_the_same_withheld_samples(finished: Path) -> None:
-    trained_on = {
-        s.input for s in read_manifest(finished / "data" / "samples.parquet") if s.split != "test"
-    }
+    samples = read_manifest(finished / "data" / "samples.parquet")
+    learned = {sample.input for sample in samples if sample.split != "test"}
     for task in ("haiku", "title"):
-        references = [
-            rows(finished / folder / f"{task}.csv") for folder in ("benchmark", "lora/haiku", "cgm")
-        ]
-        assert references[0]
-        assert all(
-            [r["reference"] for r in each] == [r["reference"] for r in references[0]]
-            for each in references
-        )
-        assert not trained_on & {row["input"] for row in references[0]}
+        asked = asked_of(finished / "benchmark" / f"{task}.csv")
+        assert asked
+        assert asked == asked_of(finished / "lora" / "haiku" / f"{task}.csv")
+        assert asked == asked_of(finished / "cgm" / f"{task}.csv")
+        assert not learned & {text for text, _ in asked}
+
+
+def asked_of(answers: Path) -> list[tuple[str, str]]:
+    return [(row["input"], row["reference"]) for row in rows(answers)]
 
 
 def test_the_mixture_of_a_run_loads_and_its_weights_sum_to_one(finished: Path) -> None:
@@ -173,15 +170,13 @@ def test_a_killed_run_goes_on_to_the_same_result(tmp_path: Path) -> None:
     done = stamps(killed)["lora-haiku"]
     runner.run(recipe, killed, stage="lora")
     assert stamps(killed)["lora-haiku"] == done
-    one, two = (
-        load_file(root / "lora/title/models/adapter_model.safetensors") for root in (whole, killed)
+    own, others = whole / "lora" / "title", killed / "lora" / "title"
+    adapter = "models/adapter_model.safetensors"
+    torch.testing.assert_close(
+        load_file(others / adapter), load_file(own / adapter), atol=1e-6, rtol=1e-5
     )
-    assert one.keys() == two.keys()
-    for key in one:
-        torch.testing.assert_close(one[key], two[key], atol=1e-6, rtol=1e-5)
-    expected, resumed = (validation(root / "lora/title") for root in (whole, killed))
-    assert len(expected) == 3
-    assert resumed == pytest.approx(expected)
+    assert len(validation(own)) == 3
+    assert validation(others) == pytest.approx(validation(own))
 
 
 def validation(folder: Path) -> list[float]:
@@ -220,9 +215,8 @@ def test_the_mixture_of_a_run_says_what_it_is(finished: Path) -> None:
     assert [row["task"] for row in measured["mean_weights"]] == ["haiku", "title"]
     auxiliary = rows(finished / "cgm" / "auxiliary.csv")
     assert list(auxiliary[0]) == ["step", "epoch", "entropy", "balance", "supervised"]
-    assert float(auxiliary[0]["entropy"]) == pytest.approx(
-        0.693, abs=0.05
-    )  # two experts, near the uniform start
+    # two experts, near the uniform start
+    assert float(auxiliary[0]["entropy"]) == pytest.approx(0.693, abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +258,8 @@ def test_auxiliary_losses_do_what_they_are_for(tmp_path: Path, finished: Path) -
         shutil.copytree(finished, root)
         settings = [*SMALL, f"gate.{name}={coefficient}", "gate.learning_rate=0.003"]
         runner.run(load_recipe("tiny", settings), root, stage="gate")
-        return sum(float(row[name]) for row in rows(root / "cgm" / "auxiliary.csv")[-4:]) / 4
+        last_rows = rows(root / "cgm" / "auxiliary.csv")[-4:]
+        return sum(float(row[name]) for row in last_rows) / 4
 
     for name in ("entropy", "balance", "supervised"):
         assert last(name, 2) < last(name, 0) - 0.05

@@ -20,7 +20,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 Item = TypeVar("Item")
 log = logging.getLogger("loramix")
-_QUIET_SECONDS, _WORTH_SECONDS = 20.0, 1.0
+_LINE_SECONDS = 20.0  # between two lines, where there is no terminal
+_WORTH_SECONDS = 1.0  # work that took longer is logged at its end
 
 
 class Bar:
@@ -53,7 +54,7 @@ class Bar:
             self.live[0].update(
                 self.live[1], completed=self.done, note=f"{self._rate()} {self.note}"
             )
-        elif time.monotonic() - self.spoke > _QUIET_SECONDS:
+        elif time.monotonic() - self.spoke > _LINE_SECONDS:
             self.spoke = time.monotonic()
             log.info(
                 "%s: %d of %d, %s, %s left %s",
