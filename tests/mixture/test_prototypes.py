@@ -11,7 +11,7 @@ from conftest import close, tiny_model, tokens
 
 from loramix import GateConfig, MixtureModel
 from loramix.errors import MixtureError
-from loramix.mixture.gate import masked_mean
+from loramix.mixture.context import masked_mean
 from loramix.mixture.prototypes import from_adapters, from_examples
 
 NAMES = ["a", "b", "c"]
@@ -119,7 +119,9 @@ def test_experts_without_an_update_where_a_gate_reads_score_nothing(
 def test_prototypes_can_be_trained_further(experts: Experts) -> None:
     mixture = build(experts, "llama")
     from_examples(mixture, {name: prompts(name, 2, seed=1) for name in NAMES})
-    mixture(**prompts("a", 1, seed=3)[0], labels=tokens(1, 8)).loss.backward()
+    labels = tokens(1, 8)
+    labels[:, :4] = -100  # the prompt
+    mixture(**prompts("a", 1, seed=3)[0], labels=labels).loss.backward()
     assert all(float(gate.score.bias.grad.abs().sum()) > 0 for gate in mixture.gates.values())
 
 

@@ -91,6 +91,7 @@ def _sizes(recipe: "Recipe") -> str:
     from loramix.bases.devices import number_format
     from loramix.bases.loading import load_config
     from loramix.experiment.stages.lora import attention_layers
+    from loramix.mixture.groups import roles
     from loramix.mixture.linear import linear_shape
     from loramix.mixture.wrapping import new_gates
 
@@ -107,7 +108,8 @@ def _sizes(recipe: "Recipe") -> str:
         if name.rpartition(".")[2] in targets and (shape := linear_shape(module))
     }
     adapter = sum(recipe.lora.rank * (wide + out) for wide, out in shapes.values())
-    modules = new_gates(model, shapes.keys(), recipe.gate.config, len(recipe.tasks)).values()
+    planned = roles(model, shapes.keys(), recipe.gate.scope, None)
+    modules = new_gates(model, planned, recipe.gate.config, len(recipe.tasks)).values()
     gates = sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
     width = 4 if number_format(recipe.base.dtype) == "float32" else 2
     full = total * width * (2 if recipe.finetune.optimizer == "adafactor" else 4)

@@ -1,67 +1,72 @@
-"""What a gate must remember between the steps of cached generation, carried by the cache itself.
+"""What gates must remember between the steps of cached generation, carried by the cache itself.
 
 A prompt gate remembers its weights, a running mean its sum and count: tensors with one row per
 sequence. Whatever reorders, repeats or copies the rows of the cache (beam search, contrastive
 search, `copy.deepcopy`) does so with them.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from loramix.errors import MixtureError
 from loramix.mixture.update import Update
+from loramix.mixture.weights import FixedWeights
 
 if TYPE_CHECKING:
     from transformers import Cache
 
 
-class Carried(NamedTuple):
-    """Decisions (rows, 1, E) and states of running means (rows, F), by the name of what shares the
-    gate, and the updates that layers have made of decisions, by layer."""
+@dataclass(frozen=True)
+class Carried:
+    """What a mixture left in a cache that it filled.
 
-    decided: dict[str, Tensor]
-    states: dict[str, Tensor]
-    updates: dict[str, Update]
+    decided: gate group -> weights (rows, 1, E). states: gate group -> sum and count of a running
+    mean (rows, F). updates: layer -> the update at these weights. fixed: the weights by hand at
+    which the cache was filled, if it was.
+    """
+
+    decided: dict[str, Tensor] = field(default_factory=dict)
+    states: dict[str, Tensor] = field(default_factory=dict)
+    updates: dict[str, Update] = field(default_factory=dict)
+    fixed: FixedWeights | None = None
 
     @property
     def rows(self) -> int | None:
-        """For how many sequences this holds; None if it holds nothing."""
-        return next(
-            (len(value) for part in (self.decided, self.states) for value in part.values()), None
-        )
+        """The number of sequences; None if nothing here depends on it."""
+        for tensors in (self.decided, self.states):
+            for tensor in tensors.values():
+                return len(tensor)
+        return None
 
-    def rearranged(self, rows: Tensor) -> "Carried":
-        """Return the same for these rows."""
-        return Carried(
-            {name: value[rows.to(value.device)] for name, value in self.decided.items()},
-            {name: value[rows.to(value.device)] for name, value in self.states.items()},
-            {name: update.rearranged(rows) for name, update in self.updates.items()},
-        )
+    def select(self, rows: Tensor) -> "Carried":
+        """Select rows of the batch, as beam search does."""
+
+        def of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {group: tensor[rows.to(tensor.device)] for group, tensor in tensors.items()}
+
+        updates = {layer: update.select(rows) for layer, update in self.updates.items()}
+        return replace(self, decided=of(self.decided), states=of(self.states), updates=updates)
 
 
-def carry(
-    cache: "Cache",
-    decided: dict[str, Tensor],
-    states: dict[str, Tensor],
-    updates: dict[str, Update],
-) -> None:
-    """Make `cache` carry these from now on."""
+def carry(cache: "Cache", carried: Carried) -> None:
+    """Make `cache` carry this from now on."""
     if not isinstance(cache, _Carrier):
         cache.__class__ = _carrier_of(type(cache))
-    cache.loramix_carried = Carried(decided, states, updates)
+    cache.loramix_carried = carried
 
 
-def carried_by(cache: "Cache") -> Carried | None:
-    """Return what `cache` carries; None if no mixture filled it."""
-    return getattr(cache, "loramix_carried", None)
+def carried_by(cache: object) -> Carried | None:
+    """Return what `cache` carries; None if no mixture has filled it."""
+    return cache.loramix_carried if isinstance(cache, _Carrier) else None
 
 
 class _Carrier:
     """The methods of a cache that act on rows, acting on what it carries as well."""
 
-    loramix_carried: Carried | None
+    loramix_carried: Carried | None = None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[misc]
@@ -74,14 +79,14 @@ class _Carrier:
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)  # type: ignore[misc]
         if self.loramix_carried is not None:
-            self._select(torch.arange(self.loramix_carried.rows or 0).repeat_interleave(repeats))
+            rows = torch.arange(self.loramix_carried.rows or 0)
+            self._select(rows.repeat_interleave(repeats))
 
     def crop(self, *args: int, **kwargs: int) -> None:
         if self.loramix_carried is not None and self.loramix_carried.states:
             raise MixtureError(
                 "a running mean cannot take tokens back, so its cache cannot be cropped (as "
-                "assisted generation does); "
-                "use context='prompt' or 'token'"
+                "assisted generation does); use context='prompt' or 'token'"
             )
         super().crop(*args, **kwargs)  # type: ignore[misc]
 
@@ -91,11 +96,9 @@ class _Carrier:
 
     def _select(self, rows: Tensor) -> None:
         if self.loramix_carried is not None:
-            self.loramix_carried = self.loramix_carried.rearranged(rows)
+            self.loramix_carried = self.loramix_carried.select(rows)
 
 
 def _carrier_of(kind: type) -> type:
-    """Return a subclass of a cache class that carries; it keeps its name, and `isinstance`
-    holds.
-    """
+    """Return a subclass of a cache class that carries, under the name of that class."""
     return type(kind.__name__, (_Carrier, kind), {})

@@ -1,92 +1,112 @@
-"""What the layers need to know of the call that they are part of, kept per thread and never shared.
+"""One pass through one stack of layers: what its gates may read, and what they have decided.
 
-A base model calls its linear layers with their input alone. The mixture therefore opens a `Call`
-around each stack of layers (the encoder, the decoder, or the whole of a decoder-only model), and a
-layer asks for the one it is in.
+The mixture opens a `Call` around each stack (the encoder, the decoder, or the whole of a
+decoder-only model). A layer asks its call for the routing weights that hold for its input.
 """
 
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from loramix.config import GateConfig
 from loramix.errors import MixtureError
+from loramix.mixture.context import read, spread
 from loramix.mixture.folding import Folding
-from loramix.mixture.gate import masked_mean, read
+from loramix.mixture.state import current, in_call
 from loramix.mixture.update import Update
+from loramix.mixture.weights import FixedWeights, RoutingWeights
+
+if TYPE_CHECKING:
+    from loramix.mixture.layer import MixtureLinear, StackedA
 
 
-class Memory(NamedTuple):
-    """What a decoder reads of its encoder: the output, its valid tokens, and their float32 mean as
-    one valid token.
-    """
+class EncoderOutput(NamedTuple):
+    """The encoder's output as a decoder reads it, its valid tokens, and their mean as one token."""
 
     hidden_BSD: Float[Tensor, "B S D"]
     mask_BS: Bool[Tensor, "B S"]
-    mean_B1D: Float[Tensor, "B 1 D"]
-    one_B1: Bool[Tensor, "B 1"]
+    mean_B1D: Float[Tensor, "B 1 D"]  # float32
+    one_B1: Bool[Tensor, "B 1"]  # the mean is always a valid token
 
 
-@dataclass(frozen=True)
-class Fixed:
-    """Weights set by hand, for all layers or by layer: one row for all sequences or one for each.
+class _Context(NamedTuple):
+    """What gates read of one input; layers that read the same input read it once."""
 
-    updates: in generation, what the layers have made of these weights, by the number of rows; a row
-        then stands for all its beams. None elsewhere.
-    """
+    hidden_BTD: Tensor
+    mask_BT: Tensor
+    state_BF: Tensor | None
+    found: tuple[Float[Tensor, "B _ D"], Float[Tensor, "B F"] | None]
 
-    weights: Float[Tensor, "B E"] | Mapping[str, Float[Tensor, "B E"]]
-    updates: dict[int, dict[str, Update]] | None = None
+    def is_of(self, hidden_BTD: Tensor, mask_BT: Tensor, state_BF: Tensor | None) -> bool:
+        """Return whether this was read from these very tensors."""
+        same_input = self.hidden_BTD is hidden_BTD and self.mask_BT is mask_BT
+        return same_input and self.state_BF is state_BF
 
-    @property
-    def rows(self) -> int:
-        """For how many sequences there are weights."""
-        return len(
-            self.weights if isinstance(self.weights, Tensor) else next(iter(self.weights.values()))
-        )
 
-    def of(self, layer: str, rows: int) -> Float[Tensor, "B 1 E"]:
-        """Return a layer's weights for `rows` sequences; raises MixtureError if they are of more or
-        fewer rows.
-        """
-        weights_BE = self.weights if isinstance(self.weights, Tensor) else self.weights[layer]
-        own = len(weights_BE)
-        if own != 1 and (rows % own or (rows != own and self.updates is None)):
-            raise MixtureError(
-                f"there are fixed weights for {own} rows, but the call has {rows}; give one dict "
-                "per row"
-            )
-        return weights_BE.repeat_interleave(rows // own, 0)[:, None]
+class _SharedProduct(NamedTuple):
+    """The down-projected input of the layers that read it and have not fetched their part yet."""
+
+    x_BTD: Tensor
+    stacked: "StackedA"
+    parts: dict[int, Tensor]
 
 
 @dataclass
 class Call:
     """One pass through one stack.
 
-    `mask_BT` marks the tokens of the stack's own input that a gate may read. `decided` holds the
-    gates' decisions, by
-    the name of what shares the gate: first those that came with a cache, then those of this pass.
-    `states` holds the states of running means likewise. `fixed` overrides every gate. `updates`
-    holds, by layer, what was made of weights that stay as they are; None where weights may change,
-    or gradients are wanted. `folding` folds those updates, where that is wanted.
+    shape: (rows, tokens) of the stack's own input.
+    mask_BT: the tokens that a gate may read; None where no gate will: all is decided or fixed.
+    segments_BT: the number of the sample that each token belongs to, where rows hold several.
+    encoder: what a decoder with cross-attention reads.
+    fixed: weights that override every gate.
+    decided: gate group -> weights. Begins with those that came with a cache; the first layer of
+        each further group adds its own.
+    states: gate group -> sum and count with which a running mean goes on.
+    updates: layer -> update, where weights stay as they are for all further steps. None where they
+        may change, or where gradients are wanted.
+    folding: makes folded weights of those updates, where that is wanted.
     """
 
     stack: nn.Module
-    mask_BT: Bool[Tensor, "B T"] | None  # None where no gate will read: all is decided or fixed
-    memory: Memory | None = None
-    fixed: Fixed | None = None
+    shape: tuple[int, int]
+    mask_BT: Bool[Tensor, "B T"] | None
+    segments_BT: Int[Tensor, "B T"] | None = None
+    encoder: EncoderOutput | None = None
+    fixed: FixedWeights | None = None
     decided: dict[str, Float[Tensor, "B _ E"]] = field(default_factory=dict)
     states: dict[str, Float[Tensor, "B F"]] = field(default_factory=dict)
     updates: dict[str, Update] | None = None
     folding: Folding | None = None
     outer: "Call | None" = None
-    _contexts: "tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, Tensor | None]] | None" = None
-    _lows: tuple[Tensor, nn.Module, dict[int, Tensor]] | None = None
+    _context: _Context | None = None
+    _product: _SharedProduct | None = None
+
+    def kept_update(self, layer: str) -> Update | None:
+        """Return the update that a layer made at an earlier step, if its weights still hold."""
+        if self.updates is None or current().record is not None:
+            return None
+        return self.updates.get(layer)
+
+    def weights(
+        self, layer: "MixtureLinear", x_BTD: Float[Tensor, "B T D"]
+    ) -> Float[Tensor, "B _ E"]:
+        """Return this layer's weights of the experts: decided by its gate group, or by hand."""
+        if self.fixed is not None:
+            used = RoutingWeights(self.fixed.of(layer.name, self.shape[0]), None)
+        elif self._reads_encoder(layer, x_BTD):
+            used = self._decided_by_encoder_tokens(layer)
+        else:
+            if layer.group not in self.decided:
+                self.decided[layer.group] = self._decide(layer, x_BTD)
+            used = RoutingWeights(self.decided[layer.group], self.mask_BT)
+        record = current().record
+        if record is not None:
+            record[layer.name] = used
+        return used.weights_BTE
 
     def context(
         self,
@@ -94,132 +114,120 @@ class Call:
         hidden_BTD: Float[Tensor, "B T D"],
         mask_BT: Bool[Tensor, "B T"],
         state_BF: Float[Tensor, "B F"] | None = None,
+        segments_BT: Int[Tensor, "B T"] | None = None,
     ) -> tuple[Float[Tensor, "B _ D"], Float[Tensor, "B F"] | None]:
-        """Return what gates see of this input (`loramix.mixture.gate.read`), computed once for
-        layers that read the same.
-        """
-        last = self._contexts
-        if last is None or not (
-            last[0] is hidden_BTD and last[1] is mask_BT and last[2] is state_BF
-        ):
-            self._contexts = last = (
-                hidden_BTD,
-                mask_BT,
-                state_BF,
-                read(config, hidden_BTD, mask_BT, state_BF),
-            )
-        return last[3]
+        """Return what gates read of an input, and the state of its running mean.
 
-    def low(
-        self, x_BTD: Float[Tensor, "B T D"], downs: nn.Module, place: int
+        See `loramix.mixture.gate.read`. It is computed once for all layers that read the input.
+        """
+        last = self._context
+        if last is None or not last.is_of(hidden_BTD, mask_BT, state_BF):
+            found = read(config, hidden_BTD, mask_BT, state_BF, segments_BT)
+            self._context = last = _Context(hidden_BTD, mask_BT, state_BF, found)
+        return last.found
+
+    def down(
+        self, x_BTD: Float[Tensor, "B T D"], stacked: "StackedA", index: int
     ) -> Float[Tensor, "B T R"]:
-        """Return the input as down-projected for the layer at `place`, computed once for all that
-        read it.
+        """Return A x of all experts of the layer `index` among those that share `stacked`.
 
-        What every layer has fetched is kept no longer.
+        One product serves all layers that read the same input.
         """
-        last = self._lows
-        if last is None or not (last[0] is x_BTD and last[1] is downs and place in last[2]):
-            self._lows = last = (x_BTD, downs, dict(enumerate(downs(x_BTD))))
-        low_BTR = last[2].pop(place)
-        if not last[2]:
-            self._lows = None
+        last = self._product
+        fits = last is not None and last.x_BTD is x_BTD and last.stacked is stacked
+        if last is None or not fits or index not in last.parts:
+            last = _SharedProduct(x_BTD, stacked, dict(enumerate(stacked(x_BTD))))
+            self._product = last
+        low_BTR = last.parts.pop(index)
+        if not last.parts:
+            # Dropped once q, k and v have taken their part, or backward would keep it alive.
+            self._product = None
         return low_BTR
 
+    def _reads_encoder(self, layer: "MixtureLinear", x_BTD: Tensor) -> bool:
+        """Return whether the layer, of keys or values in cross-attention, reads encoder tokens.
 
-class Used(NamedTuple):
-    """The weights that a layer used: for each row, or for each token, of which `mask_BT` marks the
-    real ones.
-    """
+        Prompt gates have no use for the difference: their one decision holds for all tokens.
+        """
+        if self.encoder is None or layer.config.context == "prompt":
+            return False
+        return x_BTD is self.encoder.hidden_BSD
 
-    weights: Float[Tensor, "B _ E"]
-    mask_BT: Bool[Tensor, "B T"] | None
+    def _decide(self, layer: "MixtureLinear", x_BTD: Float[Tensor, "B T D"]) -> Tensor:
+        """Let the gate decide: (B, 1, E) for a row, or (B, T, E) for its tokens.
 
-    @property
-    def row_mean(self) -> Float[Tensor, "B E"]:
-        """The mean over each row's real tokens."""
-        if self.mask_BT is None or self.weights.shape[1] == 1:
-            return self.weights.mean(1)
-        return masked_mean(self.weights, self.mask_BT)[:, 0]
+        It reads this layer's input or, as a prompt gate in a decoder, the encoder's output.
+        """
+        gate, config = layer.gate, layer.config
+        if gate is None:
+            raise MixtureError(
+                f"layer '{layer.name}' runs before '{layer.reader}', whose input the gate of "
+                f"'{layer.group}' reads; use scope='layer' with this base model"
+            )
+        if config.context == "prompt" and self.encoder is not None:
+            context_B1D, _ = self.context(config, self.encoder.mean_B1D, self.encoder.one_B1)
+            weights_B1E: Tensor = gate(context_B1D, self.encoder.one_B1)
+            return weights_B1E
+        if self.mask_BT is None or self.mask_BT.shape != x_BTD.shape[:2]:
+            raise MixtureError(
+                f"layer '{layer.name}' reads input of shape {list(x_BTD.shape)}, which are not the "
+                "tokens of its stack, so its gate cannot tell which of them are real"
+            )
+        state_BF = self.states.get(layer.group)
+        context_BTD, state_BF = self.context(
+            config, x_BTD, self.mask_BT, state_BF, self.segments_BT
+        )
+        if state_BF is not None:
+            self.states[layer.group] = state_BF
+        weights_BTE: Tensor = gate(context_BTD, self.mask_BT)
+        if self.segments_BT is not None and config.context == "prompt":
+            return spread(weights_BTE, self.segments_BT)
+        return weights_BTE
 
-
-@dataclass
-class Here:
-    """What a thread is doing.
-
-    call: the innermost call that it is in. record: where layers note the weights that they use.
-    fixed: the weights set by hand. prompt_length: of the generation that it is in. folding: of that
-        generation, if it folds updates.
-    """
-
-    call: Call | None = None
-    record: dict[str, Used] | None = None
-    fixed: Fixed | None = None
-    prompt_length: int | None = None
-    folding: Folding | None = None
-
-
-class _Thread(threading.local):
-    """Holds an object for every thread.
-
-    torch.compile follows the attributes of both, but would lose what it writes to a thread-local
-    object itself; and it does not follow context variables.
-    """
-
-    def __init__(self) -> None:  # runs in every thread
-        self.here = Here()
-
-
-thread = _Thread()
+    def _decided_by_encoder_tokens(self, layer: "MixtureLinear") -> RoutingWeights:
+        """Return the decision for the encoder's tokens; the gate may be another layer's."""
+        encoder, config = self.encoder, layer.config
+        assert encoder is not None
+        group = f"{layer.group} of the encoder's tokens"
+        if group not in self.decided:
+            gate, width = layer.group_gate, encoder.hidden_BSD.shape[-1]
+            if gate.width != width:
+                raise MixtureError(
+                    f"layer '{layer.name}' reads the encoder's output of width {width}, but the "
+                    f"gate of '{layer.group}' reads width {gate.width}; "
+                    "use scope='layer' with these experts"
+                )
+            context_BSD, _ = self.context(config, encoder.hidden_BSD, encoder.mask_BS)
+            self.decided[group] = gate(context_BSD, encoder.mask_BS)
+        return RoutingWeights(self.decided[group], encoder.mask_BS)
 
 
 def open_call(call: Call) -> None:
     """Make `call` the current one until `close_call`."""
-    call.outer = thread.here.call
-    thread.here.call = call
+    state = current()
+    call.outer = state.call
+    state.call = call
 
 
 def close_call(stack: nn.Module) -> Call | None:
     """Close the call that was opened for `stack` and return it; None if opening had failed."""
-    call = thread.here.call
+    state = current()
+    call = state.call
     if call is None or call.stack is not stack:
         return None
-    thread.here.call = call.outer
+    state.call = call.outer
     return call
 
 
-@contextmanager
-def recording() -> Iterator[dict[str, Used]]:
-    """Collect the weights that every layer uses inside the block, by layer name."""
-    record: dict[str, Used] = {}
-    with during(record=record):
-        yield record
-
-
-@contextmanager
-def during(**values: object) -> Iterator[None]:
-    """Set attributes of `thread.here` inside the block."""
-    here = thread.here
-    before = {name: getattr(here, name) for name in values}
-    for name, value in values.items():
-        setattr(here, name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(here, name, value)
-
-
 def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Return the `context_fn` pair for `torch.utils.checkpoint`: the second forward pass sees the
-    call of the first.
+    """Return the `context_fn` pair for `torch.utils.checkpoint`: the second pass sees this call.
 
-    It sees what had been decided when the first began, so that the gates inside decide anew and
-    their gradients flow. Neither sees what the last layer before has read, which would be kept
-    until the second has run.
+    It sees what had been decided when the first pass began, so that the gates inside decide anew
+    and their gradients flow.
     """
-    call = thread.here.call
+    call = current().call
     if call is not None:
-        call._contexts = call._lows = None
+        # What the last layer before has read would be kept until the second pass has run.
+        call._context = call._product = None
     again = call and replace(call, decided=dict(call.decided), states=dict(call.states))
-    return nullcontext(), during(call=again)
+    return nullcontext(), in_call(again)

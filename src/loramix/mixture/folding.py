@@ -1,5 +1,4 @@
-"""Folding: for the length of one generation, the experts are part of the weights, and cost nothing
-per token.
+"""Folding: for one generation the experts are part of the weights, and cost nothing per token.
 
 It takes weights that hold for every row and every step: those of one prompt, or fixed ones. The
 layers then use copies of their weights with the update added; the base's own are never written, so
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from loramix.mixture.linear import is_transposed
-from loramix.mixture.update import Folded, Gathered
+from loramix.mixture.update import FoldedWeight, WeightedUpdate
 
 
 class Folding:
@@ -27,11 +26,12 @@ class Folding:
     """
 
     def __init__(self) -> None:
-        self._copies: dict[int, tuple[Tensor, weakref.ref[Folded]]] = {}
+        self._copies: dict[int, tuple[Tensor, weakref.ref[FoldedWeight]]] = {}
         self._lock = threading.Lock()
 
-    def fold(self, base: nn.Module, update: Gathered) -> Folded:
-        """Return a copy of the base's weight with the update of the first row added;
+    def fold(self, base: nn.Module, update: WeightedUpdate) -> FoldedWeight:
+        """Return a copy of the base's weight with the update of the first row added.
+
         `can_fold(base)` must hold.
         """
         weight, bias = base.weight, base.bias
@@ -40,11 +40,10 @@ class Folding:
         with self._lock:
             copy = self._unused(base, weight)
             if copy is None:
-                with torch.inference_mode(
-                    False
-                ):  # what is made inside could not be written to outside
+                # A tensor made in inference mode could not be written to outside of it.
+                with torch.inference_mode(False):
                     copy = torch.empty_like(weight)
-            made = Folded(copy.T if is_transposed(base) else copy, bias)
+            made = FoldedWeight(copy.T if is_transposed(base) else copy, bias)
             self._copies[id(base)] = copy, weakref.ref(made)
         up_OR, down_RD = update.matrices()
         left, right = (down_RD.T, up_OR.T) if is_transposed(base) else (up_OR, down_RD)
@@ -60,14 +59,13 @@ class Folding:
         return Folding, ()  # a copied mixture makes its own
 
     def _unused(self, base: nn.Module, like: Tensor) -> Tensor | None:
-        copy, user = self._copies.get(id(base), (None, None))
-        used = copy is None or user is None or user() is not None
-        fits = copy is not None and (copy.shape, copy.dtype, copy.device) == (
-            like.shape,
-            like.dtype,
-            like.device,
-        )
-        return copy if fits and not used else None
+        """Return the memory that an earlier generation has left for this layer, if it fits."""
+        if id(base) not in self._copies:
+            return None
+        copy, user = self._copies[id(base)]
+        same_kind = copy.dtype == like.dtype and copy.device == like.device
+        fits = same_kind and copy.shape == like.shape
+        return copy if fits and user() is None else None
 
 
 def can_fold(base: nn.Module) -> bool:

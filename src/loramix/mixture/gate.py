@@ -1,6 +1,6 @@
 """Context gates: small networks that give every expert a weight, from what their layer reads.
 
-    context_BTD = what the gate may see of the layer's input: `read`
+    context_BTD = the gate's view of the layer's input, see `loramix.mixture.context`
     scores_BTE  = (W2 relu(W1 context + b1) + b2) / temperature
     weights_BTE = softmax(scores), or another activation
 
@@ -8,8 +8,7 @@ Axes: `B` batch, `T` tokens (1 where one decision holds for a whole row), `D` in
 experts, `S` slots: the experts and, where the gate may turn all of them off, the base.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,17 +16,18 @@ from torch import Tensor, nn
 
 from loramix.config import GateConfig
 from loramix.errors import MixtureError
+from loramix.mixture.context import in_float32, masked_mean
 from loramix.mixture.problems import gate_problems
 
 
 class ContextGate(nn.Module):
     """A 2-layer perceptron and an activation over the experts, computed in float32.
 
-    Its scores start at zero, so every gate starts at the uniform mixture. `prior` scales every
-    slot's share before
-    normalisation: w_e ∝ prior_e exp(score_e / temperature). It is one and frozen, except for
-        experts that were added
-    later: they start at zero, which leaves the answers as they were, and learn it.
+    Its scores start at zero, so every gate starts at the uniform mixture.
+
+    `prior` scales every slot's share: w_s ∝ prior_s exp(score_s / temperature). It is one and
+    frozen, except for experts that were added later: theirs starts at zero, which leaves all
+    answers as they were, and is learned.
     """
 
     def __init__(self, width: int, experts: int, config: GateConfig) -> None:
@@ -41,7 +41,7 @@ class ContextGate(nn.Module):
         self.score = nn.Linear(config.hidden, slots, bias=bias)
         self.prior = nn.Parameter(torch.ones(slots), requires_grad=False)
         self.equal_priors = True
-        self.register_load_state_dict_post_hook(_settle)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_train_unequal_priors)  # type: ignore[no-untyped-call]
         nn.init.zeros_(self.score.weight)
         if bias:
             nn.init.zeros_(self.score.bias)
@@ -54,13 +54,12 @@ class ContextGate(nn.Module):
     def forward(
         self, context_BTD: Float[Tensor, "B T D"], mask_BT: Bool[Tensor, "B _"]
     ) -> Float[Tensor, "B _ E"]:
-        """Return the experts' weights for what `read` made of an input: one decision for each of
-        its tokens.
+        """Return the experts' weights for each context.
 
-        A `reference` gate decides once for each row, over the tokens where `mask_BT` is true;
-        others do not need it.
+        A `reference` gate decides once for each row, from the mean of its scores over the tokens
+        where `mask_BT` is true; other gates do not need the mask.
         """
-        with _in_float32(context_BTD):
+        with in_float32(context_BTD):
             scores = self.score(self.lift(context_BTD).relu())
             if self.config.temperature != 1:
                 scores = scores / self.config.temperature
@@ -69,9 +68,7 @@ class ContextGate(nn.Module):
             return self._weights(scores)
 
     def rearranged(self, order: Sequence[int | None]) -> "ContextGate":
-        """Return a copy whose expert i is this gate's expert order[i]; None stands for one that it
-        does not know.
-        """
+        """Return a copy whose expert i is this gate's expert order[i], or a new one for None."""
         gate = ContextGate(self.width, len(order), self.config).to(self.prior.device)
         gate.lift.load_state_dict(self.lift.state_dict())
         slots = [*order, *([self.experts] if self.config.base_slot else [])]
@@ -80,129 +77,83 @@ class ContextGate(nn.Module):
             for slot, source in enumerate(slots):
                 if key in new:  # a state dict shares its memory with the parameters
                     new[key][slot] = 0.0 if source is None else old[key][source]
-        return gate.settle()
+        return gate.train_unequal_priors()
 
-    def settle(self) -> "ContextGate":
-        """Let the priors be trained where they are not all one, and return the gate; to be called
-        once they are set.
+    def train_unequal_priors(self) -> "ContextGate":
+        """Train the priors if they are not all one, freeze them otherwise; return the gate.
+
+        Called whenever priors have been set.
         """
         self.equal_priors = not bool((self.prior != 1).any())
         self.prior.requires_grad_(not self.equal_priors)
         return self
 
     def _weights(self, scores: Float[Tensor, "*batch S"]) -> Float[Tensor, "*batch E"]:
-        # Forward, a prior below zero counts as zero; backward, it still gets its gradient and can
-        # come back.
-        prior_S = (
-            None
-            if self.equal_priors
-            else self.prior + (self.prior.clamp(min=0) - self.prior).detach()
-        )
+        """Return the experts' weights for the scores of all slots."""
+        if self.equal_priors:
+            prior_S = None
+        else:
+            # Forward, a prior below zero counts as zero; backward, it still gets its gradient and
+            # can come back.
+            prior_S = self.prior + (self.prior.clamp(min=0) - self.prior).detach()
         if self.config.activation == "sigmoid":
-            return (
-                scores.sigmoid() if prior_S is None else prior_S * scores.sigmoid()
-            )  # each in (0, prior)
-        weights = (
-            scores.softmax(-1) if prior_S is None else softmax_with_prior(scores, prior_S)
-        )  # rows sum to 1
-        if self.config.activation != "softmax":
-            weights = keep_largest(
-                weights, self.config.k if self.config.activation == "top-k" else 1
+            weights = scores.sigmoid()
+            return weights if prior_S is None else prior_S * weights  # each in (0, prior)
+        weights = scores.softmax(-1) if prior_S is None else softmax_with_prior(scores, prior_S)
+        if self.config.sparse:
+            kept = self.config.k if self.config.activation == "top-k" else 1
+            weights = keep_largest(weights, kept)
+        return weights[..., : self.experts]  # rows sum to 1, less the share of a base slot
+
+
+def state_of(gates: Mapping[str, ContextGate]) -> dict[str, Tensor]:
+    """Return the parameters of gates, by reader and parameter name."""
+    state: dict[str, Tensor] = {}
+    for reader, gate in gates.items():
+        state |= {f"{reader}.{key}": tensor for key, tensor in gate.state_dict().items()}
+    return state
+
+
+@torch.no_grad()
+def load_state(gates: Mapping[str, ContextGate], state: Mapping[str, Tensor]) -> None:
+    """Set the parameters of gates; raises MixtureError unless `state` holds exactly those."""
+    own = state_of(gates)
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unknown:
+        raise MixtureError(
+            f"the gates do not fit: {len(missing)} parameters missing {missing[:2]}, "
+            f"{len(unknown)} unknown {unknown[:2]}"
+        )
+    for key, tensor in own.items():
+        if tensor.shape != state[key].shape:
+            raise MixtureError(
+                f"gate parameter '{key}' has shape {list(state[key].shape)}, "
+                f"expected {list(tensor.shape)}"
             )
-        return weights[..., : self.experts]
-
-
-def read(
-    config: GateConfig,
-    hidden_BTD: Float[Tensor, "B T D"],
-    mask_BT: Bool[Tensor, "B T"],
-    state_BF: Float[Tensor, "B F"] | None = None,
-) -> tuple[Float[Tensor, "B _ D"], Float[Tensor, "B F"] | None]:
-    """Return what a gate sees of a layer's input, and the state with which a running mean goes on.
-
-    A `prompt` gate sees one token for the whole row: the mean over the tokens where `mask_BT` is
-    true.
-    """
-    with _in_float32(hidden_BTD):
-        match config.context:
-            case "prompt":
-                return _unit_scale(masked_mean(hidden_BTD, mask_BT)), None
-            case "running":
-                mean_BTD, state_BF = running_mean(hidden_BTD, mask_BT, state_BF)
-                return _unit_scale(mean_BTD), state_BF
-            case "token":
-                return _unit_scale(hidden_BTD.float()), None
-            case "reference":
-                return hidden_BTD.float(), None
+        tensor.copy_(state[key])
+    for gate in gates.values():
+        gate.train_unequal_priors()
 
 
 def softmax_with_prior(
     scores: Float[Tensor, "*batch S"], prior_S: Float[Tensor, " S"]
 ) -> Float[Tensor, "*batch S"]:
-    """Return w_s = prior_s exp(score_s) / Σ prior exp(score); at least one prior must be above
-    zero.
-    """
+    """Return w_s = prior_s exp(score_s) / Σ prior exp(score); one prior must be above 0."""
     largest = scores.detach().masked_fill(prior_S <= 0, -torch.inf).amax(-1, keepdim=True)
-    shares = (
-        prior_S * (scores - largest).clamp(max=60).exp()
-    )  # a slot of prior 0 may score above all others
+    # A slot of prior 0 may score above all others, so its exponent is bounded.
+    shares = prior_S * (scores - largest).clamp(max=60).exp()
     return shares / shares.sum(-1, keepdim=True)
 
 
 def keep_largest(weights: Float[Tensor, "*batch S"], k: int) -> Float[Tensor, "*batch S"]:
-    """Return the k largest weights of each row scaled to sum to 1 and zeros; gradients are those of
-    `weights`.
+    """Return the k largest weights of each row, scaled to sum to 1, and zeros.
+
+    Gradients are those of `weights` (straight-through: Bengio et al. 2013, arXiv:1308.3432).
     """
     kept = torch.zeros_like(weights).scatter(-1, weights.topk(k).indices, 1.0) * weights.detach()
     return weights + (kept / kept.sum(-1, keepdim=True) - weights).detach()
 
 
-def masked_mean(
-    values_BTD: Float[Tensor, "B T D"], mask_BT: Bool[Tensor, "B T"]
-) -> Float[Tensor, "B 1 D"]:
-    """Return the float32 mean over the tokens where `mask_BT` is true, as one token; a row without
-    any gives zeros.
-    """
-    shares_BT = mask_BT / mask_BT.sum(1, keepdim=True).clamp(min=1)
-    with _in_float32(values_BTD):
-        return torch.bmm(
-            shares_BT[:, None], values_BTD.float()
-        )  # one pass over the values, and no copy of them
-
-
-def running_mean(
-    values_BTD: Float[Tensor, "B T D"],
-    mask_BT: Bool[Tensor, "B T"],
-    state_BF: Float[Tensor, "B D+1"] | None,
-) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B D+1"]]:
-    """Return, for every token, the float32 mean of the valid tokens up to it, and the state with
-    which to go on.
-
-    The state is the sum of all valid tokens so far and, in its last column, their number.
-    """
-    mask_BT1 = mask_BT[..., None]
-    ones_BT1 = torch.ones_like(mask_BT1, dtype=torch.float32)
-    counted_BTF = (
-        torch.cat([values_BTD.float(), ones_BT1], -1).masked_fill(~mask_BT1, 0.0).cumsum(1)
-    )
-    if state_BF is not None:
-        counted_BTF = counted_BTF + state_BF[:, None]
-    return counted_BTF[..., :-1] / counted_BTF[..., -1:].clamp(min=1), counted_BTF[:, -1]
-
-
-def _settle(gate: nn.Module, incompatible_keys: object) -> None:
+def _train_unequal_priors(gate: nn.Module, incompatible_keys: object) -> None:
     assert isinstance(gate, ContextGate)
-    gate.settle()
-
-
-def _in_float32(values: Tensor) -> AbstractContextManager[object]:
-    """Keep autocast from computing with fewer bits inside the block."""
-    kind = values.device.type  # entering autocast takes longer than a gate does
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
-
-
-def _unit_scale(context_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-    """Scale each context to root mean square 1, so that one learning rate suits every layer of
-    every base.
-    """
-    return nn.functional.rms_norm(context_BTD, context_BTD.shape[-1:], eps=1e-6)
+    gate.train_unequal_priors()

@@ -1,8 +1,8 @@
-"""Which tokens the gates of a call may read, and how their decisions travel with a cache.
+"""Hooks around the stacks of a base model, which open and close the calls of a mixture.
 
-`attach` puts hooks around the stacks of a base model. They see the arguments of every call as they
-are really passed, in training, in scoring and in each step of generation, so that masks and encoder
-outputs are right by construction.
+They see the arguments of every call as they are really passed, in training, in scoring and in each
+step of generation. Masks and encoder outputs are right by construction, and decisions travel with
+the cache that the base returns.
 """
 
 import inspect
@@ -10,58 +10,53 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from loramix.config import GateConfig
 from loramix.errors import MixtureError
-from loramix.mixture.cache import carried_by, carry
-from loramix.mixture.call import Call, Memory, close_call, open_call, thread
-from loramix.mixture.gate import masked_mean
+from loramix.mixture.cache import Carried, carried_by, carry
+from loramix.mixture.call import Call, EncoderOutput, close_call, open_call
+from loramix.mixture.context import masked_mean
+from loramix.mixture.masks import (
+    CACHES,
+    Arguments,
+    cache_length,
+    cache_of,
+    last_query,
+    prompt_tokens,
+    segments,
+    token_shape,
+    valid_tokens,
+)
+from loramix.mixture.state import current
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
-Arguments = dict[str, object]
 MakeCall = Callable[[nn.Module, Arguments, GateConfig], Call]
 
 
 def attach(base: "PreTrainedModel", config: GateConfig) -> None:
-    """Open a call around every stack of `base`: encoder and decoder, or the whole of a decoder-only
-    model.
-    """
+    """Open a call around every stack: encoder and decoder, or the whole of a decoder-only model."""
     if not base.config.is_encoder_decoder:
         _surround(base, _causal_call, config)
         return
-    base.register_forward_pre_hook(_check_seq2seq, with_kwargs=True)
+    base.register_forward_pre_hook(_prepare_seq2seq, with_kwargs=True)
     _surround(base.get_encoder(), _encoder_call, config)
     _surround(base.get_decoder(), _decoder_call, config)
 
 
-def before_labels(labels: Int[Tensor, "B L"], tokens: int) -> Bool[Tensor, "B T"]:
-    """Mark what precedes the first label that counts; labels may cover the last columns of the
-    `tokens` alone.
-    """
-    missing = tokens - labels.shape[1]
-    if missing < 0:
-        raise MixtureError(f"there are {labels.shape[1]} labels for {tokens} tokens")
-    counted_BT = nn.functional.pad(labels != -100, (missing, 0))
-    return counted_BT.cumsum(1) == 0
-
-
 def _surround(stack: nn.Module, make_call: MakeCall, config: GateConfig) -> None:
-    names = [
-        name
-        for name, each in inspect.signature(stack.forward).parameters.items()
-        if each.kind != each.VAR_KEYWORD
-    ]
+    parameters = inspect.signature(stack.forward).parameters
+    names = [name for name, each in parameters.items() if each.kind != each.VAR_KEYWORD]
 
     def before(
         module: nn.Module, args: tuple[object, ...], kwargs: Arguments
     ) -> tuple[tuple[object, ...], Arguments]:
-        prompt_mask = kwargs.pop("prompt_mask", None)
-        arguments = {**dict(zip(names, args, strict=False)), **kwargs, "prompt_mask": prompt_mask}
-        if thread.here.fixed is not None:
+        prompt_mask = kwargs.pop("prompt_mask", None)  # ours: no base knows it
+        named = dict(zip(names, args, strict=False))
+        arguments = {**named, **kwargs, "prompt_mask": prompt_mask}
+        if current().fixed is not None:
             call = _fixed(module, arguments)
         elif _begins(arguments):
             call = make_call(module, arguments, config)
@@ -73,60 +68,55 @@ def _surround(stack: nn.Module, make_call: MakeCall, config: GateConfig) -> None
     def after(
         module: nn.Module, args: tuple[object, ...], kwargs: Arguments, output: object
     ) -> None:
-        call = close_call(module)
-        cache: Cache | None = getattr(output, "past_key_values", None)
-        if call is not None and cache is not None and call.fixed is None:
-            carry(
-                cache,
-                call.decided if config.context == "prompt" else {},
-                call.states,
-                call.updates or {},
-            )
+        call, cache = close_call(module), _returned_cache(output)
+        if call is None or cache is None:
+            return
+        decided = call.decided if config.context == "prompt" else {}
+        carry(cache, Carried(decided, call.states, call.updates or {}, call.fixed))
 
     stack.register_forward_pre_hook(before, with_kwargs=True)
     stack.register_forward_hook(after, with_kwargs=True, always_call=True)
 
 
+def _returned_cache(output: object) -> "Cache | None":
+    found: dict[str, object] = {name: getattr(output, name, None) for name in CACHES}
+    return cache_of(found)
+
+
 def _fixed(stack: nn.Module, arguments: Arguments) -> Call:
-    """Return a call at the weights set by hand; in generation, its steps share what is made of
-    them.
-    """
-    fixed = thread.here.fixed
+    """Return a call at the weights set by hand; in generation its steps share their updates."""
+    state = current()
+    fixed = state.fixed
     assert fixed is not None
-    if fixed.updates is None or _begins(arguments):
-        return Call(stack, None, fixed=fixed)
-    updates = fixed.updates.setdefault(len(_tokens(arguments)), {})
-    return Call(stack, None, fixed=fixed, updates=updates, folding=thread.here.folding)
+    shape, begins = token_shape(arguments), _begins(arguments)
+    if not begins:
+        carried = carried_by(cache_of(arguments))
+        if carried is None or not fixed.same_as(carried.fixed):
+            raise MixtureError(
+                "this cache was filled at other weights than those that are set by hand now; start "
+                "from an empty cache"
+            )
+    if fixed.updates is None or begins:
+        return Call(stack, shape, None, fixed=fixed)
+    updates = fixed.updates.setdefault(shape[0], {})
+    return Call(stack, shape, None, fixed=fixed, updates=updates, folding=state.folding)
 
 
 def _causal_call(stack: nn.Module, arguments: Arguments, config: GateConfig) -> Call:
-    readable_BT = _valid(arguments)
-    prompt_mask, labels, length = (
-        arguments["prompt_mask"],
-        arguments.get("labels"),
-        thread.here.prompt_length,
-    )
-    if config.context != "prompt":
-        return Call(stack, readable_BT)
-    if isinstance(prompt_mask, Tensor):
-        readable_BT = readable_BT & prompt_mask.bool()
-    elif isinstance(labels, Tensor):
-        readable_BT = readable_BT & before_labels(labels, readable_BT.shape[1])
-    elif (
-        length is not None
-    ):  # without a cache, every step of generation comes with the answer so far
-        readable_BT = readable_BT & (
-            torch.arange(readable_BT.shape[1], device=readable_BT.device) < length
-        )
-    return Call(stack, readable_BT)
+    readable_BT = valid_tokens(arguments)
+    segments_BT = segments(arguments, readable_BT, stack)
+    if config.context == "prompt":
+        readable_BT = prompt_tokens(arguments, readable_BT, segments_BT)
+    return Call(stack, token_shape(arguments), readable_BT, segments_BT)
 
 
 def _encoder_call(stack: nn.Module, arguments: Arguments, config: GateConfig) -> Call:
-    return Call(stack, _valid(arguments))
+    return Call(stack, token_shape(arguments), valid_tokens(arguments))
 
 
 def _decoder_call(stack: nn.Module, arguments: Arguments, config: GateConfig) -> Call:
-    return Call(stack, _valid(arguments), _memory(arguments))
+    shape, mask_BT = token_shape(arguments), valid_tokens(arguments)
+    return Call(stack, shape, mask_BT, encoder=_encoder_output(arguments))
 
 
 def _continued(stack: nn.Module, arguments: Arguments, config: GateConfig) -> Call:
@@ -135,55 +125,65 @@ def _continued(stack: nn.Module, arguments: Arguments, config: GateConfig) -> Ca
         raise MixtureError(
             "the reference gate reads the whole sequence, so it cannot go on from a cache"
         )
-    carried, rows = carried_by(arguments["past_key_values"]), len(_tokens(arguments))
-    if carried is None:
+    carried, shape = carried_by(cache_of(arguments)), token_shape(arguments)
+    if carried is None or carried.fixed is not None:
+        filled = "at weights set by hand" if carried else "without this mixture's gates"
         raise MixtureError(
-            "this cache was not filled by this mixture's gates; start from an empty one, uncompiled"
+            f"this cache was filled {filled}, so it does not hold what they decided; start from an "
+            "empty one, uncompiled"
         )
-    if carried.rows not in (None, rows):
+    if carried.rows not in (None, shape[0]):
         raise MixtureError(
             f"the cache holds what gates decided for {carried.rows} rows, but this call has "
-            f"{rows}; "
-            "start from an empty cache, or use one with as many rows as the call"
+            f"{shape[0]}; start from an empty cache, or use one with as many rows as the call"
         )
-    mask_BT = _valid(arguments) if config.per_token else None
+    prompt_mask = arguments["prompt_mask"]
+    if config.context == "prompt" and isinstance(prompt_mask, Tensor) and bool(prompt_mask.any()):
+        raise MixtureError(
+            "the gates have decided from the part of the prompt that is in the cache, and cannot "
+            "read more of it: what the cache holds depends on their decision. Pass the whole "
+            "prompt at once, without past_key_values"
+        )
+    mask_BT = valid_tokens(arguments) if config.per_token else None
+    encoder = _encoder_output(arguments) if config.per_token else None
     keeps = config.context == "prompt" and not torch.is_grad_enabled()
     return Call(
         stack,
+        shape,
         mask_BT,
-        _memory(arguments) if config.per_token else None,
+        encoder=encoder,
         decided=carried.decided if keeps else dict(carried.decided),
         states=dict(carried.states),
         updates=carried.updates if keeps else None,
-        folding=thread.here.folding,
+        folding=current().folding,
     )
 
 
-def _memory(arguments: Arguments) -> Memory | None:
-    hidden_BSD, mask = (
-        arguments.get("encoder_hidden_states"),
-        arguments.get("encoder_attention_mask"),
-    )
+def _encoder_output(arguments: Arguments) -> EncoderOutput | None:
+    hidden_BSD = arguments.get("encoder_hidden_states")
+    mask = arguments.get("encoder_attention_mask")
     if not isinstance(hidden_BSD, Tensor):
         return None
-    ones_BS = torch.ones(hidden_BSD.shape[:2], dtype=torch.bool, device=hidden_BSD.device)
-    mask_BS = _of_last_query(mask) if isinstance(mask, Tensor) else ones_BS
+    if isinstance(mask, Tensor):
+        mask_BS = last_query(mask)
+    else:
+        mask_BS = torch.ones(hidden_BSD.shape[:2], dtype=torch.bool, device=hidden_BSD.device)
     mean_B1D = masked_mean(hidden_BSD, mask_BS)
-    return Memory(
-        hidden_BSD, mask_BS, mean_B1D, torch.ones_like(mean_B1D[..., 0], dtype=torch.bool)
-    )
+    one_B1 = torch.ones_like(mean_B1D[..., 0], dtype=torch.bool)
+    return EncoderOutput(hidden_BSD, mask_BS, mean_B1D, one_B1)
 
 
-def _check_seq2seq(
+def _prepare_seq2seq(
     module: nn.Module, args: tuple[object, ...], kwargs: Arguments
 ) -> tuple[tuple[object, ...], Arguments]:
-    """Refuse a prompt mask, and let the decoder know which targets are padding: the reference gate
-    averages them.
+    """Refuse a prompt mask, and tell the decoder which targets are padding.
+
+    The reference gate averages them, and the decoder's inputs are made from the labels.
     """
     if "prompt_mask" in kwargs:
         raise MixtureError(
-            "the prompt of an encoder-decoder model is its encoder's input; prompt_mask does not "
-            "apply"
+            "the prompt of an encoder-decoder model is its encoder's input; "
+            "prompt_mask does not apply"
         )
     labels = kwargs.get("labels")
     if isinstance(labels, Tensor):
@@ -192,65 +192,13 @@ def _check_seq2seq(
 
 
 def _begins(arguments: Arguments) -> bool:
-    """Return whether nothing lies in a cache yet; no first pass with a static cache can be
-    compiled.
+    """Return whether nothing lies in a cache yet.
+
+    Compiled code takes a static cache as filled: its length is a tensor, whose value would be read
+    on the host at every step. So no first pass with a static cache can be compiled.
     """
-    length = _cache_length(arguments)
+    cache = cache_of(arguments)
+    if carried_by(cache) is not None:  # the caches of state-space models have no length
+        return False
+    length = cache_length(cache)
     return not (isinstance(length, Tensor) and torch.compiler.is_compiling()) and int(length) == 0
-
-
-def _cache_length(arguments: Arguments) -> int | Tensor:
-    """Return how many tokens lie in the cache: of a static one a tensor, as code would be compiled
-    for each number.
-    """
-    cache = arguments.get("past_key_values")
-    length: int | Tensor = 0 if cache is None else cache.get_seq_length()  # type: ignore[attr-defined]
-    return length
-
-
-def _tokens(arguments: Arguments) -> Tensor:
-    tokens = arguments.get("input_ids")
-    tokens = arguments.get("inputs_embeds") if tokens is None else tokens
-    if not isinstance(tokens, Tensor):
-        raise MixtureError("a mixture needs input_ids or inputs_embeds")
-    return tokens
-
-
-def _valid(arguments: Arguments) -> Bool[Tensor, "B T"]:
-    """Return which tokens of the stack's own input are real, from its attention mask; all if there
-    is none.
-    """
-    tokens, mask = _tokens(arguments), arguments.get("attention_mask")
-    rows, length, past = len(tokens), tokens.shape[1], _cache_length(arguments)
-    if isinstance(mask, dict):  # one mask for each kind of attention layer
-        mask = mask.get("full_attention", next(iter(mask.values())))
-    if mask is None:
-        return torch.ones(rows, length, dtype=torch.bool, device=tokens.device)
-    if not isinstance(mask, Tensor):
-        raise MixtureError(
-            f"a gate cannot read an attention mask of type {type(mask).__name__}; pass a (B, T) "
-            "tensor"
-        )
-    if not torch.compiler.is_compiling() and mask.shape[-1] < past + length:
-        raise MixtureError(
-            f"the attention mask covers {mask.shape[-1]} tokens, but {int(past)} lie in the cache "
-            f"and {length} are new"
-        )
-    places_T = torch.arange(length, device=mask.device) + past
-    if mask.dim() == 2:
-        return mask[:, places_T].bool()
-    queries = mask[:, 0].expand(-1, length, -1)
-    itself = queries.gather(-1, places_T[None, :, None].expand(len(queries), -1, 1))[
-        ..., 0
-    ]  # may it attend to itself?
-    return (itself if itself.dtype == torch.bool else itself >= 0).expand(rows, -1)
-
-
-def _of_last_query(mask: Tensor) -> Bool[Tensor, "B S"]:
-    """Return a (B, S) mask as booleans; of a (B, 1, Q, S) one, what its last query may attend
-    to.
-    """
-    if mask.dim() == 2:
-        return mask.bool()
-    last = mask[:, 0, -1]
-    return last if last.dtype == torch.bool else last >= 0

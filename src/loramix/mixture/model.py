@@ -1,14 +1,12 @@
-"""The mixture model: a frozen base, frozen experts, and a trainable gate beside every adapted
-layer.
-"""
+"""The mixture model: a frozen base, frozen experts, and trainable gates beside adapted layers."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,19 +15,24 @@ from torch import Tensor, nn
 from loramix.bases.loading import load_base, load_tokenizer
 from loramix.config import GateConfig, Prompting
 from loramix.errors import ExpertError, LoramixError, MixtureError, did_you_mean
-from loramix.mixture.call import Fixed, Used, checkpoint_contexts, during, recording, thread
+from loramix.mixture.call import checkpoint_contexts
 from loramix.mixture.fitting import fitted
 from loramix.mixture.folding import Folding
-from loramix.mixture.gate import ContextGate
-from loramix.mixture.generation import folds, refuse_generation
+from loramix.mixture.gate import ContextGate, load_state, state_of
+from loramix.mixture.generation import folds, prompt_of, refuse_generation
+from loramix.mixture.groups import check_readers, roles
 from loramix.mixture.hooks import attach
-from loramix.mixture.inputs import text_inputs
+from loramix.mixture.inputs import text_inputs, with_first_step
 from loramix.mixture.layer import MixtureLinear
+from loramix.mixture.layout import observe
 from loramix.mixture.linear import is_transposed
 from loramix.mixture.merging import write_merged
+from loramix.mixture.problems import loose_state_problem
+from loramix.mixture.state import current, fixing, generating, reading, recording
+from loramix.mixture.weights import FixedWeights, OpenBlocks, RoutingWeights
 from loramix.mixture.wrapping import (
     adapted_layers,
-    check_readers,
+    check_plain,
     mixture_layers,
     new_gates,
     unwrap,
@@ -41,6 +44,10 @@ from loramix.storage.experts import Expert, load_expert
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
     from transformers.modeling_outputs import ModelOutput
+
+
+# By expert, for all rows or one by one; "gates" lets them decide within a block of fixed weights.
+Weights: TypeAlias = Mapping[str, float] | Sequence[Mapping[str, float]] | Literal["gates"]
 
 
 class MixtureModel(nn.Module):
@@ -63,13 +70,26 @@ class MixtureModel(nn.Module):
         super().__init__()
         if not experts:
             raise ExpertError("a mixture needs at least one expert")
+        check_plain(base)
         experts = [fitted(expert, base) for expert in experts]
+        self._calls = observe(base)
+        if problem := loose_state_problem(gate, self._calls.states if self._calls else ()):
+            raise MixtureError(problem)
         self.base, self.experts, self.gate_config = base, tuple(experts), gate
         self.base_name, self.revision = base_name, revision
         self.prompting = prompting or Prompting()
-        self._folding = Folding()
+        self._folding, self._blocks = Folding(), OpenBlocks()
+        planned = roles(base, adapted_layers(experts), gate.scope, self._calls)
+        gates = new_gates(base, planned, gate, len(experts))
+        trainable = [parameter for parameter in base.parameters() if parameter.requires_grad]
         base.requires_grad_(False)
-        wrap(base, experts, gate, new_gates(base, adapted_layers(experts), gate, len(experts)))
+        try:
+            wrap(base, planned, experts, gates, self._calls)
+        except LoramixError:  # leave the caller's base as it was
+            unwrap(base)
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+            raise
         attach(base, gate)
 
     @classmethod
@@ -157,8 +177,7 @@ class MixtureModel(nn.Module):
             return format.push(folder, repository, private=private, token=token)
 
     def add_expert(self, name: str, source: str | Path, *, lossy: Sequence[str] = ()) -> None:
-        """Add a PEFT adapter as the last expert; every answer stays as it was until the gates are
-        trained again.
+        """Add a PEFT adapter as the last expert; answers stay as they were until gates are trained.
 
         The gates are new objects afterwards, so an optimizer that was made before does not train
         them.
@@ -179,25 +198,23 @@ class MixtureModel(nn.Module):
         self._rearrange([self.experts[other] for other in order], order)
 
     def _rearrange(self, experts: Sequence[Expert], order: Sequence[int | None]) -> None:
-        """Exchange the experts; the gates know expert i as the one that was order[i]. On an error
-        nothing changes.
+        """Exchange the experts; on an error nothing changes.
+
+        order: expert i of the new ones is known to the gates as their expert order[i], or not yet.
         """
         old, config = self.gates, self.gate_config
+        before = roles(self.base, adapted_layers(self.experts), config.scope, self._calls)
         unwrap(self.base)
         try:
             experts = [fitted(expert, self.base) for expert in experts]
-            layers = adapted_layers(experts)
-            check_readers(self.base, adapted_layers(self.experts), layers, config.scope)
-            gates = {**new_gates(self.base, layers, config, len(self.experts)), **old}
-            wrap(
-                self.base,
-                experts,
-                config,
-                {name: gate.rearranged(order) for name, gate in gates.items()},
-            )
+            after = roles(self.base, adapted_layers(experts), config.scope, self._calls)
+            check_readers(before.values(), after.values())
+            gates = {**new_gates(self.base, after, config, len(self.experts)), **old}
+            gates = {reader: gate.rearranged(order) for reader, gate in gates.items()}
+            wrap(self.base, after, experts, gates, self._calls)
         except LoramixError:
             unwrap(self.base)
-            wrap(self.base, self.experts, config, old)
+            wrap(self.base, before, self.experts, old, self._calls)
             raise
         self.experts = tuple(experts)
 
@@ -269,9 +286,7 @@ class MixtureModel(nn.Module):
 
     @property
     def gates(self) -> dict[str, ContextGate]:
-        """The gates by the layer that each reads from: every adapted layer, or the first of those
-        that share one.
-        """
+        """The gates by reader: every adapted layer, or the first called of those that share one."""
         return {name: layer.gate for name, layer in self.layers.items() if layer.gate is not None}
 
     @property
@@ -302,33 +317,11 @@ class MixtureModel(nn.Module):
 
     def gate_state(self) -> dict[str, Tensor]:
         """Return the gates' parameters, by layer and parameter name."""
-        return {
-            f"{name}.{key}": tensor
-            for name, gate in self.gates.items()
-            for key, tensor in gate.state_dict().items()
-        }
+        return state_of(self.gates)
 
-    @torch.no_grad()
     def load_gate_state(self, state: Mapping[str, Tensor]) -> None:
-        """Set the gates' parameters; raises MixtureError unless `state` holds exactly those of this
-        mixture.
-        """
-        own = self.gate_state()
-        missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        if missing or unknown:
-            raise MixtureError(
-                f"the gates do not fit: {len(missing)} parameters missing {missing[:2]}, "
-                f"{len(unknown)} unknown {unknown[:2]}"
-            )
-        for key, tensor in own.items():
-            if tensor.shape != state[key].shape:
-                raise MixtureError(
-                    f"gate parameter '{key}' has shape {list(state[key].shape)}, expected "
-                    f"{list(tensor.shape)}"
-                )
-            tensor.copy_(state[key])
-        for gate in self.gates.values():
-            gate.settle()
+        """Set the gates' parameters; raises MixtureError unless `state` holds exactly those."""
+        load_state(self.gates, state)
 
     def forward(
         self,
@@ -336,6 +329,8 @@ class MixtureModel(nn.Module):
         attention_mask: Tensor | None = None,
         labels: Int[Tensor, "B L"] | None = None,
         prompt_mask: Bool[Tensor, "B T"] | None = None,
+        *,
+        weights: Weights | None = None,
         **base_inputs: object,
     ) -> "ModelOutput":
         """Return the base model's output, mixed.
@@ -343,121 +338,152 @@ class MixtureModel(nn.Module):
         In a decoder-only model the gates read the prompt: `prompt_mask` if given, else what
         precedes the first label that is not -100 (`labels` may cover the last L columns alone),
         else every token. Further inputs go to the base.
+
+        weights: replace the gates' decisions, as `fixed` does, but in whichever thread this runs.
         """
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "labels": labels,
+            "prompt_mask": prompt_mask,
             **base_inputs,
         }
         given = {key: value for key, value in inputs.items() if value is not None}
-        if prompt_mask is not None:
-            given["prompt_mask"] = prompt_mask
-        output: ModelOutput = self.base(**given)
+        with self._weighed(weights):
+            output: ModelOutput = self.base(**given)
         return output
 
     @torch.no_grad()
-    def generate(self, *, fold: bool | None = None, **inputs: object) -> "Tensor | ModelOutput":
-        """Return token ids or, with `return_dict_in_generate`, an output: what the base model's
-        `generate` returns.
+    def generate(
+        self,
+        *args: object,
+        fold: bool | None = None,
+        weights: Weights | None = None,
+        **inputs: object,
+    ) -> "Tensor | ModelOutput":
+        """Return what the base model's `generate` returns: token ids, or an output with more.
 
         fold: whether to add the experts, at the weights of the prompt, to copies of the adapted
             layers' weights, so that generated tokens cost what they cost the base. It takes one
             prompt (or fixed weights, the same for all rows), and the memory of these layers once
             more, which is kept for the next time, until `train()`. None: where it can be done and
             the answer may be long enough to pay for it.
+        weights: replace the gates' decisions, as `fixed` does, but in whichever thread this runs.
         """
-        if thread.here.fixed is None:
-            refuse_generation(self.gate_config, inputs)
-        prompt = next(
-            (inputs[key] for key in ("input_ids", "inputs", "inputs_embeds") if key in inputs), None
-        )
-        with during(
-            prompt_length=prompt.shape[1] if isinstance(prompt, Tensor) else None,
-            fixed=thread.here.fixed and replace(thread.here.fixed, updates={}),
-            folding=self._folding if folds(self, inputs, prompt, fold) else None,
-        ):
-            tokens: Tensor | ModelOutput = self.base.generate(**inputs)
+        if args:
+            inputs = {"inputs": args[0], **inputs}
+        with self._weighed(weights):
+            fixed = current().fixed
+            if fixed is None:
+                refuse_generation(self.gate_config, inputs)
+            prompt = prompt_of(inputs)
+            folding = self._folding if folds(self.gate_config, self.base, inputs, fold) else None
+            steps = None if fixed is None else replace(fixed, updates={})
+            width = None if prompt is None else prompt.shape[1]
+            with generating(width, folding), fixing(steps):
+                tokens: Tensor | ModelOutput = self.base.generate(**inputs)
         return tokens
 
     def train(self, mode: bool = True) -> "MixtureModel":
-        """Set the mode of every module; to train also gives back the memory that folding has
-        kept.
-        """
+        """Set the mode of every module; to train also gives back the memory kept for folding."""
         if mode:
             self._folding.clear()
         return super().train(mode)
 
     @torch.no_grad()
     def weights(self, **inputs: object) -> dict[str, Float[Tensor, "B *tokens E"]]:
-        """Return the weights that every adapted layer gives the experts for these inputs, in model
-        order.
+        """Return the weights that every adapted layer gives the experts for these inputs.
 
-        Their shape is (B, E), or (B, T, E) where the gates decide for every token; the keys and
-        values of cross-attention have the encoder's tokens. An encoder-decoder model runs its first
-        decoder step if no `decoder_input_ids` are given.
+        In model order, of shape (B, E), or (B, T, E) where the gates decide for every token; the
+        keys and values of cross-attention have the encoder's tokens. An encoder-decoder model runs
+        its first decoder step if no `decoder_input_ids` are given.
         """
-        per_token = self.gate_config.per_token and thread.here.fixed is None
-        return {
-            name: each.weights if per_token else each.weights[:, 0]
-            for name, each in self._used(inputs).items()
-        }
+        used = self._used(inputs)
+        if self.gate_config.per_token and current().fixed is None:
+            return {name: each.weights_BTE for name, each in used.items()}
+        return {name: each.weights_BTE[:, 0] for name, each in used.items()}
 
     @torch.no_grad()
     def mean_weights(self, **inputs: object) -> dict[str, Float[Tensor, "B E"]]:
-        """Return `weights`, averaged over each row's real tokens where the gates decide for every
-        token.
-        """
+        """Return `weights`, averaged over each row's real tokens where there are some for each."""
         return {name: each.row_mean for name, each in self._used(inputs).items()}
 
-    def _used(self, inputs: dict[str, object]) -> dict[str, Used]:
-        if (
-            self.base.config.is_encoder_decoder
-            and not {"decoder_input_ids", "labels"} & inputs.keys()
-        ):
-            prompts = inputs["input_ids"] if "input_ids" in inputs else inputs.get("inputs_embeds")
-            if not isinstance(prompts, Tensor):
-                raise MixtureError(
-                    "weights need input_ids or inputs_embeds; encoder_outputs need "
-                    "decoder_input_ids too"
-                )
-            start = self.base.config.decoder_start_token_id
-            inputs["decoder_input_ids"] = torch.full(
-                (len(prompts), 1), start, device=prompts.device
-            )
+    def _used(self, inputs: Mapping[str, object]) -> dict[str, RoutingWeights]:
+        inputs = {**inputs, "use_cache": False}
+        if self.config.is_encoder_decoder:
+            inputs = with_first_step(inputs, start=self.config.decoder_start_token_id)
         with recording() as record:
-            self(**inputs, use_cache=False)
-        return {
-            name: record[name] for name in self.layers if name in record
-        }  # no encoder runs with encoder_outputs
+            self(**inputs)
+        # With `encoder_outputs` no encoder runs, and its layers have no weights.
+        return {name: record[name] for name in self.layers if name in record}
 
     @contextmanager
     def fixed(self, weights: Mapping[str, float] | Sequence[Mapping[str, float]]) -> Iterator[None]:
-        """Replace all gates' decisions by these weights inside the block; unnamed experts get 0,
-        `{}` is the base.
+        """Replace all gates' decisions by these weights inside the block, in this thread.
 
-        A list gives every row of the batch its own weights. Raises MixtureError for an unknown
-        expert and, when the model is called, for another number of rows.
+        Unnamed experts get 0; `{}` is the base. A list gives every row of the batch its own
+        weights. For a call that runs in another thread, pass it `weights=`.
+
+        Raises MixtureError for an unknown expert and, when the model is called, for another number
+        of rows.
         """
-        rows = [weights] if isinstance(weights, Mapping) else list(weights)
-        with during(fixed=Fixed(torch.tensor([self._row(each) for each in rows]))):
+        with self._block(self._fixed_weights(weights)):
             yield
 
     @contextmanager
     def fixed_layers(self, weights: Mapping[str, Float[Tensor, "B E"]]) -> Iterator[None]:
-        """Replace all gates' decisions inside the block by one of its own for every layer and row
-        of the batch.
+        """Replace all gates' decisions inside the block, for every layer and row on its own.
 
-        weights: of every layer, as `mean_weights` returns them: so the decisions on one input can
-            be held for another.
+        weights: of every layer, as `mean_weights` returns them, so that the decisions on one input
+        can be held for another.
         """
         missing = sorted(self.layers.keys() - weights.keys())
         if missing:
             raise MixtureError(
                 f"fixed weights for {len(missing)} layers are missing, such as '{missing[0]}'"
             )
-        with during(fixed=Fixed(dict(weights))):
+        with self._block(FixedWeights(dict(weights))):
             yield
+
+    def reading(
+        self, prompt_lengths: int | Sequence[int] | Int[Tensor, " B"]
+    ) -> AbstractContextManager[None]:
+        """Let the gates of a decoder-only model read the first tokens of every row as its prompt.
+
+        For code that scores a prompt and its continuation in one call and passes no labels, such as
+        evaluation harnesses: inside the block the gates do not read the continuation.
+
+        prompt_lengths: the number of each row's prompt tokens, padding not counted; one for all
+            rows, or one for each.
+        """
+        lengths_B = torch.as_tensor(prompt_lengths).reshape(-1)
+        return reading(lengths_B)
+
+    @contextmanager
+    def _block(self, weights: FixedWeights) -> Iterator[None]:
+        block = self._blocks.open()
+        try:
+            with fixing(weights):
+                yield
+        finally:
+            self._blocks.close(block)
+
+    def _weighed(self, weights: Weights | None) -> AbstractContextManager[None]:
+        """Fix the weights of one call, or make sure that those of a block reach it."""
+        if weights == "gates":
+            return fixing(None)
+        if weights is not None:
+            assert not isinstance(weights, str)
+            return fixing(self._fixed_weights(weights))
+        if current().fixed is None:
+            self._blocks.check()
+        return nullcontext()
+
+    def _fixed_weights(
+        self, weights: Mapping[str, float] | Sequence[Mapping[str, float]]
+    ) -> FixedWeights:
+        rows = [weights] if isinstance(weights, Mapping) else list(weights)
+        return FixedWeights(torch.tensor([self._row(each) for each in rows]))
 
     def _row(self, weights: Mapping[str, float]) -> list[float]:
         for name in weights:

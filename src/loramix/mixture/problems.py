@@ -1,6 +1,6 @@
 """Gate settings that cannot work, said once: for recipes before any work, and for mixtures."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from loramix.config import GateConfig
@@ -37,3 +37,14 @@ def gate_problems(
             "the encoder's output, on which no adapter acts; use init 'prototype' (from_examples), "
             "or context 'token'",
         )
+
+
+def loose_state_problem(config: GateConfig, states: Sequence[str]) -> str | None:
+    """Return why these gates cannot follow a base that carries `states` beside a cache."""
+    if not states or config.context == "token":
+        return None
+    return (
+        f"this base carries {', '.join(states)} from step to step in no cache of transformers, so "
+        f"what '{config.context}' gates have decided cannot go with it, and the model that "
+        "generates would not be the one that is trained; use GateConfig(context='token')"
+    )

@@ -22,10 +22,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loramix.errors import MixtureError, did_you_mean
-from loramix.mixture.gate import ContextGate, masked_mean
+from loramix.mixture.context import masked_mean
+from loramix.mixture.gate import ContextGate
+from loramix.mixture.groups import in_decoder
 from loramix.mixture.model import MixtureModel
 from loramix.mixture.problems import Init, gate_problems
-from loramix.mixture.wrapping import in_decoder
 from loramix.storage.experts import LowRank
 
 Examples = Sequence[str | Mapping[str, Tensor]]
@@ -185,7 +186,7 @@ def _reset(gate: ContextGate) -> None:
     if gate.score.bias is not None:
         gate.score.bias.zero_()
     gate.prior.fill_(1.0)
-    gate.settle()
+    gate.train_unequal_priors()
 
 
 def _direction(update: LowRank | None, width: int) -> Float[Tensor, " D"]:

@@ -58,7 +58,9 @@ def gradients(
 ) -> list[torch.Tensor]:
     """Return the gradients of the gates after a backward pass of `model`, which runs `mixture`."""
     mixture.zero_grad()
-    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    prompt = 0 if mixture.config.is_encoder_decoder else 2
+    labels = ids.where(torch.arange(ids.shape[1]) >= prompt, -100)
+    model(input_ids=ids, labels=labels, use_cache=False).loss.backward()
     return [each.grad.clone() for each in mixture.parameters() if each.requires_grad]
 
 

@@ -22,8 +22,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from loramix import MixtureModel
 from loramix.errors import MixtureError
 from loramix.mixture.folding import Folding
-from loramix.mixture.generation import WORTH
-from loramix.mixture.wrapping import reading_together
+from loramix.mixture.generation import FOLD_FROM
+from loramix.mixture.update import add_product
 
 FOLDING = [
     Case(shape, "prompt", act, mixing)
@@ -48,6 +48,11 @@ def generated(
     )
     scores = torch.stack(found.scores)
     return scores[scores > -torch.inf]
+
+
+def after_prompt(ids: torch.Tensor) -> torch.Tensor:
+    """Return labels of all tokens but the first two, which are the prompt."""
+    return ids.where(torch.arange(ids.shape[1]) >= 2, -100)
 
 
 def frozen(mixture: MixtureModel) -> dict[str, torch.Tensor]:
@@ -80,19 +85,27 @@ def test_folding_is_done_where_it_can_be_and_pays(experts: Experts) -> None:
     mixture, made = Case("llama", "prompt").build(experts), []
     fold = mixture._folding.fold
     mixture._folding.fold = lambda *args: made.append(args) or fold(*args)
-    for rows, new, folds in ((1, WORTH, True), (1, WORTH - 1, False), (2, WORTH, False)):
+    for rows, new, folds in (
+        (1, FOLD_FROM, True),
+        (1, FOLD_FROM - 1, False),
+        (2, FOLD_FROM, False),
+    ):
         mixture.generate(
             input_ids=tokens(rows, 4), max_new_tokens=new, min_new_tokens=3, do_sample=False
         )
         assert bool(made) == folds
         made.clear()
     mixture.generate(
-        input_ids=tokens(1, 4), max_length=4 + WORTH, min_new_tokens=3, do_sample=False
+        input_ids=tokens(1, 4), max_length=4 + FOLD_FROM, min_new_tokens=3, do_sample=False
     )
     assert len(made) == len(mixture.layers)
     made.clear()
     mixture.generate(
-        input_ids=tokens(1, 4), max_new_tokens=WORTH, min_new_tokens=3, do_sample=False, fold=False
+        input_ids=tokens(1, 4),
+        max_new_tokens=FOLD_FROM,
+        min_new_tokens=3,
+        do_sample=False,
+        fold=False,
     )
     assert not made
 
@@ -245,14 +258,16 @@ def test_layers_that_read_one_input_share_a_down_projection(experts: Experts) ->
     shared = {}
     for shape in SHAPES:
         mixture = Case(shape, "prompt").build(experts)
-        groups = reading_together(tiny_model(shape), list(mixture.layers))
-        shared[shape] = [sorted(name.rpartition(".")[2] for name in group) for group in groups]
+        products: dict[int, list[str]] = {}
+        for name, layer in mixture.layers.items():
+            products.setdefault(id(layer.shared_a), []).append(name.rpartition(".")[2])
+        shared[shape] = [sorted(names) for names in products.values()]
         kept = [
-            layer.downs.down_RD.shape[0]
+            layer.stacked.down_RD.shape[0]
             for layer in mixture.layers.values()
-            if layer.downs is not None
+            if layer.stacked is not None
         ]
-        assert kept == [12 * len(group) for group in groups]  # three experts of rank 4
+        assert kept == [12 * len(names) for names in shared[shape]]  # three experts of rank 4
     assert shared["llama"] == [["k_proj", "q_proj", "v_proj"], ["o_proj"]] * 2
     assert shared["gpt2"] == [["c_attn"], ["c_proj"], ["c_proj"]] * 2
     assert (
@@ -296,7 +311,7 @@ def test_gradient_checkpointing_keeps_no_input_of_a_layer(context: str, experts:
         layer.self_attn.o_proj.register_forward_pre_hook(
             lambda module, args: inputs.append(weakref.ref(args[0]))
         )
-    output = mixture(input_ids=tokens(2, 5), labels=tokens(2, 5))
+    output = mixture(input_ids=tokens(2, 5), labels=after_prompt(tokens(2, 5)))
     assert len(inputs) == 2
     assert [kept() for kept in inputs] == [None, None]
     output.loss.backward()
@@ -306,7 +321,7 @@ def test_gradient_checkpointing_keeps_no_input_of_a_layer(context: str, experts:
 def test_a_shared_down_projection_is_dropped_once_all_have_read_it(experts: Experts) -> None:
     mixture = Case("llama", "prompt").build(experts)
     attention, made = mixture.base.model.layers[1].self_attn, []
-    attention.q_proj.downs.register_forward_hook(
+    attention.q_proj.stacked.register_forward_hook(
         lambda module, args, parts: made.append(list(map(weakref.ref, parts)))
     )
     attention.o_proj.register_forward_pre_hook(
@@ -325,7 +340,7 @@ def test_nothing_below_the_lowest_gate_has_a_graph(make_expert: Callable[..., Pa
     found = []
     for layer in mixture.base.model.layers:
         layer.register_forward_hook(lambda module, args, output: found.append(output.requires_grad))
-    mixture(input_ids=tokens(2, 5), labels=tokens(2, 5)).loss.backward()
+    mixture(input_ids=tokens(2, 5), labels=after_prompt(tokens(2, 5))).loss.backward()
     assert found == [False, True]
 
 
@@ -365,7 +380,7 @@ def test_folding_in_bf16_is_about_as_exact(shape: str, experts: Experts) -> None
     )
     errors = []
     for layer in mixture.layers.values():
-        update = replace(layer.gathered(weights_B1E, sparse=False), down_RD=layer.down)
+        update = replace(layer.weighted(weights_B1E, sparse=False), down_RD=layer.down)
         folded = Folding().fold(layer.base, update)
         x_BTD = torch.randn(
             1, 64, layer.down.shape[1], generator=torch.Generator().manual_seed(0)
@@ -378,7 +393,9 @@ def test_folding_in_bf16_is_about_as_exact(shape: str, experts: Experts) -> None
         exact = x_BTD.double() @ (weight_OD.double() + up_OR @ down_RD).T + (
             0 if layer.bias is None else layer.bias
         )
-        plain = update.add(layer.base(x_BTD), torch.nn.functional.linear(x_BTD, update.down_RD))
+        low_BTR = update.weigh(torch.nn.functional.linear(x_BTD, update.down_RD))
+        with torch.no_grad():
+            plain = add_product(layer.base(x_BTD), low_BTR, update.up_OR)
         at_once = torch.nn.functional.linear(x_BTD, folded.weight_OD, folded.bias_O)
         errors.append(
             [(found.double() - exact).square().mean().sqrt() for found in (plain, at_once)]

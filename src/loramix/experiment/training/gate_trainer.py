@@ -14,8 +14,9 @@ from loramix.experiment.recipe import GateSpec
 from loramix.experiment.run import ROUTING_STEP_COLUMNS, ROUTING_STEPS
 from loramix.experiment.training.gate_losses import imbalance, label_loss
 from loramix.experiment.training.trainer import MixingTrainer
-from loramix.mixture.call import Used, recording
 from loramix.mixture.routing_measures import entropy
+from loramix.mixture.state import recording
+from loramix.mixture.weights import RoutingWeights
 from loramix.storage.files import write_csv
 
 AUXILIARY_LOSSES = "auxiliary.csv"
@@ -91,7 +92,7 @@ class GateTrainer(MixingTrainer):
         write_csv(folder / AUXILIARY_LOSSES, ("step", "epoch", *AUXILIARY), losses)
         write_csv(folder / ROUTING_STEPS, ROUTING_STEP_COLUMNS, weights)
 
-    def _auxiliary(self, used: Mapping[str, Used], task: int) -> dict[str, Tensor]:
+    def _auxiliary(self, used: Mapping[str, RoutingWeights], task: int) -> dict[str, Tensor]:
         """Return every auxiliary loss, the mean over layers."""
         weights_LBE = torch.stack([each.row_mean for each in used.values()])
         means_LE = weights_LBE.mean(1)

@@ -1,0 +1,117 @@
+"""Routing weights: those that a layer used, and those that are set by hand."""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from loramix.errors import MixtureError
+from loramix.mixture.context import masked_mean
+from loramix.mixture.update import Update
+
+
+class RoutingWeights(NamedTuple):
+    """The weights of the experts in one layer: for each row, or for each token of it.
+
+    mask_BT: the real tokens, where there are weights for each.
+    """
+
+    weights_BTE: Float[Tensor, "B _ E"]
+    mask_BT: Bool[Tensor, "B T"] | None
+
+    @property
+    def row_mean(self) -> Float[Tensor, "B E"]:
+        """The mean over each row's real tokens."""
+        if self.mask_BT is None or self.weights_BTE.shape[1] == 1:
+            return self.weights_BTE.mean(1)
+        return masked_mean(self.weights_BTE, self.mask_BT)[:, 0]
+
+
+@dataclass(frozen=True)
+class FixedWeights:
+    """Weights set by hand: of all layers, or by layer; one row for all sequences, or one for each.
+
+    updates: in generation, the layers' updates at these weights, by the number of rows; a row of
+        weights then stands for all beams of its sequence. None elsewhere.
+    """
+
+    weights: Float[Tensor, "B E"] | Mapping[str, Float[Tensor, "B E"]]
+    updates: dict[int, dict[str, Update]] | None = field(default=None, compare=False)
+
+    @property
+    def rows(self) -> int:
+        """The number of sequences that have weights of their own."""
+        by_layer = self.weights
+        return len(by_layer if isinstance(by_layer, Tensor) else next(iter(by_layer.values())))
+
+    def of(self, layer: str, rows: int) -> Float[Tensor, "B 1 E"]:
+        """Return a layer's weights for `rows` sequences.
+
+        Raises MixtureError if there are weights for more or fewer.
+        """
+        weights_BE = self.weights if isinstance(self.weights, Tensor) else self.weights[layer]
+        own = len(weights_BE)
+        beams = self.updates is not None and rows % own == 0
+        if own not in (1, rows) and not beams:
+            raise MixtureError(
+                f"there are fixed weights for {own} rows, but the call has {rows}; "
+                "give one dict per row"
+            )
+        return weights_BE.repeat_interleave(rows // own, 0)[:, None]
+
+    def same_as(self, other: "FixedWeights | None") -> bool:
+        """Return whether a cache that was filled at the weights `other` can go on at these."""
+        if other is None:
+            return False
+        if other.weights is self.weights:
+            return True
+        if isinstance(self.weights, Tensor) and isinstance(other.weights, Tensor):
+            return torch.equal(self.weights, other.weights)
+        return False
+
+
+class OpenBlocks:
+    """The blocks of one mixture in which weights are fixed, and the threads that they cannot reach.
+
+    A block holds in its own thread. A thread that is started inside it, as streaming servers start
+    one for every generation, would fall back to the gates without a word.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._older: dict[object, frozenset[int]] = {}  # block -> threads that began before it
+
+    def open(self) -> object:
+        """Note that a block begins; returns what `close` takes."""
+        block = object()
+        older = frozenset(thread.ident or 0 for thread in threading.enumerate())
+        with self._lock:
+            self._older[block] = older
+        return block
+
+    def close(self, block: object) -> None:
+        """Note that a block ends."""
+        with self._lock:
+            del self._older[block]
+
+    def check(self) -> None:
+        """Raise MixtureError if this thread was started while a block of another one was open."""
+        if not self._older:
+            return
+        own = threading.get_ident()
+        with self._lock:
+            reached = all(own in older for older in self._older.values())
+        if not reached:
+            raise MixtureError(
+                "this thread was started while another was inside mixture.fixed(…), which holds "
+                "in its own thread alone; pass the weights to the call, which holds in any "
+                "thread: mixture.generate(…, weights={…}) or mixture(…, weights={…}); "
+                "weights='gates' lets the gates decide"
+            )
+
+    def __reduce__(self) -> tuple[type["OpenBlocks"], tuple[()]]:
+        return OpenBlocks, ()  # a copied mixture has no open blocks
