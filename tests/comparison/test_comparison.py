@@ -4,6 +4,7 @@ refused.
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -39,6 +40,7 @@ SETTINGS = [
     *("comparison.test_samples=4", "comparison.side_samples=3", "comparison.uncached_samples=2"),
     *("comparison.search_samples=2", "comparison.search_steps=6", "comparison.replicates=100"),
     *("comparison.seeds=[0, 1]", "gate.bare=0.5"),
+    *("tasks.haiku.max_new_tokens=8", "tasks.title.max_new_tokens=8"),
 ]
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
@@ -215,18 +217,19 @@ def test_the_report_shows_every_model_and_the_verdict(folder: Path) -> None:
 
 
 def test_a_second_comparison_does_nothing_and_other_questions_need_no_training(
-    recipe: Recipe, root: Path, folder: Path
+    recipe: Recipe, root: Path, folder: Path, tmp_path: Path
 ) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy)
+
     def stamps() -> dict[str, int]:
-        return {path.stem: path.stat().st_mtime_ns for path in (root / ".stages").glob("*.json")}
+        return {path.stem: path.stat().st_mtime_ns for path in (copy / ".stages").glob("*.json")}
 
     before = stamps()
-    compare(recipe, root)
+    compare(recipe, copy)
     assert stamps() == before
-    fewer = recipe.model_copy(
-        update={"comparison": recipe.comparison.model_copy(update={"replicates": 101})}
-    )
-    compare(fewer, root)
+    more = recipe.comparison.model_copy(update={"replicates": 101})
+    compare(recipe.model_copy(update={"comparison": more}), copy)
     after = stamps()
     assert {key for key in after if after[key] != before[key]} == {
         "compare-small-results",
@@ -252,6 +255,7 @@ def test_another_comparison_in_the_same_folder_uses_the_same_experts(
     chosen = [
         "comparison.models=[base, experts, oracle, mixtures]",
         "comparison.mixtures={wide: {hidden: 16}}",
+        "comparison.seeds=[0]",
     ]
     other = load_recipe("tiny", [*SETTINGS, "name=other", "comparison.test_sets=[named]", *chosen])
     second = compare(other, root)

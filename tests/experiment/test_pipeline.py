@@ -19,7 +19,10 @@ from loramix.data.samples import read_manifest
 from loramix.experiment import runner
 from loramix.experiment.reading import load_recipe
 
-SMALL = ["samples=60", "generation.test_samples=3", "finetune.epochs=1", "gate.init=zero"]
+SMALL = [
+    *("samples=60", "generation.test_samples=3", "finetune.epochs=1", "gate.init=zero"),
+    *("tasks.haiku.max_new_tokens=8", "tasks.title.max_new_tokens=8"),
+]
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
 )
