@@ -1,6 +1,5 @@
 """An expert on its base: one expert alone is what PEFT serves for that adapter, or is refused."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -231,9 +230,11 @@ def test_a_parameter_that_is_a_linear_layers_weight_is_mixed(tmp_path: Path) -> 
 def test_what_is_no_linear_layer_is_named(make_expert: MakeExpert) -> None:
     folder = make_expert("llama", "one", seed=1)
     base = tiny_model("llama")
-    base.model.layers[0].self_attn.q_proj = torch.nn.Identity()
-    with pytest.raises(ExpertError, match=r"q_proj', a Identity, which is no linear layer"):
-        alone(base, folder)
+    for module in (torch.nn.Identity(), torch.nn.MultiheadAttention(32, 4)):
+        base.model.layers[0].self_attn.q_proj = module
+        kind = type(module).__name__
+        with pytest.raises(ExpertError, match=rf"q_proj', a {kind}, which is no linear layer"):
+            alone(base, folder)
 
 
 # Whole matrices of a vocabulary
@@ -290,4 +291,3 @@ def test_a_whole_weight_of_another_layer_is_no_vocabulary(make_expert: MakeExper
     change(folder, lambda state: {**state, key: torch.ones(32)})
     with pytest.raises(ExpertError, match=f"'{key}' of shape .32., a whole weight"):
         alone(tiny_model("llama"), folder)
-    shutil.rmtree(folder)

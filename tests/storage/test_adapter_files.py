@@ -60,6 +60,7 @@ def hub(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("me/adapters/deep/haiku", None),
         ("me/adapters/deep/haiku@v1", None),
         ("me/adapters/deep/haiku", "v1"),
+        ("me/adapters/deep", None),
         ("me/adapters@v1", None),
         ("me/adapters", None),
     ],

@@ -66,6 +66,8 @@ def _renamed(expert: Expert, base: "PreTrainedModel") -> Expert:
 
 def _without_vocabulary(expert: Expert, base: "PreTrainedModel") -> Expert:
     """Drop whole embedding and output matrices that are the base's own, or are to be left out."""
+    if not expert.whole:
+        return expert
     tables = [base.get_input_embeddings(), base.get_output_embeddings()]
     shared = {id(table.weight) for table in tables if table is not None}  # tied under other names
     own = {
@@ -124,6 +126,8 @@ def _is_fused(layer: str, modules: Mapping[str, nn.Module]) -> bool:
     """Return whether a layer is no linear layer, but owns weights that PEFT adapts as they are."""
     module = modules.get(layer.replace(".base_layer", ""))
     if module is None or linear_shape(module) is not None:
+        return False
+    if isinstance(module, nn.MultiheadAttention | nn.Embedding):
         return False
     return any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
 

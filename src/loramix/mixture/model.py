@@ -38,8 +38,9 @@ from loramix.mixture.wrapping import (
     unwrap,
     wrap,
 )
-from loramix.storage import export, format
 from loramix.storage.experts import Expert, load_expert
+from loramix.storage.export import combined, short_names, write_adapter
+from loramix.storage.format import Parts, load, push, save
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -133,7 +134,7 @@ class MixtureModel(nn.Module):
 
         dtype: of the base, where it is not loaded yet.
         """
-        saved = format.load(path, revision=revision)
+        saved = load(path, revision=revision)
         model, base_revision = _base(saved, base, dtype)
         mixture = cls(
             model,
@@ -155,7 +156,7 @@ class MixtureModel(nn.Module):
         experts: `reference` stores the source of each (and, of the Hub, the commit) instead of a
             copy.
         """
-        parts = format.Parts(
+        parts = Parts(
             base=self.base_name,
             revision=self.revision,
             experts=self.experts,
@@ -163,7 +164,7 @@ class MixtureModel(nn.Module):
             gate_state=self.gate_state(),
             prompting=self.prompting,
         )
-        format.save(parts, Path(path), experts=experts)
+        save(parts, Path(path), experts=experts)
 
     def push_to_hub(
         self, repository: str, *, private: bool | None = None, token: str | None = None
@@ -174,7 +175,7 @@ class MixtureModel(nn.Module):
         with TemporaryDirectory() as temporary:
             folder = Path(temporary) / "mixture"
             self.save_pretrained(folder)
-            return format.push(folder, repository, private=private, token=token)
+            return push(folder, repository, private=private, token=token)
 
     def add_expert(self, name: str, source: str | Path, *, lossy: Sequence[str] = ()) -> None:
         """Add a PEFT adapter as the last expert; answers stay as they were until gates are trained.
@@ -244,16 +245,16 @@ class MixtureModel(nn.Module):
             chosen = self._prompt_weights(prompt)
         else:
             chosen = dict.fromkeys(self.layers, torch.tensor(self._row(weights or {})))
-        updates = export.combined(self.experts, chosen, self.gate_config.mixing)
+        updates = combined(self.experts, chosen, self.gate_config.mixing)
         layers = {name: layer.base for name, layer in self.layers.items()}
         if merged:
             write_merged(self.base, layers, updates, Path(path))
             return
         modules = [name for name, _ in self.base.named_modules()]
-        export.write_adapter(
+        write_adapter(
             updates,
             Path(path),
-            targets=export.short_names(layers, modules),
+            targets=short_names(layers, modules),
             fan_in_fan_out=any(is_transposed(layer) for layer in layers.values()),
             base_name=self.base_name,
             revision=self.revision,
@@ -515,7 +516,7 @@ class MixtureModel(nn.Module):
 
 
 def _base(
-    saved: format.Parts, base: "str | Path | PreTrainedModel | None", dtype: str
+    saved: Parts, base: "str | Path | PreTrainedModel | None", dtype: str
 ) -> "tuple[PreTrainedModel, str | None]":
     """Return the base that is given, loaded if it is a name, else the recorded one; and its
     commit.

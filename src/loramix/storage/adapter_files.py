@@ -51,22 +51,26 @@ def find_adapter(expert: str, source: str, *, revision: str | None = None) -> Ad
                 f"expert '{expert}': '{source}' names revision '{named}', and '{revision}' is asked"
             )
         revision = revision or named
-    root, commit = _fetch(expert, source, place, inner, revision)
+    root, commit = _fetch(expert, source, place, inner, "adapter_*", revision)
     if not (root / ADAPTER_CONFIG).is_file():
-        if commit is not None:  # of a repository, the whole list of adapters is fetched first
-            found = f"{inner}/*{ADAPTER_CONFIG}" if inner else f"*{ADAPTER_CONFIG}"
-            find(place, revision=commit, files=[found])
+        if commit is not None:  # of a repository, the settings of all adapters are fetched first
+            _fetch(expert, source, place, inner, f"*{ADAPTER_CONFIG}", commit)
+        if not root.is_dir():
+            raise ExpertError(
+                f"expert '{expert}': there is no adapter '{source}': '{place}' has no folder "
+                f"'{inner}' with an adapter"
+            )
         below = _only_adapter(expert, source, root)
         inner = f"{inner}/{below}" if inner else below
-        root, _ = _fetch(expert, source, place, inner, commit)
+        root, _ = _fetch(expert, source, place, inner, "adapter_*", commit)
     weights = next((root / n for n in (ADAPTER_WEIGHTS, _PICKLED) if (root / n).is_file()), None)
     if weights is None:
         raise ExpertError(
             f"expert '{expert}': {root} holds no {ADAPTER_WEIGHTS} (nor {_PICKLED}) beside its "
             f"{ADAPTER_CONFIG}, only {_listed(sorted(path.name for path in root.iterdir()))}"
         )
-    whole = f"{str(place).rstrip('/')}/{inner}" if inner else place
-    return AdapterFiles(whole, commit, root / ADAPTER_CONFIG, weights)
+    exact = f"{place.rstrip('/')}/{inner}" if inner else place
+    return AdapterFiles(exact, commit, root / ADAPTER_CONFIG, weights)
 
 
 def read_tensors(expert: str, file: Path) -> dict[str, Tensor]:
@@ -85,23 +89,17 @@ def read_tensors(expert: str, file: Path) -> dict[str, Tensor]:
 
 
 def _fetch(
-    expert: str, source: str, place: str, inner: str, revision: str | None
+    expert: str, source: str, place: str, inner: str, files: str, revision: str | None
 ) -> tuple[Path, str | None]:
-    """Return folder `inner` of a place, and the commit of a place on the Hub."""
+    """Return folder `inner` of a place with these files, and the commit of a place on the Hub."""
     try:
-        files = f"{inner}/adapter_*" if inner else "adapter_*"
-        found = find(place, revision=revision, files=[files])
+        pattern = f"{inner}/{files}" if inner else files
+        found = find(place, revision=revision, files=[pattern])
     except HubError as error:
         raise ExpertError(
             f"expert '{expert}': there is no adapter '{source}': it is {error}"
         ) from error
-    folder = found.folder / inner
-    if not folder.is_dir():
-        raise ExpertError(
-            f"expert '{expert}': there is no adapter '{source}': '{place}' has no folder '{inner}'"
-            f"{' with an adapter' if found.revision else ''}"
-        )
-    return folder, found.revision
+    return found.folder / inner, found.revision
 
 
 def _only_adapter(expert: str, source: str, root: Path) -> str:

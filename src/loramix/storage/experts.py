@@ -86,12 +86,7 @@ def load_expert(
     linear layers. Parts named in `lossy` are left out instead: the expert is then not the adapter
     that was trained.
     """
-    for part in lossy:
-        if part not in LOSSY:
-            raise ExpertError(
-                f"lossy: there is no part '{part}'{did_you_mean(part, LOSSY)}; it can name "
-                f"{list(LOSSY)}"
-            )
+    _check_lossy(lossy)
     files = find_adapter(name, str(source), revision=revision)
     settings = read_adapter_config(name, files.config)
     tensors = read_tensors(name, files.weights)
@@ -101,6 +96,12 @@ def load_expert(
     _refuse(name, settings, parts, lossy)
     layers = _layers(name, [key for key, part in parts.items() if part == "update"])
     start = str(settings.init_lora_weights).lower()
+    # of an adapted embedding, PEFT saves the base's own matrix too, as that of its `base_layer`
+    whole = {
+        key.removeprefix(PREFIX).replace(".base_layer.", "."): tensors[key]
+        for key, part in parts.items()
+        if part == "vocabulary"
+    }
     return Expert(
         name=name,
         source=files.source,
@@ -110,12 +111,7 @@ def load_expert(
         settings=settings,
         updates={layer: _update(name, layer, tensors, settings) for layer in layers},
         start=start if start in EXACT_STARTS else None,
-        whole={
-            # of an adapted embedding, PEFT saves the base's own matrix too
-            key.removeprefix(PREFIX).replace(".base_layer.", "."): tensors[key]
-            for key, part in parts.items()
-            if part == "vocabulary"
-        },
+        whole=whole,
         lossy=tuple(part for part in LOSSY if part in lossy),
     )
 
@@ -128,6 +124,15 @@ def refuse_part(name: str, part: str, keys: Sequence[str], *, why: str = "") -> 
         f"expert '{name}' holds {LOSSY[part]}, which cannot be mixed exactly: {shown}{more}"
         f"{why}; to leave them out and lose what they add: lossy=['{part}']"
     )
+
+
+def _check_lossy(lossy: Sequence[str]) -> None:
+    for part in lossy:
+        if part not in LOSSY:
+            raise ExpertError(
+                f"lossy: there is no part '{part}'{did_you_mean(part, LOSSY)}; it can name "
+                f"{list(LOSSY)}"
+            )
 
 
 def _part(key: str, settings: LoraConfig) -> str:
@@ -145,7 +150,7 @@ def _part(key: str, settings: LoraConfig) -> str:
     for part, marks in _MARKS.items():
         if any(mark in key for mark in marks):
             return part
-    # without a base, only the name of its module could tell what this is: see `mixture.fitting`
+    # whether it is one, its base tells: see `loramix.mixture.fitting`
     return "vocabulary" if key.endswith(".weight") and "lora_" not in key else "unknown"
 
 
@@ -169,9 +174,8 @@ def _refuse(
         keys.setdefault("dora", ["use_dora"])
     if settings.lora_bias:
         keys.setdefault("bias", ["lora_bias"])
-    of_the_base = ("update", "vocabulary")
     for part in LOSSY:
-        if part in keys and part not in (*of_the_base, *lossy):
+        if part in keys and part not in ("vocabulary", *lossy):
             raise refuse_part(name, part, keys[part])
 
 
