@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -73,3 +74,10 @@ def test_the_recipes_of_the_documents_can_be_run(tmp_path: Path) -> None:
         recipe = tmp_path / f"{number}.yaml"
         recipe.write_text(block, encoding="utf-8")
         load_recipe(str(recipe))
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_make_help_names_every_target() -> None:
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    targets = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert re.findall(r"^make (\w+) +\w", listed.stdout, re.MULTILINE) == targets[0].split()
