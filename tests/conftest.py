@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from loramix import MixtureModel
+from loramix.bases import loading
 from loramix.cli.main import main
 
 VOCABULARY = 97
@@ -127,6 +128,20 @@ def call(
 
     yield run
     logger.handlers, logger.level, logger.propagate = before
+
+
+@pytest.fixture
+def without_fetching(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a recipe's base that would have to be fetched pass for a tiny one."""
+    load_config = loading.load_config
+    monkeypatch.setattr(loading, "resolve_revision", lambda name, revision: revision)
+    monkeypatch.setattr(
+        loading,
+        "load_config",
+        lambda name, revision=None: load_config(
+            name if name.startswith("tiny-") else "tiny-llama", revision=revision
+        ),
+    )
 
 
 @pytest.fixture

@@ -86,9 +86,8 @@ def test_the_reference_recipe_holds_the_reference_settings(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))
-def test_every_shipped_recipe_can_be_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hub models and data aside, which nothing reaches here."""
-    monkeypatch.setattr("loramix.bases.loading.resolve_revision", lambda name, revision: revision)
+@pytest.mark.usefixtures("without_fetching")
+def test_every_shipped_recipe_can_be_read(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
     assert recipe.mixtures()

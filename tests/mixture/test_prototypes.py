@@ -11,7 +11,6 @@ from conftest import close, tiny_model, tokens
 
 from loramix import GateConfig, MixtureModel
 from loramix.errors import MixtureError
-from loramix.mixture.context import masked_mean
 from loramix.mixture.prototypes import from_adapters, from_examples
 
 NAMES = ["a", "b", "c"]
@@ -87,7 +86,7 @@ def test_prototypes_are_the_nearest_mean(experts: Experts) -> None:
 def test_arrow_prefers_the_update_that_amplifies_the_input(experts: Experts, context: str) -> None:
     mixture = build(experts, "llama", context=context)
     from_adapters(mixture, sharpness=2.0)
-    reader, gate = next(iter(mixture.gates.items()))
+    reader = next(iter(mixture.gates))
     x = mixture.base.model.layers[0].input_layernorm(mixture.base.model.embed_tokens(tokens(1, 1)))
     context_BTD = (
         x if context == "reference" else torch.nn.functional.rms_norm(x, x.shape[-1:], eps=1e-6)
@@ -99,8 +98,6 @@ def test_arrow_prefers_the_update_that_amplifies_the_input(experts: Experts, con
         scores.append(2.0 * (context_BTD[0, 0] @ direction).abs())
     found = mixture.weights(input_ids=tokens(1, 1))[reader]
     close(found.flatten(), torch.stack(scores).softmax(0))
-    assert isinstance(masked_mean(x, torch.ones(1, 1).bool()), torch.Tensor)
-    assert gate.width == 32
 
 
 def test_experts_without_an_update_where_a_gate_reads_score_nothing(
