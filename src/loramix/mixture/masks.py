@@ -97,7 +97,7 @@ def prompt_tokens(
     if isinstance(prompt_mask, Tensor):
         return valid_BT & prompt_mask.bool()
     if state.prompt_lengths is not None:
-        return valid_BT & _first_tokens(valid_BT, state.prompt_lengths)
+        return _first_tokens(valid_BT, state.prompt_lengths)
     if isinstance(labels, Tensor):
         readable_BT = valid_BT & before_labels(labels, valid_BT.shape[1], segments_BT)
         _check_prompts(readable_BT, valid_BT, segments_BT)
@@ -200,13 +200,15 @@ def _check_prompts(
         )
 
 
-def _first_tokens(valid_BT: Tensor, lengths_B: Int[Tensor, " B"]) -> Bool[Tensor, "B T"]:
-    """Mark the first real tokens of every row, as many as `lengths_B` says."""
-    if len(lengths_B) not in (1, len(valid_BT)):
+def _first_tokens(
+    valid_BT: Bool[Tensor, "B T"], lengths: Int[Tensor, " _"]
+) -> Bool[Tensor, "B T"]:
+    """Mark the first real tokens of every row, as many as `lengths` says for it, or for all."""
+    if len(lengths) not in (1, len(valid_BT)):
         raise MixtureError(
-            f"there are prompt lengths for {len(lengths_B)} rows, but the call has {len(valid_BT)}"
+            f"there are prompt lengths for {len(lengths)} rows, but the call has {len(valid_BT)}"
         )
-    return valid_BT.cumsum(1) <= lengths_B.to(valid_BT.device)[:, None]
+    return valid_BT & (valid_BT.cumsum(1) <= lengths.to(valid_BT.device)[:, None])
 
 
 def _allowed(mask: Tensor) -> Tensor:
