@@ -200,9 +200,7 @@ def _check_prompts(
         )
 
 
-def _first_tokens(
-    valid_BT: Bool[Tensor, "B T"], lengths: Int[Tensor, " _"]
-) -> Bool[Tensor, "B T"]:
+def _first_tokens(valid_BT: Bool[Tensor, "B T"], lengths: Int[Tensor, " _"]) -> Bool[Tensor, "B T"]:
     """Mark the first real tokens of every row, as many as `lengths` says for it, or for all."""
     if len(lengths) not in (1, len(valid_BT)):
         raise MixtureError(
