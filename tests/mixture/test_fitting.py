@@ -208,13 +208,16 @@ def test_updates_of_fused_experts_are_refused_as_what_they_are(
 ) -> None:
     folder = save(tmp_path / "one")
     with pytest.raises(
-        ExpertError, match=r"fused expert weights \(target_parameters\).*lossy=\['target_parame"
+        ExpertError, match=r"fused expert weights or their router.*lossy=\['target_parame"
     ):
         alone(mixture_of_experts(), folder)
     mixture = MixtureModel.from_experts(
         mixture_of_experts(), {"one": folder}, lossy=["target_parameters"]
     )
     assert {layer.rpartition(".")[2] for layer in mixture.experts[0].updates} == {"q_proj"}
+    mixture.save_pretrained(tmp_path / "saved")
+    again = MixtureModel.from_pretrained(tmp_path / "saved", base=mixture_of_experts())
+    assert torch.equal(target_logits(again, IDS, TARGET), target_logits(mixture, IDS, TARGET))
 
 
 def test_a_parameter_that_is_a_linear_layers_weight_is_mixed(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ LOSSY = {
     # it computes some tokens' logits alone: no gate can read there
     "lm_head": "a low-rank update of the output layer",
     "vocabulary": "whole embedding or output matrices (of a resized vocabulary)",
-    "target_parameters": "updates of fused expert weights (target_parameters)",
+    "target_parameters": "updates of fused expert weights or their router (target_parameters)",
 }
 
 

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_IMODE
 
 from loramix.errors import OutputError
 
@@ -38,7 +39,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / _hidden(path)
     temporary.mkdir()
-    mode = temporary.stat().st_mode & 0o777  # as the umask has it
+    mode = S_IMODE(temporary.stat().st_mode)  # as the umask and the folder around it have it
     try:
         yield temporary
         for inner in temporary.rglob("*"):
