@@ -1,16 +1,13 @@
-"""Gates that know their experts before any training: from a few prompts of each, or from the
-adapters alone.
+"""Gates that know their experts before any training: from prompts, or from the adapters alone.
 
 Both write a rule into the gate's perceptron, which training can then refine. With c the context
 that a gate reads:
 
     from_examples   score_e = κ (μ_e·c - |μ_e|²/2) + const, with μ_e the mean context of expert e's
-    examples: the
-                    log-posterior of equal Gaussians around the means, and in effect the nearest
-                    mean
+                    examples: the log-posterior of equal Gaussians around the means, and in effect
+                    the nearest mean
     from_adapters   score_e = κ |v_e·c|, with v_e the direction that B_e A_e amplifies most, its
-    first right singular
-                    vector (Arrow: Ostapenko et al. 2024, arXiv:2405.11157)
+                    first right singular vector (Arrow: Ostapenko et al. 2024, arXiv:2405.11157)
 """
 
 from collections.abc import Iterator, Mapping, Sequence
