@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import get_args
 
@@ -13,24 +14,18 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from loramix.bases.loading import load_base
 from loramix.cli.main import cli
 from loramix.comparison.asking import routing_rows
-from loramix.comparison.baselines import BASELINES, xlora
+from loramix.comparison.baselines import xlora
 from loramix.comparison.baselines.shared import read_weights, untrained_mixture
-from loramix.comparison.collapse import collapse
 from loramix.comparison.compare import compare
-from loramix.comparison.comparison import Comparison
-from loramix.comparison.models import compared_models, mixture_row
-from loramix.comparison.scores import ModelScores, Scores, read_scores
 from loramix.comparison.testsets import Question, asked_task, questions, read_questions
-from loramix.comparison.verdict import verdict
 from loramix.config import GateConfig
-from loramix.data.leaks import RECORD
-from loramix.errors import LeakError, RecipeError
-from loramix.experiment.answers import encode_all, target_losses
+from loramix.data.leaks import RECORD, record
+from loramix.errors import LeakError
+from loramix.experiment.answers import encode_all
 from loramix.experiment.reading import load_recipe
-from loramix.experiment.recipe import ModelName, Recipe
+from loramix.experiment.recipe import Recipe, TestSet
 from loramix.experiment.run import Run
 from loramix.metrics.measures import COMBINED
 from loramix.mixture.routing_measures import entropy
@@ -46,25 +41,9 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
 )
 LABELS = [
-    *(
-        "base",
-        "full finetune",
-        "LoRA haiku",
-        "LoRA title",
-        "one LoRA, all tasks",
-        "uniform weights",
-    ),
-    *(
-        "best static weights",
-        "TIES",
-        "DARE",
-        "LoraHub",
-        "Arrow",
-        "X-LoRA",
-        "CGM LoRA",
-        "reference gate",
-        "oracle",
-    ),
+    *("base", "full finetune", "LoRA haiku", "LoRA title", "one LoRA, all tasks"),
+    *("uniform weights", "best static weights", "TIES", "DARE", "LoraHub", "Arrow", "X-LoRA"),
+    *("CGM LoRA", "reference gate", "oracle"),
 ]
 
 
@@ -88,59 +67,30 @@ def folder(recipe: Recipe, root: Path) -> Path:
     return compare(recipe, root)
 
 
-@pytest.fixture(scope="module")
-def scores(recipe: Recipe, root: Path, folder: Path) -> Scores:
-    comparison = Comparison(Run(recipe, root))
-    return read_scores(comparison, compared_models(comparison)[0])
-
-
 def test_every_model_is_scored_in_one_schema(folder: Path) -> None:
     results = rows(folder / "results.csv")
-    assert list(results[0]) == [
-        "recipe",
-        "seed",
-        "model",
-        "task",
-        "test_set",
-        "measure",
-        "value",
-        "low",
-        "high",
-        "n",
-    ]
+    columns = "recipe,seed,model,task,test_set,measure,value,low,high,n"
+    assert ",".join(results[0]) == columns
     assert list(dict.fromkeys(row["model"] for row in results)) == LABELS
     assert {row["recipe"] for row in results} == {"small"}
-    assert {row["test_set"] for row in results} == {
-        "named",
-        "bare",
-        "paraphrased",
-        "mixed",
-        "unknown",
-    }
-    assert {
-        row["seed"] for row in results if row["model"] == "CGM LoRA" and row["task"] == "haiku"
-    } == {
-        "0",
-        "1",
-        "all",
-    }
-    for row in results:
+    assert {row["test_set"] for row in results} == set(get_args(TestSet))
+    mixture = [row for row in results if row["model"] == "CGM LoRA" and row["task"] == "haiku"]
+    assert {row["seed"] for row in mixture} == {"0", "1", "all"}
+
+
+def test_intervals_hold_their_values(folder: Path) -> None:
+    for row in rows(folder / "results.csv"):
         if row["low"]:
             assert float(row["low"]) <= float(row["value"]) + 1e-6
             assert float(row["value"]) <= float(row["high"]) + 1e-6
-    measured = {
-        row["measure"] for row in results if row["test_set"] == "named" and row["task"] == "haiku"
-    }
-    assert {
-        "rougeL",
-        "bertscore",
-        "perplexity",
-        "combined",
-        "poem_575",
-        "keyword_use",
-        "distinct2",
-        "cut",
-    } <= measured
+
+
+def test_a_task_is_measured_by_what_it_asks_for_and_has_a_reference_for(folder: Path) -> None:
+    results = rows(folder / "results.csv")
+    haikus = [row for row in results if row["test_set"] == "named" and row["task"] == "haiku"]
+    against_references = {"rougeL", "bertscore", "perplexity", "combined"}
+    of_texts = {"poem_575", "keyword_use", "distinct2", "cut"}
+    assert against_references | of_texts <= {row["measure"] for row in haikus}
     without = {row["measure"] for row in results if row["test_set"] == "mixed"}
     assert "poem_575" in without
     assert not without & {"rougeL", "loss", "combined"}, "there is no reference to compare with"
@@ -166,12 +116,9 @@ def test_differences_are_those_of_the_values(folder: Path) -> None:
     found = rows(folder / "differences.csv")
     assert {row["model"] for row in found} == {"CGM LoRA", "reference gate"}
     for row in found:
-        place = row["task"], row["test_set"], row["measure"]
-        if "X-LoRA" not in (
-            row["model"],
-            row["against"],
-        ):  # which is paired on the samples that it answered
-            gap = value[row["model"], *place] - value[row["against"], *place]
+        asked = row["task"], row["test_set"], row["measure"]
+        if row["against"] != "X-LoRA":  # it is paired on the samples that it answered
+            gap = value[row["model"], *asked] - value[row["against"], *asked]
             assert float(row["difference"]) == pytest.approx(gap, abs=2e-5)
         assert int(row["above"]) + int(row["same"]) + int(row["below"]) == int(row["n"])
 
@@ -204,9 +151,8 @@ def test_routing_is_reported_by_layer_and_projection(folder: Path) -> None:
         assert 0 <= float(row["entropy"]) <= 0.6932
         assert 0.5 - 1e-4 <= float(row["concentration"]) <= 1 + 1e-4
     steps = rows(folder / "CGM-LoRA-seed0" / "routing_steps.csv")
-    assert {(row["task"], row["expert"]) for row in steps} == {
-        (a, b) for a in ("haiku", "title") for b in ("haiku", "title")
-    }
+    tasks = ("haiku", "title")
+    assert {(row["task"], row["expert"]) for row in steps} == set(product(tasks, tasks))
 
 
 def test_the_report_shows_every_model_and_the_verdict(folder: Path) -> None:
@@ -228,13 +174,10 @@ def test_a_second_comparison_does_nothing_and_other_questions_need_no_training(
     before = stamps()
     compare(recipe, copy)
     assert stamps() == before
-    more = recipe.comparison.model_copy(update={"replicates": 101})
-    compare(recipe.model_copy(update={"comparison": more}), copy)
+    compare(load_recipe("tiny", [*SETTINGS, "comparison.replicates=101"]), copy)
     after = stamps()
-    assert {key for key in after if after[key] != before[key]} == {
-        "compare-small-results",
-        "compare-small-report",
-    }
+    redone = {key for key in after if after[key] != before[key]}
+    assert redone == {"compare-small-results", "compare-small-report"}
 
 
 def test_the_command_prints_the_verdict_and_a_table(root: Path, folder: Path) -> None:
@@ -249,9 +192,7 @@ def test_the_command_prints_the_verdict_and_a_table(root: Path, folder: Path) ->
 def test_another_comparison_in_the_same_folder_uses_the_same_experts(
     root: Path, folder: Path
 ) -> None:
-    models = [
-        path.stat().st_mtime_ns for path in root.glob("lora/*/models/adapter_model.safetensors")
-    ]
+    before = adapter_times(root)
     chosen = [
         "comparison.models=[base, experts, oracle, mixtures]",
         "comparison.mixtures={wide: {hidden: 16}}",
@@ -259,12 +200,14 @@ def test_another_comparison_in_the_same_folder_uses_the_same_experts(
     ]
     other = load_recipe("tiny", [*SETTINGS, "name=other", "comparison.test_sets=[named]", *chosen])
     second = compare(other, root)
-    assert models == [
-        path.stat().st_mtime_ns for path in root.glob("lora/*/models/adapter_model.safetensors")
-    ]
-    assert {row["model"] for row in rows(second / "results.csv")} == {
-        *("base", "LoRA haiku", "LoRA title", "oracle", "wide")
-    }
+    assert adapter_times(root) == before
+    compared = {row["model"] for row in rows(second / "results.csv")}
+    assert compared == {"base", "LoRA haiku", "LoRA title", "oracle", "wide"}
+
+
+def adapter_times(root: Path) -> list[int]:
+    files = root.glob("lora/*/models/adapter_model.safetensors")
+    return [file.stat().st_mtime_ns for file in files]
 
 
 def test_a_comparison_refuses_models_that_know_the_test(
@@ -276,8 +219,6 @@ def test_a_comparison_refuses_models_that_know_the_test(
     path = root / "lora" / "haiku" / RECORD
     kept = path.read_text()
     test = Run(recipe, root).manifest.of(recipe.tasks[0], "test")[0]
-    from loramix.data.leaks import record
-
     record(path, [replace(test, split="train")])
     try:
         marker = root / ".stages" / "compare-small-uniform-named.json"
@@ -313,39 +254,6 @@ def test_questions_ask_withheld_samples_in_several_ways(
         assert (each.input, each.reference) == (withheld[each.id].target, withheld[each.id].input)
         assert asked_task(recipe, each).prompt == own["haiku"].inverse
         assert asked_task(recipe, each).name == "haiku-inverse"
-
-
-def test_x_lora_is_left_out_where_it_does_not_run() -> None:
-    recipe = load_recipe("tiny", [*SETTINGS, "base.name=tiny-t5"])
-    found, left_out = compared_models(Comparison(Run(recipe, Path("nowhere"))))
-    assert "X-LoRA" not in {each.label for each in found}
-    assert left_out == ["PEFT's X-LoRA does not load adapters of t5 models"]
-
-
-def test_losses_per_sample_are_the_models_own(recipe: Recipe, root: Path, folder: Path) -> None:
-    """The mean of the losses, weighed by tokens, is the loss that the model itself returns for the
-    batch.
-    """
-    from loramix.data.batches import Collator
-
-    for name in ("tiny-llama", "tiny-t5"):
-        base = load_base(name)
-        task = recipe.tasks[0]
-        encoded = encode_all(
-            base.model,
-            base.tokenizer,
-            recipe,
-            [(task, "rain", "soft rain / falls"), (task, "a", "b")],
-        )
-        losses = target_losses(base.model, base.tokenizer, recipe, encoded)
-        with torch.no_grad():
-            batch = Collator(base.tokenizer, not base.model.config.is_encoder_decoder)(encoded)
-            whole = float(base.model(**batch).loss)
-        tokens = [len(each.target) for each in encoded]
-        assert [loss.tokens for loss in losses] == tokens
-        assert sum(loss.mean * loss.tokens for loss in losses) / sum(tokens) == pytest.approx(
-            whole, rel=1e-5
-        )
 
 
 def test_the_best_static_weights_are_the_best_that_were_tried(
@@ -414,55 +322,3 @@ def test_the_combined_score_is_the_mean_of_what_its_label_names(folder: Path) ->
         parts = [float(row[name]) for name in COMBINED if row.get(name)]
         assert len(parts) == 3, "ROUGE-L, BERTScore and probability, of these tasks"
         assert float(row["combined"]) == pytest.approx(sum(parts) / 3, abs=1e-6)
-
-
-def test_gates_that_do_not_route_are_called_out() -> None:
-    one = {"haiku": 0.95, "title": 0.05}
-    assert "collapsed: 'haiku'" in collapse({"haiku": one, "title": one})[0]
-    even = {"haiku": 0.5, "title": 0.5}
-    assert "no routing" in collapse({"haiku": even, "title": even})[0]
-    assert collapse({"haiku": one, "title": {"haiku": 0.1, "title": 0.9}}) == []
-    assert collapse({"haiku": one}) == [], "one task alone shows no collapse"
-
-
-def test_the_verdict_follows_the_scores(recipe: Recipe, scores: Scores) -> None:
-    """Where all models have the same scores, nothing is better than anything else."""
-    alike = [
-        replace(part, values={key: values * 0 + 0.5 for key, values in part.values.items()})
-        for part in scores.parts
-    ]
-    claims = verdict(recipe, Scores(alike, replicates=100))
-    assert [claim.holds for claim in claims[:2]] == [True, True]
-    assert all(claim.holds is None for claim in claims[2:-1])
-    better, worse = (shifted(alike, mixture_row("CGM LoRA"), by) for by in (1, -1))
-    assert all(claim.holds for claim in verdict(recipe, Scores(better, replicates=100))[:-1])
-    assert not any(claim.holds for claim in verdict(recipe, Scores(worse, replicates=100))[:-1])
-
-
-def shifted(parts: list[ModelScores], row: str, by: float) -> list[ModelScores]:
-    """Return the scores with all values of one model raised."""
-    changed = []
-    for part in parts:
-        gain = by if part.row == row else 0.0
-        values = {measure: values + gain for measure, values in part.values.items()}
-        changed.append(replace(part, values=values))
-    return changed
-
-
-def test_every_model_of_a_recipe_is_known_to_the_comparison() -> None:
-    of_run = {"base", "finetune", "experts", "oracle", "mixtures"}
-    assert of_run | set(BASELINES) == set(get_args(ModelName))
-
-
-@pytest.mark.parametrize("name", BASELINES)
-def test_a_baseline_that_fits_says_what_it_leaves(name: str) -> None:
-    baseline, recipe = BASELINES[name], load_recipe("tiny")
-    assert baseline.label
-    assert (baseline.fit is None) == (not baseline.leaves)
-    assert (baseline.fit is None) == (not baseline.settings(recipe))
-
-
-def test_no_mixture_takes_the_name_of_a_baseline() -> None:
-    recipe = load_recipe("tiny", ["comparison.mixtures={TIES: {}}"])
-    with pytest.raises(RecipeError, match="'TIES' is the name of another model"):
-        compared_models(Comparison(Run(recipe, Path("nowhere"))))
