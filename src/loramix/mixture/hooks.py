@@ -28,7 +28,7 @@ from loramix.mixture.masks import (
     token_shape,
     valid_tokens,
 )
-from loramix.mixture.state import current
+from loramix.mixture.state import current, in_call
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -47,8 +47,7 @@ def attach(base: "PreTrainedModel", config: GateConfig) -> None:
 
 
 def _surround(stack: nn.Module, make_call: MakeCall, config: GateConfig) -> None:
-    parameters = inspect.signature(stack.forward).parameters
-    names = [name for name, each in parameters.items() if each.kind != each.VAR_KEYWORD]
+    names = _argument_names(stack)
 
     def before(
         module: nn.Module, args: tuple[object, ...], kwargs: Arguments
@@ -56,13 +55,7 @@ def _surround(stack: nn.Module, make_call: MakeCall, config: GateConfig) -> None
         prompt_mask = kwargs.pop("prompt_mask", None)  # ours: no base knows it
         named = dict(zip(names, args, strict=False))
         arguments = {**named, **kwargs, "prompt_mask": prompt_mask}
-        if current().fixed is not None:
-            call = _fixed(module, arguments)
-        elif _begins(arguments):
-            call = make_call(module, arguments, config)
-        else:
-            call = _continued(module, arguments, config)
-        open_call(call)
+        open_call(_call(module, arguments, config, make_call))
         return args, kwargs
 
     def after(
@@ -76,6 +69,58 @@ def _surround(stack: nn.Module, make_call: MakeCall, config: GateConfig) -> None
 
     stack.register_forward_pre_hook(before, with_kwargs=True)
     stack.register_forward_hook(after, with_kwargs=True, always_call=True)
+
+
+class Backbone:
+    """The layers of a decoder-only mixture without the language model's head.
+
+    For trainers that compute their loss from the last hidden states, as TRL's do.
+    """
+
+    def __init__(self, base: "PreTrainedModel", config: GateConfig) -> None:
+        self._stack, self._config = base.base_model, config
+
+    def __call__(
+        self,
+        *args: object,
+        prompt_mask: Tensor | None = None,
+        prompt_labels: Tensor | None = None,
+        **inputs: object,
+    ) -> object:
+        """Return what the base's layers return.
+
+        prompt_mask: as in `MixtureModel.forward`; prompt_labels: its `labels`.
+        """
+        named = dict(zip(_argument_names(self._stack), args, strict=False))
+        told = {"prompt_mask": prompt_mask, "labels": prompt_labels}
+        call = _call(self._stack, {**named, **inputs, **told}, self._config, _causal_call)
+        with in_call(call):
+            return self._stack(*args, **inputs)
+
+
+def leave_labels(
+    mixture: nn.Module, args: tuple[object, ...], kwargs: Arguments
+) -> tuple[tuple[object, ...], Arguments]:
+    """Leave the labels to the backbone where TRL's forward, put in the place of the mixture's own,
+    is going to keep them to itself.
+    """
+    if kwargs.get("fused_lm_head"):
+        kwargs = {**kwargs, "prompt_labels": kwargs.get("labels")}
+    return args, kwargs
+
+
+def _argument_names(stack: nn.Module) -> list[str]:
+    parameters = inspect.signature(stack.forward).parameters
+    return [name for name, each in parameters.items() if each.kind != each.VAR_KEYWORD]
+
+
+def _call(stack: nn.Module, arguments: Arguments, config: GateConfig, make_call: MakeCall) -> Call:
+    """Return the call for these arguments: at fixed weights, a first one, or one from a cache."""
+    if current().fixed is not None:
+        return _fixed(stack, arguments)
+    if _begins(arguments):
+        return make_call(stack, arguments, config)
+    return _continued(stack, arguments, config)
 
 
 def _returned_cache(output: object) -> "Cache | None":

@@ -10,23 +10,24 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.modules.module import _IncompatibleKeys
 
 from loramix.bases.loading import load_base, load_tokenizer
 from loramix.config import GateConfig, Prompting
 from loramix.errors import ExpertError, LoramixError, MixtureError, did_you_mean
-from loramix.mixture.call import checkpoint_contexts
 from loramix.mixture.fitting import fitted
 from loramix.mixture.folding import Folding
 from loramix.mixture.gate import ContextGate, load_state, state_of
 from loramix.mixture.generation import folds, prompt_of, refuse_generation
 from loramix.mixture.groups import check_readers, roles
-from loramix.mixture.hooks import attach
+from loramix.mixture.hooks import Backbone, attach, leave_labels
 from loramix.mixture.inputs import text_inputs, with_first_step
 from loramix.mixture.layer import MixtureLinear
 from loramix.mixture.layout import observe
 from loramix.mixture.linear import is_transposed
 from loramix.mixture.merging import write_merged
+from loramix.mixture.pretrained import TransformersModel, scale_loss, take_items
 from loramix.mixture.problems import loose_state_problem
 from loramix.mixture.state import current, fixing, generating, reading, recording
 from loramix.mixture.weights import FixedWeights, OpenBlocks, RoutingWeights
@@ -38,6 +39,7 @@ from loramix.mixture.wrapping import (
     unwrap,
     wrap,
 )
+from loramix.storage.checkpoint import save_in_checkpoint
 from loramix.storage.experts import Expert, load_expert
 from loramix.storage.export import combined, short_names, write_adapter
 from loramix.storage.format import Parts, load, push, save
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
 Weights: TypeAlias = Mapping[str, float] | Sequence[Mapping[str, float]] | Literal["gates"]
 
 
-class MixtureModel(nn.Module):
+class MixtureModel(TransformersModel):
     """One language model that decides, for every input, how much of each expert to use.
 
     Build it with `from_experts` or `from_pretrained`. Its parameters that require gradients are
@@ -92,6 +94,7 @@ class MixtureModel(nn.Module):
                 parameter.requires_grad_(True)
             raise
         attach(base, gate)
+        self.register_forward_pre_hook(leave_labels, with_kwargs=True)
 
     @classmethod
     def from_experts(
@@ -145,17 +148,28 @@ class MixtureModel(nn.Module):
             prompting=saved.prompting,
         )
         mixture.load_gate_state(saved.gate_state)
-        return mixture.eval()
+        mixture.eval()
+        return mixture
 
     def save_pretrained(
-        self, path: str | Path, *, experts: Literal["copy", "reference"] = "copy"
+        self,
+        path: str | Path,
+        *,
+        experts: Literal["copy", "reference"] = "copy",
+        state_dict: Mapping[str, Tensor] | None = None,
+        is_main_process: bool | None = None,
     ) -> None:
         """Write gates, experts and their order to folder `path`, whole or not at all; the base is
         only named.
 
         experts: `reference` stores the source of each (and, of the Hub, the commit) instead of a
             copy.
+        state_dict, is_main_process: as transformers' Trainer passes them: the parameters where they
+            are gathered from several processes, and whether this is the one that writes. The
+            mixture then becomes part of a checkpoint, see `loramix.storage.checkpoint`.
         """
+        if is_main_process is False:
+            return
         parts = Parts(
             base=self.base_name,
             revision=self.revision,
@@ -164,7 +178,14 @@ class MixtureModel(nn.Module):
             gate_state=self.gate_state(),
             prompting=self.prompting,
         )
-        save(parts, Path(path), experts=experts)
+        if is_main_process is None:
+            save(parts, Path(path), experts=experts)
+            return
+        names = self._gate_parameters()
+        if state_dict:
+            gathered = {key: state_dict[name] for key, name in names.items()}
+            parts = replace(parts, gate_state=gathered)
+        save_in_checkpoint(parts, Path(path), names, experts=experts)
 
     def push_to_hub(
         self, repository: str, *, private: bool | None = None, token: str | None = None
@@ -316,6 +337,13 @@ class MixtureModel(nn.Module):
             device=self.device,
         )
 
+    @property
+    def base_model(self) -> "Backbone | PreTrainedModel":
+        """The model without its head, if it is decoder-only; else the base."""
+        if self.config.is_encoder_decoder:
+            return self.base
+        return Backbone(self.base, self.gate_config)
+
     def gate_state(self) -> dict[str, Tensor]:
         """Return the gates' parameters, by layer and parameter name."""
         return state_of(self.gates)
@@ -323,6 +351,30 @@ class MixtureModel(nn.Module):
     def load_gate_state(self, state: Mapping[str, Tensor]) -> None:
         """Set the gates' parameters; raises MixtureError unless `state` holds exactly those."""
         load_state(self.gates, state)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False
+    ) -> _IncompatibleKeys:
+        """Load a state of the whole model or, from a checkpoint of Trainer, that of the gates."""
+        if not state_dict or any(name.startswith("base.") for name in state_dict):
+            loaded: _IncompatibleKeys = super().load_state_dict(
+                state_dict, strict=strict, assign=assign
+            )
+            return loaded
+        self.load_gate_state(state_dict)
+        return _IncompatibleKeys([], [])
+
+    @property
+    def _keys_to_ignore_on_save(self) -> set[str]:
+        """What a checkpoint of Trainer leaves out: all but the gates."""
+        return set(self.state_dict()) - set(self._gate_parameters().values())
+
+    def _gate_parameters(self) -> dict[str, str]:
+        """Return the names that `state_dict` has for those of `gate_state`."""
+        names: dict[str, str] = {}
+        for reader, gate in self.gates.items():
+            names |= {f"{reader}.{key}": f"base.{reader}.gate.{key}" for key in gate.state_dict()}
+        return names
 
     def forward(
         self,
@@ -332,6 +384,10 @@ class MixtureModel(nn.Module):
         prompt_mask: Bool[Tensor, "B T"] | None = None,
         *,
         weights: Weights | None = None,
+        # Trainer drops the columns of a data set that are not named here.
+        position_ids: Int[Tensor, "B T"] | None = None,
+        decoder_input_ids: Int[Tensor, "B L"] | None = None,
+        decoder_attention_mask: Tensor | None = None,
         **base_inputs: object,
     ) -> "ModelOutput":
         """Return the base model's output, mixed.
@@ -347,11 +403,17 @@ class MixtureModel(nn.Module):
             "attention_mask": attention_mask,
             "labels": labels,
             "prompt_mask": prompt_mask,
+            "position_ids": position_ids,
+            "decoder_input_ids": decoder_input_ids,
+            "decoder_attention_mask": decoder_attention_mask,
             **base_inputs,
         }
         given = {key: value for key, value in inputs.items() if value is not None}
+        items = take_items(self.base, self.gate_config, given)
         with self._weighed(weights):
             output: ModelOutput = self.base(**given)
+        if items is not None and labels is not None:
+            scale_loss(output, labels if self.config.is_encoder_decoder else labels[:, 1:], items)
         return output
 
     @torch.no_grad()
@@ -389,7 +451,8 @@ class MixtureModel(nn.Module):
         """Set the mode of every module; to train also gives back the memory kept for folding."""
         if mode:
             self._folding.clear()
-        return super().train(mode)
+        super().train(mode)
+        return self
 
     @torch.no_grad()
     def weights(self, **inputs: object) -> dict[str, Float[Tensor, "B *tokens E"]]:
@@ -498,21 +561,6 @@ class MixtureModel(nn.Module):
                 f"the experts are {self.expert_names}"
             )
         return self.expert_names.index(name)
-
-    def activation_checkpointing_enable(
-        self, activation_checkpointing_kwargs: dict[str, object] | None = None
-    ) -> None:
-        """Recompute activations in the backward pass; the recomputed layers see the call they were
-        first part of.
-        """
-        chosen = dict(activation_checkpointing_kwargs or {})
-        if chosen.pop("use_reentrant", False):
-            raise MixtureError("gradient checkpointing of a mixture needs use_reentrant=False")
-        self.base.activation_checkpointing_enable(
-            {**chosen, "use_reentrant": False, "context_fn": checkpoint_contexts}
-        )
-
-    gradient_checkpointing_enable = activation_checkpointing_enable
 
 
 def _base(
