@@ -32,7 +32,7 @@ from loramix.cli.main import main
 VOCABULARY = 97
 torch.set_num_threads(1)  # models this small are slower on more
 # The same examples on every machine and at any speed; more of them where slow tests run.
-settings.register_profile("quick", deadline=None, derandomize=True, database=None, max_examples=40)
+settings.register_profile("quick", deadline=None, derandomize=True, database=None, max_examples=30)
 settings.register_profile("slow", settings.get_profile("quick"), max_examples=80)
 
 

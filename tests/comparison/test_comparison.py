@@ -36,6 +36,8 @@ SETTINGS = [
     *("comparison.search_samples=2", "comparison.search_steps=6", "comparison.replicates=100"),
     *("comparison.seeds=[0, 1]", "gate.bare=0.5"),
     *("tasks.haiku.max_new_tokens=8", "tasks.title.max_new_tokens=8"),
+    *("finetune.train_samples=8", "lora.train_samples=16", "gate.train_samples=16"),
+    *(f"{stage}.validation_samples=4" for stage in ("finetune", "lora", "gate")),
 ]
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"

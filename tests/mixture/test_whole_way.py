@@ -117,7 +117,7 @@ def test_three_experts_all_the_way(shape: str, tmp_path: Path) -> None:
 
     loaded.save_pretrained(tmp_path / "four")
     four = MixtureModel.from_pretrained(tmp_path / "four", base=sure_model(shape))
-    for name in NAMES:
+    for name in ("a", "d"):
         prompt, answer = prompts(name, 1, seed=7), tokens(1, TARGET, seed=8)
         four.export(tmp_path / f"for-{name}", prompt={"input_ids": prompt})
         alone = served(shape, tmp_path / f"for-{name}")

@@ -70,23 +70,23 @@ class Case:
 
 GENERATING_FEW = [
     Case("llama", "prompt"),  # what a mixture does unless told otherwise
-    Case("t5", "prompt", "top-k", "parameter"),
-    Case("t5", "running", "top-1", "parameter", "model", base_slot=True),
-    Case("t5", "token", "top-1"),
-    Case("t5", "token", "sigmoid", scope="block"),
-    Case("t5", "token", "softmax", "parameter", "model"),
-    Case("llama", "prompt", "sigmoid", "parameter", "model"),
-    Case("llama", "prompt", base_slot=True),
-    Case("llama", "running", "top-k", scope="block"),
-    Case("llama", "token", "top-1", scope="model"),
-    Case("gpt2", "prompt", "top-1", scope="block", base_slot=True),
-    Case("gpt2", "running", "softmax", "parameter", "block", base_slot=True),
-    Case("gpt2", "running", "sigmoid", "parameter"),
-    Case("gpt2", "token", "top-k", scope="model", base_slot=True),
+    Case("t5", "prompt", "softmax", "parameter", "block"),
+    Case("t5", "running", "sigmoid", scope="model"),
+    Case("t5", "token", "top-1", "parameter", base_slot=True),
+    Case("t5", "token", "top-k", base_slot=True),
+    Case("llama", "prompt", "top-k", scope="block", base_slot=True),
+    Case("llama", "prompt", "top-1", scope="model"),
+    Case("llama", "running", "sigmoid"),
+    Case("llama", "running", "softmax", "parameter", base_slot=True),
+    Case("llama", "token", "sigmoid", "parameter", "block"),
+    Case("gpt2", "prompt", "sigmoid"),
+    Case("gpt2", "running", "top-k", "parameter", "model"),
+    Case("gpt2", "running", "top-1", scope="block", base_slot=True),
+    Case("gpt2", "token", "softmax", scope="model", base_slot=True),
 ]
 REFERENCE_FEW = [
     Case("t5", "reference", "softmax", "parameter"),
-    Case("t5", "reference", "top-1", scope="block", base_slot=True),
+    Case("llama", "reference", "top-1", scope="block", base_slot=True),
     Case("llama", "reference", "sigmoid", scope="model"),
     Case("gpt2", "reference", "top-k", "parameter", base_slot=True),
 ]

@@ -63,7 +63,7 @@ def frozen(mixture: MixtureModel) -> dict[str, torch.Tensor]:
 def test_folding_changes_no_score_and_no_weight(case: Case, experts: Experts) -> None:
     mixture, ids = case.build(experts), tokens(1, 6)
     before = frozen(mixture)
-    for settings in ({}, {"num_beams": 3}, {"num_return_sequences": 2, "num_beams": 2}):
+    for settings in ({}, {"num_return_sequences": 2, "num_beams": 3}):
         close(
             generated(mixture, ids, fold=True, **settings),
             generated(mixture, ids, fold=False, **settings),
@@ -250,8 +250,8 @@ def test_gathering_the_chosen_experts_changes_nothing(case: Case, experts: Exper
             ).logits[:, -4:]
         assert dense.requires_grad
         close(gathered, dense.detach())
-        scores = [generated(mixture, ids, fold=False, use_cache=cached) for cached in (True, False)]
-        close(*scores)
+    scores = [generated(mixture, ids, fold=False, use_cache=cached) for cached in (True, False)]
+    close(*scores)
 
 
 def test_layers_that_read_one_input_share_a_down_projection(experts: Experts) -> None:
@@ -353,7 +353,7 @@ def check_compiled(*arguments: str) -> None:
 
 
 def test_compiling_breaks_no_graph_and_changes_no_score() -> None:
-    check_compiled("scores", "eager", *(f"{shape}-prompt" for shape in SHAPES))
+    check_compiled("scores", "eager", "llama-prompt")
 
 
 @pytest.mark.slow

@@ -118,7 +118,7 @@ def padded(case: Case, prompts: list[torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 @over(GENERATING)
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("beams", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_c4_a_row_generates_alone_what_it_generates_in_a_batch(
     case: Case, experts: Experts, beams: int
 ) -> None:
@@ -130,7 +130,7 @@ def test_c4_a_row_generates_alone_what_it_generates_in_a_batch(
 
 
 @over(GENERATING)
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("beams", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_c4_generation_needs_no_cache(case: Case, experts: Experts, beams: int) -> None:
     mixture, batch = case.build(experts), padded(case, prompts_of_two_lengths())
     cached, uncached = (

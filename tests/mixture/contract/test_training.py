@@ -91,10 +91,12 @@ def test_c9_reentrant_checkpointing_is_refused(experts: Experts) -> None:
         mixture.gradient_checkpointing_enable({"use_reentrant": True})
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_c9_two_threads_do_not_see_each_other(shape: str, context: str, experts: Experts) -> None:
-    mixture = Case(shape, context).build(experts)
+@over(
+    [Case(shape, context) for shape in SHAPES for context in CONTEXTS],
+    few=[Case("t5", "prompt"), Case("gpt2", "token"), *(Case("llama", each) for each in CONTEXTS)],
+)
+def test_c9_two_threads_do_not_see_each_other(case: Case, experts: Experts) -> None:
+    mixture = case.build(experts)
     requests = [
         (tokens(1, 6, seed=1), {}),
         (tokens(2, 4, seed=2), {}),
