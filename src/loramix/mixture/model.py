@@ -1,21 +1,21 @@
 """The mixture model: a frozen base, frozen experts, and trainable gates beside adapted layers."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from loramix.bases.loading import load_base, load_tokenizer
 from loramix.config import GateConfig, Prompting
-from loramix.errors import ExpertError, LoramixError, MixtureError, did_you_mean
+from loramix.errors import ExpertError, LoramixError, MixtureError
 from loramix.mixture.fitting import fitted
 from loramix.mixture.folding import Folding
 from loramix.mixture.gate import ContextGate, load_state, state_of
@@ -30,7 +30,15 @@ from loramix.mixture.merging import write_merged
 from loramix.mixture.pretrained import TransformersModel, scale_loss, take_items
 from loramix.mixture.problems import loose_state_problem
 from loramix.mixture.state import current, fixing, generating, reading, recording
-from loramix.mixture.weights import FixedWeights, OpenBlocks, RoutingWeights
+from loramix.mixture.weights import (
+    FixedWeights,
+    OpenBlocks,
+    RoutingWeights,
+    Weights,
+    by_hand,
+    index_of,
+    row_of,
+)
 from loramix.mixture.wrapping import (
     adapted_layers,
     check_plain,
@@ -40,17 +48,13 @@ from loramix.mixture.wrapping import (
     wrap,
 )
 from loramix.storage.checkpoint import save_in_checkpoint
-from loramix.storage.experts import Expert, load_expert
+from loramix.storage.experts import Expert, LowRank, load_expert
 from loramix.storage.export import combined, short_names, write_adapter
 from loramix.storage.format import Parts, load, push, save
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
     from transformers.modeling_outputs import ModelOutput
-
-
-# By expert, for all rows or one by one; "gates" lets them decide within a block of fixed weights.
-Weights: TypeAlias = Mapping[str, float] | Sequence[Mapping[str, float]] | Literal["gates"]
 
 
 class MixtureModel(TransformersModel):
@@ -213,7 +217,7 @@ class MixtureModel(TransformersModel):
 
     def remove_expert(self, name: str) -> None:
         """Take an expert away; the weights of the others keep their proportions."""
-        index = self._index(name)
+        index = index_of(name, self.expert_names)
         order = [other for other in range(len(self.experts)) if other != index]
         if not order:
             raise MixtureError(f"'{name}' is the only expert, and a mixture needs at least one")
@@ -265,16 +269,21 @@ class MixtureModel(TransformersModel):
         if prompt is not None:
             chosen = self._prompt_weights(prompt)
         else:
-            chosen = dict.fromkeys(self.layers, torch.tensor(self._row(weights or {})))
+            chosen = dict.fromkeys(self.layers, row_of(weights or {}, self.expert_names))
         updates = combined(self.experts, chosen, self.gate_config.mixing)
         layers = {name: layer.base for name, layer in self.layers.items()}
         if merged:
             write_merged(self.base, layers, updates, Path(path))
             return
+        self._write_adapter(updates, layers, Path(path))
+
+    def _write_adapter(
+        self, updates: Mapping[str, LowRank], layers: Mapping[str, nn.Module], path: Path
+    ) -> None:
         modules = [name for name, _ in self.base.named_modules()]
         write_adapter(
             updates,
-            Path(path),
+            path,
             targets=short_names(layers, modules),
             fan_in_fan_out=any(is_transposed(layer) for layer in layers.values()),
             base_name=self.base_name,
@@ -410,7 +419,7 @@ class MixtureModel(TransformersModel):
         }
         given = {key: value for key, value in inputs.items() if value is not None}
         items = take_items(self.base, self.gate_config, given)
-        with self._weighed(weights):
+        with self._blocks.of_call(weights, self.expert_names):
             output: ModelOutput = self.base(**given)
         if items is not None and labels is not None:
             scale_loss(output, labels if self.config.is_encoder_decoder else labels[:, 1:], items)
@@ -435,7 +444,7 @@ class MixtureModel(TransformersModel):
         """
         if args:
             inputs = {"inputs": args[0], **inputs}
-        with self._weighed(weights):
+        with self._blocks.of_call(weights, self.expert_names):
             fixed = current().fixed
             if fixed is None:
                 refuse_generation(self.gate_config, inputs)
@@ -481,8 +490,9 @@ class MixtureModel(TransformersModel):
         # With `encoder_outputs` no encoder runs, and its layers have no weights.
         return {name: record[name] for name in self.layers if name in record}
 
-    @contextmanager
-    def fixed(self, weights: Mapping[str, float] | Sequence[Mapping[str, float]]) -> Iterator[None]:
+    def fixed(
+        self, weights: Mapping[str, float] | Sequence[Mapping[str, float]]
+    ) -> AbstractContextManager[None]:
         """Replace all gates' decisions by these weights inside the block, in this thread.
 
         Unnamed experts get 0; `{}` is the base. A list gives every row of the batch its own
@@ -491,11 +501,11 @@ class MixtureModel(TransformersModel):
         Raises MixtureError for an unknown expert and, when the model is called, for another number
         of rows.
         """
-        with self._block(self._fixed_weights(weights)):
-            yield
+        return self._blocks.fixing(by_hand(weights, self.expert_names))
 
-    @contextmanager
-    def fixed_layers(self, weights: Mapping[str, Float[Tensor, "B E"]]) -> Iterator[None]:
+    def fixed_layers(
+        self, weights: Mapping[str, Float[Tensor, "B E"]]
+    ) -> AbstractContextManager[None]:
         """Replace all gates' decisions inside the block, for every layer and row on its own.
 
         weights: of every layer, as `mean_weights` returns them, so that the decisions on one input
@@ -506,8 +516,7 @@ class MixtureModel(TransformersModel):
             raise MixtureError(
                 f"fixed weights for {len(missing)} layers are missing, such as '{missing[0]}'"
             )
-        with self._block(FixedWeights(dict(weights))):
-            yield
+        return self._blocks.fixing(FixedWeights(dict(weights)))
 
     def reading(
         self, prompt_lengths: int | Sequence[int] | Int[Tensor, " B"]
@@ -522,45 +531,6 @@ class MixtureModel(TransformersModel):
         """
         lengths_B = torch.as_tensor(prompt_lengths).reshape(-1)
         return reading(lengths_B)
-
-    @contextmanager
-    def _block(self, weights: FixedWeights) -> Iterator[None]:
-        block = self._blocks.open()
-        try:
-            with fixing(weights):
-                yield
-        finally:
-            self._blocks.close(block)
-
-    def _weighed(self, weights: Weights | None) -> AbstractContextManager[None]:
-        """Fix the weights of one call, or make sure that those of a block reach it."""
-        if weights == "gates":
-            return fixing(None)
-        if weights is not None:
-            assert not isinstance(weights, str)
-            return fixing(self._fixed_weights(weights))
-        if current().fixed is None:
-            self._blocks.check()
-        return nullcontext()
-
-    def _fixed_weights(
-        self, weights: Mapping[str, float] | Sequence[Mapping[str, float]]
-    ) -> FixedWeights:
-        rows = [weights] if isinstance(weights, Mapping) else list(weights)
-        return FixedWeights(torch.tensor([self._row(each) for each in rows]))
-
-    def _row(self, weights: Mapping[str, float]) -> list[float]:
-        for name in weights:
-            self._index(name)
-        return [float(weights.get(name, 0.0)) for name in self.expert_names]
-
-    def _index(self, name: str) -> int:
-        if name not in self.expert_names:
-            raise MixtureError(
-                f"there is no expert '{name}'{did_you_mean(name, self.expert_names)}; "
-                f"the experts are {self.expert_names}"
-            )
-        return self.expert_names.index(name)
 
 
 def _base(

@@ -1,17 +1,22 @@
 """Routing weights: those that a layer used, and those that are set by hand."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from loramix.errors import MixtureError
+from loramix.errors import MixtureError, did_you_mean
 from loramix.mixture.context import masked_mean
+from loramix.mixture.state import current, fixing
 from loramix.mixture.update import Update
+
+# By expert, for all rows or one by one; "gates" lets them decide within a block of fixed weights.
+Weights: TypeAlias = Mapping[str, float] | Sequence[Mapping[str, float]] | Literal["gates"]
 
 
 class RoutingWeights(NamedTuple):
@@ -74,6 +79,33 @@ class FixedWeights:
         return False
 
 
+def by_hand(
+    weights: Mapping[str, float] | Sequence[Mapping[str, float]], experts: Sequence[str]
+) -> FixedWeights:
+    """Return weights by expert, for all rows or one by one, as tensors in the experts' order."""
+    rows = [weights] if isinstance(weights, Mapping) else list(weights)
+    if not rows:
+        raise MixtureError("there are no fixed weights in the list; give one dict per row")
+    return FixedWeights(torch.stack([row_of(each, experts) for each in rows]))
+
+
+def row_of(weights: Mapping[str, float], experts: Sequence[str]) -> Float[Tensor, " E"]:
+    """Return weights in the experts' order, 0 for those that are not named."""
+    for name in weights:
+        index_of(name, experts)
+    return torch.tensor([float(weights.get(name, 0.0)) for name in experts])
+
+
+def index_of(name: str, experts: Sequence[str]) -> int:
+    """Return an expert's place; raises MixtureError if there is none of this name."""
+    if name not in experts:
+        raise MixtureError(
+            f"there is no expert '{name}'{did_you_mean(name, experts)}; "
+            f"the experts are {list(experts)}"
+        )
+    return list(experts).index(name)
+
+
 class OpenBlocks:
     """The blocks of one mixture in which weights are fixed, and the threads that they cannot reach.
 
@@ -85,20 +117,34 @@ class OpenBlocks:
         self._lock = threading.Lock()
         self._older: dict[object, frozenset[int]] = {}  # block -> threads that began before it
 
-    def open(self) -> object:
-        """Note that a block begins; returns what `close` takes."""
+    @contextmanager
+    def fixing(self, weights: FixedWeights) -> Iterator[None]:
+        """Replace the gates' decisions by these weights inside the block, in this thread."""
         block = object()
         older = frozenset(thread.ident or 0 for thread in threading.enumerate())
         with self._lock:
             self._older[block] = older
-        return block
+        try:
+            with fixing(weights):
+                yield
+        finally:
+            with self._lock:
+                del self._older[block]
 
-    def close(self, block: object) -> None:
-        """Note that a block ends."""
-        with self._lock:
-            del self._older[block]
+    def of_call(
+        self, weights: Weights | None, experts: Sequence[str]
+    ) -> AbstractContextManager[None]:
+        """Fix the weights of one call or, with None, make sure that those of a block reach it."""
+        if weights == "gates":
+            return fixing(None)
+        if weights is not None:
+            assert not isinstance(weights, str)
+            return fixing(by_hand(weights, experts))
+        if current().fixed is None:
+            self._check()
+        return nullcontext()
 
-    def check(self) -> None:
+    def _check(self) -> None:
         """Raise MixtureError if this thread was started while a block of another one was open."""
         if not self._older:
             return

@@ -116,3 +116,9 @@ def test_gate_parameters_that_do_not_fit_are_refused(experts: Experts) -> None:
         mixture.load_gate_state({**state, "odd": torch.zeros(1)})
     with pytest.raises(MixtureError, match="has shape"):
         mixture.load_gate_state({**state, first: torch.zeros(1)})
+
+
+def test_fixed_weights_need_a_row(experts: Experts) -> None:
+    mixture = Case("llama", "prompt").build(experts)
+    with pytest.raises(MixtureError, match="one dict per row"):
+        mixture.fixed([])
