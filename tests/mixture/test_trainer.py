@@ -2,6 +2,7 @@
 its gates, and a pipeline generates with it."""
 
 import logging
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments, pi
 from loramix import GateConfig, MixtureModel
 from loramix.errors import MixtureError
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 Experts = Callable[..., dict[str, Path]]
 SHAPES = ["t5", "llama", "gpt2"]
 
@@ -247,3 +249,9 @@ def test_a_pipeline_generates_what_the_mixture_generates(
 def test_adapters_of_peft_are_not_added_beside_the_experts(experts: Experts) -> None:
     with pytest.raises(MixtureError, match="add_expert"):
         build(experts, "llama").load_adapter("somewhere")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(EXAMPLES / "train_gates_with_trainer.py"), run_name="__main__")
+    assert "weights in the last layer: [[" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """TRL's SFTTrainer trains gates on prompts with completions and on chats."""
 
+import runpy
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from loramix.errors import MixtureError
 trl = pytest.importorskip("trl", reason="TRL is not installed; get it with: pip install trl")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: "
     "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}\n{% endgeneration %}"
@@ -149,3 +151,9 @@ def test_texts_without_prompts_are_refused_or_read_as_they_go(
     with pytest.raises(MixtureError, match=r"prompt_mask.*context='running'"):
         trainer(build(adapters), tmp_path, texts).train()
     trainer(build(adapters, context="running"), tmp_path, texts, max_steps=1).train()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(EXAMPLES / "train_gates_with_trl.py"), run_name="__main__")
+    assert "weights in the last layer: [[" in capsys.readouterr().out
