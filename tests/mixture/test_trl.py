@@ -127,6 +127,15 @@ def test_sft_saves_mixtures_and_goes_on_bit_by_bit(
         assert all(torch.equal(value, state[key]) for key, value in trained.items())
 
 
+def test_labels_that_the_trainer_keeps_are_missed(
+    adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    settings = {"label_smoothing_factor": 0.1, "max_steps": 1, "save_strategy": "no"}
+    with pytest.raises(MixtureError, match="prompt_mask"):
+        trainer(build(adapters), tmp_path, prompted(), **settings).train()
+    trainer(build(adapters, context="token"), tmp_path, prompted(), **settings).train()
+
+
 def test_packed_samples_have_prompts_of_their_own(
     adapters: dict[str, Path], tmp_path: Path
 ) -> None:

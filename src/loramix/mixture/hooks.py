@@ -80,6 +80,9 @@ class Backbone:
     def __init__(self, base: "PreTrainedModel", config: GateConfig) -> None:
         self._stack, self._config = base.base_model, config
 
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stack, name)
+
     def __call__(
         self,
         *args: object,

@@ -27,7 +27,7 @@ from loramix.mixture.layer import MixtureLinear
 from loramix.mixture.layout import observe
 from loramix.mixture.linear import is_transposed
 from loramix.mixture.merging import write_merged
-from loramix.mixture.pretrained import TransformersModel, scale_loss, take_items
+from loramix.mixture.pretrained import TransformersModel, refuse_kept_labels, scale_loss, take_items
 from loramix.mixture.problems import loose_state_problem
 from loramix.mixture.state import current, fixing, generating, reading, recording
 from loramix.mixture.weights import (
@@ -418,8 +418,12 @@ class MixtureModel(TransformersModel):
             **base_inputs,
         }
         given = {key: value for key, value in inputs.items() if value is not None}
-        items = take_items(self.base, self.gate_config, given)
+        # A trainer that puts another forward in the place of this one, as TRL does, has labels.
+        learning = "forward" in vars(self) and self.training and torch.is_grad_enabled()
         with self._blocks.of_call(weights, self.expert_names):
+            if learning or "num_items_in_batch" in given:
+                refuse_kept_labels(self.base, self.gate_config, given)
+            items = take_items(self.base, given)
             output: ModelOutput = self.base(**given)
         if items is not None and labels is not None:
             scale_loss(output, labels if self.config.is_encoder_decoder else labels[:, 1:], items)

@@ -15,6 +15,7 @@ from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
 from loramix.config import GateConfig
 from loramix.errors import MixtureError
 from loramix.mixture.call import checkpoint_contexts
+from loramix.mixture.state import current
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -83,6 +84,10 @@ class TransformersModel(PreTrainedModel):  # type: ignore[misc]
         """Return the base's class, by which Trainer smooths labels that are shifted."""
         return type(self.base).__name__
 
+    def __repr__(self) -> str:
+        shown: str = super().__repr__()
+        return type(self).__name__ + shown.removeprefix(self._get_name())
+
     def get_input_embeddings(self) -> nn.Module:
         """Return the base's input embeddings."""
         embeddings: nn.Module = self.base.get_input_embeddings()
@@ -149,25 +154,28 @@ class TransformersModel(PreTrainedModel):  # type: ignore[misc]
     gradient_checkpointing_disable = activation_checkpointing_disable
 
 
-def take_items(
-    base: PreTrainedModel, config: GateConfig, inputs: dict[str, object]
-) -> Tensor | int | None:
-    """Take `num_items_in_batch` from the inputs where the mixture itself has to divide the loss.
-
-    Raises MixtureError if Trainer keeps the labels for a loss of its own, which leaves the gates of
-    a decoder-only model without a word on what is the prompt.
+def refuse_kept_labels(
+    base: PreTrainedModel, config: GateConfig, inputs: Mapping[str, object]
+) -> None:
+    """Raise MixtureError if a trainer keeps the labels for a loss of its own, which leaves the
+    gates of a decoder-only model without a word on what is the prompt.
     """
-    items = inputs.get("num_items_in_batch")
-    if not isinstance(items, Tensor | int):
-        return None
-    untold = "labels" not in inputs and "prompt_mask" not in inputs
-    if untold and config.context == "prompt" and not base.config.is_encoder_decoder:
+    if config.context != "prompt" or base.config.is_encoder_decoder:
+        return
+    state = current()
+    told = "labels" in inputs or "prompt_mask" in inputs or state.prompt_lengths is not None
+    if not told and state.fixed is None:
         raise MixtureError(
             "the trainer keeps the labels for a loss of its own (label_smoothing_factor, "
             "compute_loss_func), so the gates cannot tell the prompt from the answer that is to be "
             "learned; give every sample a prompt_mask, true for the tokens of its prompt"
         )
-    if _divides_loss(base):
+
+
+def take_items(base: PreTrainedModel, inputs: dict[str, object]) -> Tensor | int | None:
+    """Take `num_items_in_batch` from the inputs where the mixture itself has to divide the loss."""
+    items = inputs.get("num_items_in_batch")
+    if not isinstance(items, Tensor | int) or _divides_loss(base):
         return None
     del inputs["num_items_in_batch"]
     return items
