@@ -20,6 +20,7 @@ from loramix.experiment.graph import (
     run_steps,
     task_settings,
 )
+from loramix.experiment.processes import refuse_several_processes
 from loramix.experiment.recipe import Recipe, TestSet
 from loramix.experiment.run import Run
 from loramix.experiment.runner import RECIPE, begin, do_steps, pin
@@ -32,7 +33,9 @@ def compare(recipe: Recipe, root: Path) -> Path:
     comparison's folder.
 
     Several recipes may be compared in one run folder: steps that they share are done once.
+    Raises StageError in each of several processes, before anything is written.
     """
+    refuse_several_processes()
     folder = comparison_folder(recipe, root)
     began = folder / RECIPE if (folder / RECIPE).is_file() else root / RECIPE
     comparison = Comparison(Run(pin(recipe, began), root))

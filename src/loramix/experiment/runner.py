@@ -20,6 +20,7 @@ from loramix.bases.loading import resolve_revision
 from loramix.data.sources import pinned, source_fingerprint
 from loramix.errors import StageError, did_you_mean
 from loramix.experiment.graph import Step, run_steps
+from loramix.experiment.processes import refuse_several_processes
 from loramix.experiment.recipe import STAGES, Recipe
 from loramix.experiment.run import Run
 from loramix.storage.files import sha256, write_text
@@ -31,7 +32,10 @@ RECIPE = "recipe.yaml"  # the resolved recipe, in the folder of a run or a compa
 def run(recipe: Recipe, root: Path, *, stage: str | None = None) -> Run:
     """Run the recipe's stages into folder `root`, or one stage and those it needs; return the run
     with its Hub revisions pinned.
+
+    Raises StageError in each of several processes, before anything is written.
     """
+    refuse_several_processes()
     if stage is not None and stage not in STAGES:
         raise StageError(
             f"there is no stage '{stage}'{did_you_mean(stage, STAGES)}; the stages are "

@@ -1,0 +1,76 @@
+"""Launchers of several processes: refused in each of them, before anything is written."""
+
+from pathlib import Path
+
+import pytest
+
+from loramix.comparison.compare import compare
+from loramix.errors import StageError
+from loramix.experiment.processes import LAUNCHERS
+from loramix.experiment.reading import load_recipe
+from loramix.experiment.runner import run
+
+RECIPE = load_recipe("tiny")
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Free the tests of a launcher that they may have been started by."""
+    for names in LAUNCHERS.values():
+        for name in names:
+            monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("work", [run, compare])
+@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize(
+    ("launcher", "size", "number"),
+    [
+        ("torchrun or accelerate launch", "WORLD_SIZE", "RANK"),
+        ("mpirun (Open MPI)", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+        ("mpirun (MPICH or Intel MPI)", "PMI_SIZE", "PMI_RANK"),
+        ("srun (Slurm)", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    ],
+)
+def test_every_rank_is_refused_and_writes_nothing(
+    work, rank, launcher, size, number, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(size, "2")
+    monkeypatch.setenv(number, rank)
+    with pytest.raises(StageError) as caught:
+        work(RECIPE, tmp_path / "run")
+    for expected in (f"rank {rank} of 2 processes", launcher, "start it once", f"unset {size}"):
+        assert expected in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line_refuses_in_one_clean_message(
+    call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("RANK", "3")
+    for command in ("run", "compare"):
+        done = call(command, "tiny", "--out", str(tmp_path / "run"))
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: this is rank 3 of 8 processes")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"WORLD_SIZE": "1", "RANK": "0"},
+        {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"},  # a batch script, which is one process
+        {"WORLD_SIZE": ""},
+    ],
+    ids=str,
+)
+def test_one_process_runs(
+    variables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    done: list[str] = []
+    monkeypatch.setattr("loramix.experiment.runner._do", lambda step, *rest: done.append(step.key))
+    run(RECIPE, tmp_path / "run", stage="prepare")
+    assert done == ["prepare"]
