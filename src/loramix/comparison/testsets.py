@@ -9,7 +9,6 @@ unknown      a task that no expert knows: the first task's `inverse`, which asks
              the target
 """
 
-import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -72,7 +71,6 @@ def write_questions(path: Path, asked: Sequence[Question]) -> None:
 
 def read_questions(path: Path) -> list[Question]:
     """Return the questions of a file, in its order."""
-    csv.field_size_limit(2**24)  # an input may be a whole paper
     return [Question(**row) for row in read_csv(path)]
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from loramix.data.choices import MultipleChoice, multiple_choice
 from loramix.data.tasks import PACKAGE, Task
 from loramix.errors import DataError, HubError, did_you_mean
-from loramix.storage.files import sha256
+from loramix.storage.files import long_fields, sha256
 from loramix.storage.hub import find, is_hub_id
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _read_kind(task: Task, path: Path) -> list[Row]:
     if name.endswith(".parquet"):
         return _read_parquet(task, path)
     if name.endswith((".csv", ".csv.gz")):
-        with _open_text(path) as lines:
+        with _open_text(path) as lines, long_fields():
             return _read_csv(task, lines)
     if name.endswith((".jsonl", ".jsonl.gz")):
         with _open_text(path) as lines:

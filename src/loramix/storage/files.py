@@ -9,8 +9,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from stat import S_IMODE
+from threading import RLock
 
 from loramix.errors import OutputError
+
+_LONGEST_FIELD = 2**31 - 1  # the most that the csv module takes on every system
+_limit = RLock()  # the csv module's limit is one for the whole process
 
 
 @contextmanager
@@ -77,8 +81,23 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object
 
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Return the rows of a CSV file by column name."""
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8") as file, long_fields():
         return list(csv.DictReader(file))
+
+
+@contextmanager
+def long_fields() -> Iterator[None]:
+    """Let the csv module read whole papers and books in one field; it ends at 131,072 characters
+    otherwise.
+
+    The limit is put back at the end: code beside ours may count on its own.
+    """
+    with _limit:  # or a thread would put the limit back while another one still reads
+        before = csv.field_size_limit(_LONGEST_FIELD)
+        try:
+            yield
+        finally:
+            csv.field_size_limit(before)
 
 
 def sha256(content: Path | str) -> str:
