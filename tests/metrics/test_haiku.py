@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loramix.data.texts import poem_lines
 from loramix.errors import DataError
-from loramix.metrics.haiku import haiku_form, haiku_lines, syllable_table
+from loramix.metrics.haiku import haiku_form, syllable_table
 from loramix.metrics.syllables import count_syllables, line_syllables
 
 ROOT = Path(__file__).parents[2]
@@ -214,7 +215,7 @@ def test_the_dictionarys_notice_ships_beside_the_table() -> None:
     ],
 )
 def test_slashes_and_line_breaks_separate_lines(text: str, lines: list[str]) -> None:
-    assert haiku_lines(text) == lines
+    assert poem_lines(text) == lines
 
 
 def test_a_haiku_has_its_form() -> None:
@@ -283,7 +284,7 @@ def test_the_demo_holds_enough_haikus_and_every_one_is_a_575(demo: list[dict[str
 
 def test_the_demo_repeats_neither_poems_nor_lines_nor_keywords(demo: list[dict[str, str]]) -> None:
     texts = Counter(poem["text"].lower() for poem in demo)
-    lines = Counter(line.lower() for poem in demo for line in haiku_lines(poem["text"]))
+    lines = Counter(line.lower() for poem in demo for line in poem_lines(poem["text"]))
     keywords = Counter(" ".join(sorted(poem["keywords"].split())) for poem in demo)
     for counts in (texts, lines, keywords):
         assert [entry for entry, count in counts.items() if count > 1] == []

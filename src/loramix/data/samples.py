@@ -15,6 +15,7 @@ from typing import Literal
 
 from loramix.data.sources import load_rows
 from loramix.data.tasks import Cleaning, Task
+from loramix.data.texts import lines_as_slashes, refuse_other_forms
 from loramix.errors import DataError
 from loramix.storage.files import atomic_file
 
@@ -52,13 +53,16 @@ def prepare(tasks: Sequence[Task], *, samples: int | None, seed: int) -> dict[st
     """Return the cleaned, cut and split samples of every task: name -> samples.
 
     Each task is cut to its own `samples`, else to `samples`, else to the size of the smallest task
-    without samples of its own. Raises DataError if a task has too few, or an empty split.
+    without samples of its own. Raises DataError if a task has too few, an empty split, or
+    the metric haiku and references of another form.
     """
     named = Counter(task.name for task in tasks)
     repeated = [name for name, times in named.items() if times > 1]
     if repeated:
         raise DataError(f"task names must differ, and these repeat: {', '.join(repeated)}")
     cleaned = {task.name: clean(task, load_rows(task)) for task in tasks}
+    for task in tasks:
+        refuse_other_forms(task, [target for _, target in cleaned[task.name][0]])
     sizes = [len(cleaned[task.name][0]) for task in tasks if task.samples is None]
     smallest = min(sizes, default=0)
     prepared: dict[str, Prepared] = {}
@@ -73,7 +77,8 @@ def prepare(tasks: Sequence[Task], *, samples: int | None, seed: int) -> dict[st
 def clean(task: Task, rows: Iterable[Pair]) -> tuple[list[Pair], dict[str, int]]:
     """Return the rows that the task's rules keep, and counts of the rows they drop.
 
-    White space is normalised. Rows are dropped as blank (no input or no target), then as out of
+    White space is normalised; where the task's metrics hold haiku, line breaks of a target become
+    ` / ` first. Rows are dropped as blank (no input or no target), then as out of
     range, then as duplicates.
 
     By default a repeated target makes a duplicate and a repeated input does not. In the haiku data
@@ -85,7 +90,8 @@ def clean(task: Task, rows: Iterable[Pair]) -> tuple[list[Pair], dict[str, int]]
     counts = dict.fromkeys(("read", "blank", "out_of_range", "duplicate"), 0)
     for row in rows:
         counts["read"] += 1
-        pair = (normalise(row[0]), normalise(row[1]))
+        target = lines_as_slashes(row[1]) if "haiku" in task.metrics else row[1]
+        pair = (normalise(row[0]), normalise(target))
         if not all(pair):
             counts["blank"] += 1
         elif not _in_range(task.cleaning, pair):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from loramix.data.choices import MultipleChoice, multiple_choice
 from loramix.data.tasks import PACKAGE, Task
+from loramix.data.texts import whole_characters
 from loramix.errors import DataError, HubError, did_you_mean
 from loramix.storage.files import long_fields, sha256
 from loramix.storage.hub import find, is_hub_id
@@ -27,7 +28,8 @@ Row = Mapping[str, object]  # the values of the task's columns
 
 
 def load_rows(task: Task) -> list[tuple[str, str]]:
-    """Return the (input, target) texts of every row; missing values are empty texts.
+    """Return the (input, target) texts of every row; missing values are empty texts, and halves of
+    characters are U+FFFD.
 
     Rows in which `empty_column` holds something are left out. With `choices_column`, the texts are
     those of `loramix.data.choices`; rows that lack their question or their answer come last, with
@@ -40,13 +42,14 @@ def load_rows(task: Task) -> list[tuple[str, str]]:
     if task.empty_column is not None:
         empty = task.empty_column
         numbered = [(number, row) for number, row in numbered if _is_missing(row[empty])]
-    if task.choices_column is not None:
-        return _choice_texts(task, task.choices_column, numbered)
     texts: list[tuple[str, str]] = []
-    for _, row in numbered:
-        pair = _text(task, task.input_column, row), _text(task, task.target_column, row)
-        texts.append(pair)
-    return texts
+    if task.choices_column is not None:
+        texts = _choice_texts(task, task.choices_column, numbered)
+    else:
+        for _, row in numbered:
+            pair = _text(task, task.input_column, row), _text(task, task.target_column, row)
+            texts.append(pair)
+    return [(whole_characters(text), whole_characters(target)) for text, target in texts]
 
 
 def locate(source: str) -> Path | None:

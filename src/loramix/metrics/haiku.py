@@ -1,10 +1,10 @@
 """The form of a haiku: three lines of five, seven and five syllables."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from loramix.data.texts import poem_lines
 from loramix.errors import DataError
 from loramix.metrics.syllables import line_syllables
 
@@ -37,19 +37,9 @@ class HaikuForm:
         return position < len(self.syllables) and self.syllables[position] == FORM[position]
 
 
-def haiku_lines(text: str) -> list[str]:
-    """Return the lines of `text`, split at slashes and line breaks; blank ends are dropped."""
-    lines = re.split(r"\s*[/\n]\s*", text.strip())
-    while lines and not lines[-1]:
-        lines.pop()
-    while lines and not lines[0]:
-        lines.pop(0)
-    return lines
-
-
 def haiku_form(text: str) -> HaikuForm:
     """Return the form of any text, be it a haiku, another text or empty."""
-    return HaikuForm(tuple(map(line_syllables, haiku_lines(text))))
+    return HaikuForm(tuple(map(line_syllables, poem_lines(text))))
 
 
 def syllable_table(texts: Sequence[str]) -> dict[str, int | float]:

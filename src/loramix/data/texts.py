@@ -1,0 +1,52 @@
+"""Texts as people's files hold them: halves of emojis, and the lines of poems."""
+
+import re
+from collections.abc import Sequence
+
+from loramix.data.tasks import Task
+from loramix.errors import DataError
+
+LINES_OF_HAIKU = 3
+FEWEST_IN_FORM = 0.1  # of a task's references; below, the data are no haikus in lines
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def whole_characters(text: str) -> str:
+    """Return `text` with pairs of surrogates joined and lone ones as U+FFFD.
+
+    JSON escapes give them for cut emojis; no file in UTF-8 and no tokenizer takes them.
+    """
+    if not _SURROGATE.search(text):
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def lines_as_slashes(text: str) -> str:
+    """Return a poem with ` / ` in place of its line breaks; blank lines are left out."""
+    lines = [line.strip().strip("/").strip() for line in text.splitlines()]
+    written = [line for line in lines if line]
+    return " / ".join(written) if len(written) > 1 else text
+
+
+def poem_lines(text: str) -> list[str]:
+    """Return the lines of `text`, split at slashes and line breaks; blank ends are dropped."""
+    lines = re.split(r"\s*[/\n]\s*", text.strip())
+    while lines and not lines[-1]:
+        lines.pop()
+    while lines and not lines[0]:
+        lines.pop(0)
+    return lines
+
+
+def refuse_other_forms(task: Task, targets: Sequence[str]) -> None:
+    """Raise DataError if hardly any target of a task with the metric haiku has three lines."""
+    if "haiku" not in task.metrics or not targets:
+        return
+    in_form = sum(len(poem_lines(target)) == LINES_OF_HAIKU for target in targets)
+    if in_form < FEWEST_IN_FORM * len(targets):
+        raise DataError(
+            f"task '{task.name}': {in_form / len(targets):.0%} of the {len(targets):,} references "
+            f"have three lines, and the metric haiku expects three, separated by ' / ' or line "
+            f"breaks; the first reference is {targets[0][:80]!r}; give the column "
+            f"'{task.target_column}' its lines, or leave haiku out of the task's metrics"
+        )
