@@ -191,6 +191,7 @@ def test_the_command_prints_the_verdict_and_a_table(root: Path, folder: Path) ->
         assert f"\n  {label} " in result.stdout
 
 
+@pytest.mark.slow
 def test_another_comparison_in_the_same_folder_uses_the_same_experts(
     root: Path, folder: Path
 ) -> None:

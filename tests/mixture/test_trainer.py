@@ -100,7 +100,7 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(
         torch.testing.assert_close(parts[key], step, atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", ["t5", "llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_a_checkpoint_is_a_mixture_and_training_goes_on_from_it_bit_by_bit(
     experts: Experts, tmp_path: Path, shape: str, caplog: pytest.LogCaptureFixture
 ) -> None:

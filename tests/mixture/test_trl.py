@@ -110,7 +110,10 @@ def test_the_loss_of_sft_is_that_of_the_mixture(
     assert any(each.abs().max() > 0 for each in gradients[0][1:])
 
 
-@pytest.mark.parametrize("data", [prompted, chats, conversations])
+@pytest.mark.parametrize(
+    "data",
+    [prompted, *(pytest.param(data, marks=pytest.mark.slow) for data in (chats, conversations))],
+)
 def test_sft_saves_mixtures_and_goes_on_bit_by_bit(
     adapters: dict[str, Path], tmp_path: Path, data
 ) -> None:
