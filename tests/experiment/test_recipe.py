@@ -180,3 +180,29 @@ def test_gates_that_could_not_be_trained_are_found_before_any_work(
 def test_the_settings_of_a_gate_are_those_of_gate_config() -> None:
     gate = load_recipe("tiny", ["gate.scope=block", "gate.temperature=0.5"]).gate
     assert gate.config == GateConfig(scope="block", temperature=0.5)
+
+
+RECIPE = "name: r  # für später\nbase: {name: tiny-llama}\ntasks: [demo-haiku, demo-title]\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_recipes_with_a_byte_order_mark_are_read(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(RECIPE, encoding=encoding)
+    assert load_recipe(str(tmp_path / "r.yaml")).name == "r"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (RECIPE.encode("cp1252"), "r.yaml: line 1 is not in UTF-8: byte 0xfc.*save it as UTF-8"),
+        (RECIPE.encode("utf-16-le"), "r.yaml: line 1 holds a NUL character.*save it as UTF-8"),
+        (b"name: r\nbase:\n\tname: tiny-llama\n", "(?s)no valid YAML.*line 3"),
+        (b"name: 2025-13-45\n", "no valid YAML: month must be in 1..12"),
+    ],
+)
+def test_recipes_of_other_encodings_are_refused_in_words(
+    content: bytes, problem: str, tmp_path: Path
+) -> None:
+    (tmp_path / "r.yaml").write_bytes(content)
+    with pytest.raises(RecipeError, match=problem):
+        load_recipe(str(tmp_path / "r.yaml"))

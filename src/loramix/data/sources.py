@@ -1,13 +1,11 @@
 """Sources: the columns of a task, read from a Hub data set, a folder or a file."""
 
 import csv
-import gzip
 import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
-from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +15,7 @@ from loramix.data.texts import whole_characters
 from loramix.errors import DataError, HubError, did_you_mean
 from loramix.storage.files import long_fields, sha256
 from loramix.storage.hub import find, is_hub_id
+from loramix.storage.texts import text_lines
 
 if TYPE_CHECKING:
     from pyarrow import ChunkedArray
@@ -142,10 +141,10 @@ def _read_kind(task: Task, path: Path) -> list[Row]:
     if name.endswith(".parquet"):
         return _read_parquet(task, path)
     if name.endswith((".csv", ".csv.gz")):
-        with _open_text(path) as lines, long_fields():
+        with text_lines(path) as lines, long_fields():
             return _read_csv(task, lines)
     if name.endswith((".jsonl", ".jsonl.gz")):
-        with _open_text(path) as lines:
+        with text_lines(path) as lines:
             return _read_jsonl(task, lines)
     raise DataError(
         f"task '{task.name}': {path} is of no known kind; there are: {', '.join(SUFFIXES)}"
@@ -164,9 +163,9 @@ def _read_parquet(task: Task, path: Path) -> list[Row]:
     return _as_rows(columns)
 
 
-def _read_csv(task: Task, lines: TextIOWrapper) -> list[Row]:
+def _read_csv(task: Task, lines: Iterable[str]) -> list[Row]:
     reader = csv.DictReader(lines, strict=True)
-    _require_columns(task, reader.fieldnames or ())
+    _require_columns(task, list(reader.fieldnames or ()))
     rows: list[Row] = []
     for row in reader:
         if None in row:  # cells beyond the header: a comma outside quotes has shifted the columns
@@ -177,13 +176,17 @@ def _read_csv(task: Task, lines: TextIOWrapper) -> list[Row]:
     return rows
 
 
-def _read_jsonl(task: Task, lines: TextIOWrapper) -> list[Row]:
+def _read_jsonl(task: Task, lines: Iterable[str]) -> list[Row]:
     rows: list[dict[str, object]] = []
     found: dict[str, None] = {}  # the columns of all rows, as rows may lack some
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        row = json.loads(line)
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            array = "; write one object per line, not an array" if line.startswith("[") else ""
+            raise ValueError(f"line {number} is no JSON ({error.msg}){array}") from error
         if not isinstance(row, dict):
             raise DataError(
                 f"task '{task.name}': line {number} is no JSON object: {line.strip()[:60]}"
@@ -207,14 +210,31 @@ def _columns(task: Task) -> list[str]:
     return columns
 
 
-def _require_columns(task: Task, found: Sequence[str]) -> None:
+def _require_columns(task: Task, found: list[str]) -> None:
+    twice = [column for column in _columns(task) if found.count(column) > 1]
+    if twice:
+        raise DataError(
+            f"task '{task.name}': {task.source} has several columns '{twice[0]}'; "
+            "rename all but one"
+        )
     missing = [column for column in _columns(task) if column not in found]
     if missing:
         named = " and ".join(f"'{column}'{did_you_mean(column, found)}" for column in missing)
         raise DataError(
             f"task '{task.name}': {task.source} has no column {named}; it has: "
-            f"{', '.join(found) or 'none at all'}"
+            f"{', '.join(found) or 'none at all'}{_other_separator(found)}"
         )
+
+
+def _other_separator(header: Sequence[str]) -> str:
+    """Return a hint if the only column of a header is several, with another separator than commas
+    between them.
+    """
+    names = {";": "semicolons", "\t": "tabs", "|": "bars"}
+    between = next((mark for mark in names if len(header) == 1 and mark in header[0]), None)
+    if between is None:
+        return ""
+    return f"; its columns are separated by {names[between]}: save it with commas between them"
 
 
 def _marks(column: "ChunkedArray") -> list[object]:
@@ -263,13 +283,6 @@ def _is_missing(value: object) -> bool:
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _open_text(path: Path) -> TextIOWrapper:
-    # utf-8-sig: spreadsheets begin their CSV files with a byte order mark
-    if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
 
 
 def _package_path(source: str) -> Path:

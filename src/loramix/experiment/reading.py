@@ -13,6 +13,7 @@ from loramix.data.tasks import Task
 from loramix.errors import RecipeError, did_you_mean
 from loramix.experiment.problems import recipe_problems
 from loramix.experiment.recipe import Recipe
+from loramix.storage.texts import EncodingError, read_text
 
 
 def shipped() -> dict[str, Path]:
@@ -60,9 +61,14 @@ def _read(source: str, seen: tuple[Path, ...] = ()) -> dict[str, object]:
             f"of {', '.join(known)}"
         )
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is no valid YAML: {error}") from error
+        text = read_text(path)
+    except (OSError, EncodingError) as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error}") from error
+    try:
+        settings = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: a date that does not exist
+        tabs = "; indent with spaces, not with tabs" if "'\\t'" in str(error) else ""
+        raise RecipeError(f"{path} is no valid YAML: {error}{tabs}") from error
     if not isinstance(settings, dict):
         raise RecipeError(
             f"{path} holds no settings; a recipe is a YAML mapping with name, base and tasks"
