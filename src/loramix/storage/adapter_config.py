@@ -1,6 +1,4 @@
-"""The settings of a PEFT adapter, read by an allow-list: only what is known to change nothing, or
-is computed as PEFT computes it, passes.
-"""
+"""The settings of a PEFT adapter, checked against an allow-list of those that mix exactly."""
 
 import json
 import math
@@ -17,7 +15,7 @@ from loramix.storage.hub import first_line
 
 ADAPTER_CONFIG = "adapter_config.json"
 
-# They say how the adapter was made and where its layers lie, which its tensors say too.
+# How the adapter was trained and which layers it adapts; the tensors name the layers themselves.
 HARMLESS = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -42,10 +40,10 @@ HARMLESS = {
     "task_type",
 }
 
-# Of training, in files of ms-swift and of the first versions of PEFT.
+# Training settings written by ms-swift and by the first versions of PEFT.
 _OF_TRAINERS = {"lora_dtype", "lorap_emb_lr", "lorap_lr_ratio", "merge_weights"}
 
-# They change the update, and loramix computes it so, or refuses it by the tensors that it brings.
+# These change the update: loramix computes them as PEFT does, or refuses the tensors they add.
 HANDLED = {
     "alpha_pattern",
     "bias",
@@ -86,9 +84,7 @@ _CONVERT = (
 
 
 def read_adapter_config(expert: str, file: Path) -> LoraConfig:
-    """Read the settings of an expert; raises ExpertError unless they are those of a LoRA adapter
-    that can be mixed exactly.
-    """
+    """Read the settings of an expert; raise ExpertError unless it can be mixed exactly."""
     content = _read(expert, file)
     kind = content.get("peft_type", "LORA")
     if kind != "LORA":
@@ -102,7 +98,7 @@ def read_adapter_config(expert: str, file: Path) -> LoraConfig:
         )
     known = {field.name for field in fields(LoraConfig)}
     try:
-        with warnings.catch_warnings(action="ignore"):  # they speak of training
+        with warnings.catch_warnings(action="ignore"):  # PEFT warns about training
             return LoraConfig(**{key: value for key, value in content.items() if key in known})
     except (TypeError, ValueError, ImportError) as error:
         raise ExpertError(f"expert '{expert}': PEFT refuses {file}: {first_line(error)}") from error
@@ -132,7 +128,7 @@ def _read(expert: str, file: Path) -> dict[str, object]:
 
 
 def _check_settings(expert: str, settings: Mapping[str, object]) -> None:
-    """Raise ExpertError for the first setting that is set and not allowed."""
+    """Raise ExpertError for the first active setting outside the allow-list."""
     for field, value in settings.items():
         if not value or field in HARMLESS | HANDLED | _OF_TRAINERS:
             continue

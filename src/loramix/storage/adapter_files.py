@@ -18,7 +18,7 @@ from loramix.storage.hub import find, first_line, split
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PICKLED = "adapter_model.bin"  # of PEFT before 0.4
-_DEPTH = ("*", "*/*")  # how deep adapters are looked for: run/checkpoint-10, run/models/haiku
+_DEPTH = ("*", "*/*")  # search depth: run/checkpoint-10, run/models/haiku
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From a name to a folder: one on disk, or one that is fetched from the Hugging Face Hub."""
+"""Resolve a name to a folder, on disk or fetched from the Hugging Face Hub."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ Kind = Literal["model", "dataset"]
 
 
 class Found(NamedTuple):
-    """A folder and, of a repository of the Hub, the commit that it is a copy of."""
+    """A folder and, if it came from the Hub, its commit."""
 
     folder: Path
     revision: str | None
@@ -60,7 +60,7 @@ def find(
 
 
 def is_hub_id(name: str) -> bool:
-    """Return whether `name` can be that of a repository on the Hub."""
+    """Return whether `name` has the form of a Hub repository id."""
     return bool(HUB_ID.fullmatch(name))
 
 
@@ -75,7 +75,7 @@ def split(name: str) -> tuple[str, str, str | None]:
 
 
 def _reason(error: Exception, kind: Kind) -> str:
-    """Return why the Hub gave nothing, and what helps."""
+    """Return the cause of a failed download and its remedy."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
