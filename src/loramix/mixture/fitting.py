@@ -188,7 +188,7 @@ def _from_the_base(expert: Expert, base: "PreTrainedModel") -> Expert:
     updates = {}
     for layer, update in expert.updates.items():
         module = base.get_submodule(layer)
-        weight = module.weight
+        weight = getattr(module, "weight", None)  # some quantised layers have none
         if not isinstance(weight, Tensor) or weight.dtype not in _PLAIN_FORMATS:
             raise ExpertError(
                 f"expert '{expert.name}' was trained with init_lora_weights='{expert.start}', "

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from loramix.config import Scope
+from loramix.config import GateConfig, Scope
 from loramix.errors import MixtureError
 from loramix.mixture.layer import Role
 from loramix.mixture.layout import BaseCalls
@@ -38,6 +38,24 @@ def roles(
         name: Role(name, group, readers[groups[name]], forms.get(name, "rows"))
         for name, group in groups.items()
     }
+
+
+def check_cached_steps(layers: Iterable[str], config: GateConfig, calls: BaseCalls | None) -> None:
+    """Raise MixtureError if a layer reads tokens again whose weights have gone.
+
+    Weights that hold for a whole row suffice for its earlier tokens too; weights for each token do
+    not, as the gates have not kept those of earlier ones.
+    """
+    if calls is None or not config.per_token:
+        return
+    for layer in layers:
+        if calls.layers[layer].rereads:
+            raise MixtureError(
+                f"at every step of generation the base gives layer '{layer}' all earlier tokens "
+                f"again (it unfolds what lies in the cache), whose weights '{config.context}' "
+                "gates do not keep: use GateConfig(context='prompt'), or leave this layer out of "
+                "the adapter's target_modules"
+            )
 
 
 def check_readers(old: Iterable[Role], new: Iterable[Role]) -> None:
@@ -89,7 +107,8 @@ def _check_forms(layers: Iterable[str], calls: BaseCalls) -> None:
             raise MixtureError(
                 f"the base gives layer '{layer}' {call.found}, which is not all tokens of all rows "
                 "(as in experts to which a router sends some tokens), so gates cannot tell whose "
-                "they are: leave this layer out of the adapter's target_modules"
+                "they are, or decide as in training: leave this layer out of the adapter's "
+                "target_modules"
             )
 
 

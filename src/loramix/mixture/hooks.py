@@ -62,6 +62,8 @@ def _surround(stack: nn.Module, make_call: MakeCall, config: GateConfig) -> None
         module: nn.Module, args: tuple[object, ...], kwargs: Arguments, output: object
     ) -> None:
         call, cache = close_call(module), _returned_cache(output)
+        if cache is None:
+            cache = _filled_cache({**dict(zip(names, args, strict=False)), **kwargs})
         if call is None or cache is None:
             return
         decided = call.decided if config.context == "prompt" else {}
@@ -129,6 +131,17 @@ def _call(stack: nn.Module, arguments: Arguments, config: GateConfig, make_call:
 def _returned_cache(output: object) -> "Cache | None":
     found: dict[str, object] = {name: getattr(output, name, None) for name in CACHES}
     return cache_of(found)
+
+
+def _filled_cache(arguments: Arguments) -> "Cache | None":
+    """Return the cache that was passed in, if the call has filled it in place.
+
+    BERT's decoders and others fill it but do not return it.
+    """
+    cache = cache_of(arguments)
+    if cache is None or torch.compiler.is_compiling():
+        return None
+    return cache if int(cache_length(cache)) > 0 else None
 
 
 def _fixed(stack: nn.Module, arguments: Arguments) -> Call:

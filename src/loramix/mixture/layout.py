@@ -22,8 +22,9 @@ from loramix.mixture.linear import linear_shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from transformers.modeling_outputs import ModelOutput
 
-Form = Literal["rows", "flat", "tokens-first", "flat-tokens-first"]
+Form = Literal["rows", "flat", "tokens-first", "flat-tokens-first", "one-head"]
 _CACHES = ("past_key_values", "cache_params")
 _ROWS, _PROMPT, _TARGET = 2, 5, 4  # of the trial; different, so that shapes tell them apart
 
@@ -43,6 +44,8 @@ def to_rows(x: Float[Tensor, "*tokens D"], form: Form, shape: tuple[int, int]) -
             return x.transpose(0, 1)
         case "flat-tokens-first":
             return x.view(-1, rows, x.shape[-1]).transpose(0, 1)
+        case "one-head":
+            return x.squeeze(1)
 
 
 def from_rows(x_BTD: Float[Tensor, "B T D"], form: Form) -> Float[Tensor, "*tokens D"]:
@@ -56,6 +59,8 @@ def from_rows(x_BTD: Float[Tensor, "B T D"], form: Form) -> Float[Tensor, "*toke
             return x_BTD.transpose(0, 1)
         case "flat-tokens-first":
             return x_BTD.transpose(0, 1).flatten(0, 1)
+        case "one-head":
+            return x_BTD.unsqueeze(1)
 
 
 @dataclass(frozen=True)
@@ -64,13 +69,15 @@ class LayerCall:
 
     order: among all linear layers, by their first call. source: equal for layers that read the
     very same tensor. form: None where the layer reads something else than all tokens.
-    found: what it reads, in words.
+    found: what it reads, in words. rereads: whether it reads earlier tokens again at each cached
+    step, as layers do that unfold the compressed keys and values of latent attention.
     """
 
     order: int
     source: int
     form: Form | None
     found: str
+    rereads: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,12 +100,15 @@ def observe(base: "PreTrainedModel") -> BaseCalls | None:
     """
     if any(parameter.is_meta for parameter in base.parameters()):
         return None
-    first, second = _Trial(base), _Trial(base)
+    first, second, last, step = _Trial(base), _Trial(base), _Trial(base), _Trial(base)
     modes = {module: module.training for module in base.modules()}
     base.eval()  # dropout would change both rows
     try:
-        states = first.run(changed=False)
+        output = first.run(changed=False)
         second.run(changed=True)
+        if "logits_to_keep" in inspect.signature(base.forward).parameters:
+            last.run(changed=False, logits_to_keep=1)  # as in generation
+        step.go_on(output)
     except MixtureError:
         raise
     except Exception as error:  # whatever a base raises that needs more than tokens
@@ -113,8 +123,12 @@ def observe(base: "PreTrainedModel") -> BaseCalls | None:
     for order, (name, read) in enumerate(first.read.items()):
         form = _form(read.values, second.read[name].values) if name in second.read else None
         shape = " × ".join(map(str, read.values.shape))
-        layers[name] = LayerCall(order, read.source, form, f"an input of shape {shape}")
-    return BaseCalls(layers, states)
+        found = f"an input of shape {shape}"
+        if name in last.read and last.read[name].values.shape != read.values.shape:
+            form, found = None, "the last tokens alone in generation (logits_to_keep)"
+        positions = step.read[name].values[..., 0].numel() if name in step.read else 0
+        layers[name] = LayerCall(order, read.source, form, found, rereads=positions > _ROWS)
+    return BaseCalls(layers, _states(base, output))
 
 
 @dataclass(frozen=True)
@@ -133,14 +147,24 @@ class _Trial:
         self.read: dict[str, _Read] = {}
         self._inputs: list[Tensor] = []  # kept, as a freed tensor's identity is given to another
 
-    def run(self, *, changed: bool) -> tuple[str, ...]:
-        """Call the base, the second row with other tokens if `changed`; return its loose states."""
+    def run(self, *, changed: bool, **more: object) -> "ModelOutput":
+        """Call the base, the second row with other tokens if `changed`, and return its output.
+
+        more: further arguments of the call.
+        """
         with self._watching():
-            output = self.base(**self._arguments(changed=changed))
-        accepted = inspect.signature(self.base.forward).parameters
-        known = {*_CACHES, "rope_deltas"}
-        fed_back = [name for name in output if name in accepted and name not in known]
-        return tuple(fed_back)
+            output: ModelOutput = self.base(**self._arguments(changed=changed), **more)
+        return output
+
+    def go_on(self, output: "ModelOutput") -> None:
+        """Call the base for one more token, from the cache that it returned, if it did."""
+        cache = getattr(output, "past_key_values", None)
+        if cache is None or self.base.config.is_encoder_decoder:
+            return
+        token = _tokens(self.base, 1, changed=False).to(self.base.device)
+        mask = token.new_ones(_ROWS, _PROMPT + 1)
+        with self._watching():
+            self.base(input_ids=token, attention_mask=mask, past_key_values=cache, use_cache=True)
 
     def _arguments(self, *, changed: bool) -> dict[str, object]:
         device = self.base.device
@@ -177,6 +201,13 @@ class _Trial:
         self.read[name] = _Read(args[0].detach().clone(), source)
 
 
+def _states(base: "PreTrainedModel", output: "ModelOutput") -> tuple[str, ...]:
+    """Return the names of outputs that the next step takes and that are no cache."""
+    accepted = inspect.signature(base.forward).parameters
+    known = {*_CACHES, "rope_deltas"}
+    return tuple(name for name in output if name in accepted and name not in known)
+
+
 def _tokens(base: "PreTrainedModel", length: int, *, changed: bool) -> Int[Tensor, "B T"]:
     """Return ordinary tokens, all different; `changed` exchanges those of the second row."""
     ids = torch.arange(_ROWS * length).view(_ROWS, length)
@@ -196,6 +227,8 @@ def _form(first: Tensor, second: Tensor) -> Form | None:
             return "rows"
         if first.shape[:-1] == (tokens, _ROWS):
             return "tokens-first"
+        if first.shape[:-1] == (_ROWS, 1, tokens):  # the latent keys and values of DeepSeek
+            return "one-head"
         if first.shape[:-1] == (_ROWS * tokens,):
             other = ~torch.isclose(first, second, rtol=1e-3, atol=1e-6).all(-1)
             by_row = other.view(_ROWS, tokens)

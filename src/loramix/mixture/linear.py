@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """Return (input width, output width) of a linear layer; None for any other module."""
-    for wide, out in (("in_features", "out_features"), ("nx", "nf")):
+    # `infeatures` is what quantisers of GPTQ call it.
+    for wide, out in (("in_features", "out_features"), ("infeatures", "outfeatures"), ("nx", "nf")):
         shape = getattr(module, wide, None), getattr(module, out, None)
         if isinstance(shape[0], int) and isinstance(shape[1], int):
             return shape[0], shape[1]

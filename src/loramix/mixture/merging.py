@@ -40,9 +40,9 @@ def _merged(
     inner = tuple(f"{name}." for name in layers)
     state = {key: value for key, value in base.state_dict().items() if not key.startswith(inner)}
     for name, layer in layers.items():
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        if not weight.is_floating_point() or type(weight.data) is not Tensor:
+        weight = getattr(layer, "weight", None)  # some quantised layers have none
+        floating = isinstance(weight, Tensor) and weight.is_floating_point()
+        if not isinstance(weight, Tensor) or not floating or type(weight.data) is not Tensor:
             raise MixtureError(
                 f"layer '{name}' is quantised, so nothing can be merged into it; export an adapter"
             )
