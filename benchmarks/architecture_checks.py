@@ -130,7 +130,7 @@ def cache(model: nn.Module) -> tuple[Tensor, Tensor]:
 def _scores(model: nn.Module, answer: Tensor) -> Tensor:
     """Return the scores of an answer's tokens in one pass."""
     if model.config.is_encoder_decoder:
-        first = torch.full((ROWS, 1), model.generation_config.decoder_start_token_id)
+        first = torch.full((ROWS, 1), model.config.decoder_start_token_id)
         return one_pass(model, IDS, torch.cat([first, answer[:, :-1]], 1))
     whole = torch.cat([IDS, answer], 1)
     given = {"input_ids": whole, "attention_mask": torch.ones_like(whole)}

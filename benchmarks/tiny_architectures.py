@@ -55,7 +55,8 @@ _NAMES_OF_SIZE = {
         original_max_position_embeddings""",
     0: """
         attention_dropout hidden_dropout activation_dropout dropout dropout_rate hidden_dropout_prob
-        attention_probs_dropout_prob attn_pdrop resid_pdrop embd_pdrop pad_token_id""",
+        attention_probs_dropout_prob attn_pdrop resid_pdrop embd_pdrop pad_token_id
+        layerdrop encoder_layerdrop decoder_layerdrop""",
     1: "bos_token_id decoder_start_token_id n_group topk_group",
 }
 SIZES = {name: size for size, names in _NAMES_OF_SIZE.items() for name in names.split()}
