@@ -82,7 +82,7 @@ def one_pass(model: nn.Module, ids: Tensor, target: Tensor, mask: Tensor | None 
         return output.logits[:, -target.shape[1] :]
     whole = torch.cat([mask, torch.ones_like(target)], 1)
     given: dict[str, Tensor] = {"input_ids": torch.cat([ids, target], 1), "attention_mask": whole}
-    if accepts(model, "position_ids"):
+    if not whole.all() and accepts(model, "position_ids"):  # RoBERTa counts from another number
         given["position_ids"] = (whole.cumsum(1) - 1).clamp(min=0)
     if isinstance(model, MixtureModel):
         given["prompt_mask"] = torch.cat([torch.ones_like(ids), torch.zeros_like(target)], 1).bool()

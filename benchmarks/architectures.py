@@ -47,6 +47,9 @@ below 0.001 standard deviations of the logits; *base*: the base itself does not 
 PEFT (one adapter), a row alone and in a padded batch, cached generation and one pass, a pass with
 labels in training mode and scoring.
 
+Of laguna's shared experts PEFT does not load what it saved ("missing adapter keys"), so its numbers
+are not those of its own file; a mixture reads all of it.
+
 {versions}
 """
 

@@ -126,6 +126,10 @@ def observe(base: "PreTrainedModel") -> BaseCalls | None:
         found = f"an input of shape {shape}"
         if name in last.read and last.read[name].values.shape != read.values.shape:
             form, found = None, "the last tokens alone in generation (logits_to_keep)"
+        if name in first.returns_more:
+            form, found = None, "tokens to route (it returns more than a product)"
+        if name in first.varied:
+            form, found = None, "inputs of several shapes in one pass"
         positions = step.read[name].values[..., 0].numel() if name in step.read else 0
         layers[name] = LayerCall(order, read.source, form, found, rereads=positions > _ROWS)
     return BaseCalls(layers, _states(base, output))
@@ -145,6 +149,8 @@ class _Trial:
     def __init__(self, base: "PreTrainedModel") -> None:
         self.base = base
         self.read: dict[str, _Read] = {}
+        self.returns_more: set[str] = set()  # than one tensor
+        self.varied: set[str] = set()  # layers that read inputs of several shapes
         self._inputs: list[Tensor] = []  # kept, as a freed tensor's identity is given to another
 
     def run(self, *, changed: bool, **more: object) -> "ModelOutput":
@@ -182,19 +188,27 @@ class _Trial:
 
     @contextmanager
     def _watching(self) -> Iterator[None]:
-        hooks = [
-            module.register_forward_pre_hook(partial(self._note, name))
-            for name, module in self.base.named_modules()
-            if linear_shape(module) is not None
-        ]
+        hooks = []
+        for name, module in self.base.named_modules():
+            if linear_shape(module) is not None:
+                hooks.append(module.register_forward_pre_hook(partial(self._note, name)))
+                hooks.append(module.register_forward_hook(partial(self._note_output, name)))
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
 
+    def _note_output(self, name: str, module: nn.Module, args: object, output: object) -> None:
+        if not isinstance(output, Tensor):
+            self.returns_more.add(name)
+
     def _note(self, name: str, module: nn.Module, args: tuple[object, ...]) -> None:
-        if name in self.read or not args or not isinstance(args[0], Tensor):
+        if not args or not isinstance(args[0], Tensor):
+            return
+        if name in self.read:
+            if self.read[name].values.shape != args[0].shape:
+                self.varied.add(name)
             return
         self._inputs.append(args[0])
         source = next(i for i, each in enumerate(self._inputs) if each is args[0])
