@@ -22,13 +22,14 @@ from loramix.storage.files import write_csv
 
 Model: TypeAlias = PreTrainedModel | PeftModel | MixtureModel
 
-_BYTES_OF_LOGITS = 2**29  # of one batch whose losses are measured
+_BYTES_OF_LOGITS = 2**29  # in float32, of one batch whose losses are measured
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A generated text, white space as single spaces; `finished` says whether it ended before the
-    length limit.
+    """A generated text, its white space as single spaces.
+
+    finished: whether it ended before the length limit.
     """
 
     text: str
@@ -37,9 +38,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Loss:
-    """The mean loss per token of one reference, and its number of tokens, the end token
-    included.
-    """
+    """The mean loss per token of one reference, and its tokens, the end token included."""
 
     mean: float
     tokens: int
@@ -54,8 +53,9 @@ def write_answers(
     tasks: Sequence[Task],
     label: str,
 ) -> None:
-    """Let `model` answer all test samples: <task>.csv with input, generated and reference text, and
-    test_loss.csv.
+    """Write a model's answers to all test samples, and its losses on the references.
+
+    Into `folder`: <task>.csv with input, generated and reference text, and test_loss.csv.
     """
     model.eval()
     recipe, means = run.recipe, []
@@ -106,8 +106,9 @@ def generate_answers(
     label: str,
     use_cache: bool = True,
 ) -> list[Answer]:
-    """Return the model's answer to every prompt, in order; batches hold prompts of similar
-    length.
+    """Return the model's answer to every prompt, in order.
+
+    Batches hold prompts of similar length, which need less padding.
     """
     causal = not model.config.is_encoder_decoder
     order = length_order([len(sample.prompt) for sample in encoded])
@@ -127,9 +128,11 @@ def generate_answers(
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=tokenizer.eos_token_id,
             )
+        # generate() returns a decoder's prompt too, and an encoder-decoder's start token
         new = tokens[:, batch["input_ids"].shape[1] :] if causal else tokens[:, 1:]
         for index, ids in zip(chunk, new, strict=True):
             text = " ".join(tokenizer.decode(ids, skip_special_tokens=True).split())
+            # a row that ends before its batch is padded; the pad token may be the end token
             ended = bool((ids == tokenizer.eos_token_id).any())
             answers[index] = Answer(text, finished=ended)
     return answers
@@ -172,6 +175,7 @@ def mean_loss(losses: Sequence[Loss]) -> float:
 def accepted_inputs(model: Model) -> set[str]:
     """Return the names of the inputs of the base model's forward pass."""
     base = model.base if isinstance(model, MixtureModel) else model
+    # PeftModel.forward takes *args and **kwargs, and names no input
     base = base.get_base_model() if isinstance(base, PeftModel) else base
     return set(inspect.signature(base.forward).parameters)
 
@@ -190,9 +194,7 @@ def _row_losses(model: Model, batch: Mapping[str, object], *, causal: bool) -> l
 
 
 def _decided_once(model: Model, batch: dict[str, Tensor]) -> AbstractContextManager[None]:
-    """Hold a reference gate at its decision from the prompt alone: it cannot decide while it
-    generates.
-    """
+    """Hold a reference gate at its decision from the prompt: it cannot decide as it generates."""
     if isinstance(model, MixtureModel) and model.gate_config.context == "reference":
         return model.fixed_layers(model.mean_weights(**batch))
     return nullcontext()

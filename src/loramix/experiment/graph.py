@@ -23,7 +23,7 @@ from loramix.storage.card import METRICS
 Settings = dict[str, object]
 
 # A task's fields by what they change. Prepare depends on all that stand nowhere else, so that a new
-# field redoes too much rather than too little.
+# field redoes too much rather than too little. A task's name belongs to all groups.
 PROMPT_FIELDS = frozenset({"name", "prompt", "max_input_tokens", "max_new_tokens"})
 METRIC_FIELDS = frozenset({"name", "metrics"})
 TEST_SET_FIELDS = frozenset({"paraphrases", "inverse"})  # of comparisons
@@ -35,8 +35,9 @@ GATE_OUTPUTS = (MODELS, *TRAINING_OUTPUTS, AUXILIARY_LOSSES, ROUTING_STEPS)
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a stage. A model's training and its answers are two, so that other questions need
-    no new training.
+    """One step of a stage.
+
+    A model's training and its answers are two steps: other questions need no new training.
 
     settings: all that the step depends on besides the steps in `needs`.
     outputs: the files and folders that exist once it is done.
@@ -86,6 +87,7 @@ def _prepare(run: Run, sources: Mapping[str, str]) -> Step:
 
 def _benchmark(run: Run) -> Step:
     tasks = run.recipe.tasks
+    # the other models' answers depend on the base through their training
     settings = {**_asking(run, tasks), "base": run.recipe.base.model_dump(mode="json")}
     outputs = _answer_files(run.folder("benchmark"), tasks)
     work = partial(benchmark.answer, run)
@@ -127,7 +129,7 @@ def _gate(run: Run) -> list[Step]:
         "gate",
         "gate",
         _training(run, "gate", tasks),
-        tuple(lora_step(task) for task in tasks),
+        tuple(lora_step(task) for task in tasks),  # each of which needs `prepare`
         _outputs(folder, *GATE_OUTPUTS),
         partial(gate.learn, run),
         scratch=folder / CHECKPOINTS,
@@ -164,6 +166,7 @@ def _evaluate(run: Run, *, needs: Sequence[str]) -> Step:
 
 
 def _report(run: Run) -> Step:
+    # METRICS lies among the gate's outputs: a gate trained anew removes it, and redoes the report
     outputs = (run.root / "report.html", run.folder("gate") / MODELS / METRICS)
     settings: Settings = {"name": run.recipe.name}
     return Step("report", "report", settings, ("evaluate",), outputs, partial(report.run, run))

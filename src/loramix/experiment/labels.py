@@ -26,7 +26,5 @@ def model_keys(recipe: Recipe) -> list[str]:
 
 
 def run_labels(recipe: Recipe) -> set[str]:
-    """Return the labels that no mixture of a comparison may have: those of the run's other models
-    and of the oracle.
-    """
+    """Return the labels of the other models, which no mixture of a comparison may have."""
     return {label(key) for key in (*model_keys(recipe), ORACLE) if key != MIXTURE}

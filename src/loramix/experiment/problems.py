@@ -74,6 +74,7 @@ def _mixtures(recipe: Recipe) -> Iterator[str]:
 
 def _of_gates(recipe: Recipe, gate: GateSpec, key: str) -> Iterator[str]:
     """Yield the settings of these gates that this recipe's experts and base do not allow."""
+    # the base's kind matters to `arrow` alone; to learn it may need a download
     found = gate_problems(
         gate.config,
         experts=len(recipe.tasks),

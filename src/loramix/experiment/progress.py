@@ -25,14 +25,13 @@ _WORTH_SECONDS = 1.0  # work that took longer is logged at its end
 
 
 class Bar:
-    """A bar of `total` steps on standard error; where that is no terminal, a log line every 20
-    seconds.
-    """
+    """A bar of `total` steps on standard error; without a terminal, a log line every 20 seconds."""
 
     def __init__(self, label: str, total: int) -> None:
         self.label, self.total, self.done, self.note = label, total, 0, ""
+        # monotonic, in seconds: a clock that is set meanwhile does not count
         self.started = self.spoke = time.monotonic()
-        self.live: tuple[Progress, TaskID] | None = None
+        self.live: tuple[Progress, TaskID] | None = None  # None: no terminal
         if sys.stderr.isatty():
             columns = [
                 TextColumn("{task.description}"),
@@ -85,8 +84,9 @@ class Bar:
 
 
 def track(items: Sequence[Item], label: str | None) -> Iterator[Item]:
-    """Yield the items with a bar that moves with each; without a label, as a part of other work,
-    without a bar.
+    """Yield the items with a bar that moves with each.
+
+    label: None for a part of other work, which has no bar of its own.
     """
     if label is None:
         yield from items

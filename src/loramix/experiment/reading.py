@@ -23,13 +23,14 @@ def shipped() -> dict[str, Path]:
 
 
 def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Return the checked recipe from a shipped name or a file, with `key=value` overrides
-    (`gate.hidden=4`).
+    """Return the checked recipe of a shipped name or a file.
+
+    overrides: `key=value` each, such as `gate.hidden=4`.
 
     Raises RecipeError that lists every problem found.
     """
     settings = _read(source)
-    problems = []
+    problems = []  # collected, so that one try shows them all
     for override in overrides:
         problem = _override(settings, override)
         if problem:
@@ -78,14 +79,14 @@ def _read(source: str, seen: tuple[Path, ...] = ()) -> dict[str, object]:
     parent = str(settings.pop("extends"))
     if path.resolve() in seen:
         raise RecipeError(f"{path} extends '{parent}', which extends it in turn")
+    # a file beside this one comes before a shipped recipe of the same name
     beside = path.parent / parent
     found = str(beside) if beside.is_file() else parent
     return _merged(_read(found, (*seen, path.resolve())), settings)
 
 
 def _merged(parent: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
-    """Return the parent's settings with those of `own` in their place; groups of settings are
-    merged key by key.
+    """Return the parent's settings with those of `own` in their place, merged key by key.
 
     The mixtures of a comparison are replaced as a whole: they are the list of the compared.
     """
@@ -113,7 +114,7 @@ def _override(settings: dict[str, object], override: str) -> str | None:
                 return f"{path}: there is no task '{parent}'{did_you_mean(parent, named)}"
             group = named[parent]
         elif isinstance(group, dict):
-            group = group.setdefault(parent, {})
+            group = group.setdefault(parent, {})  # a misspelt group is an unknown key later
     if not isinstance(group, dict):
         return f"{path}: '{'.'.join(parents)}' holds a single value, not settings"
     group[last] = _value(text)
@@ -134,9 +135,7 @@ def _task_name(item: Mapping[str, object]) -> str:
 
 
 def _tasks(entries: object) -> tuple[object, list[str]]:
-    """Return the task entries with `use: NAME` replaced by the built-in task's settings, and the
-    problems found.
-    """
+    """Return the tasks, `use: NAME` replaced by the built-in task's settings, and the problems."""
     if not isinstance(entries, list):
         return entries, []  # no list of tasks: the models say so
     resolved: list[object] = []
@@ -163,6 +162,7 @@ def _explain(error: ErrorDetails) -> str:
     key = ".".join(str(part) for part in location)
     if error["type"] == "extra_forbidden":
         return f"{key}: unknown key{did_you_mean(str(location[-1]), _siblings(location))}"
+    # a whole group of settings would bury the message
     hidden = isinstance(found, dict | list) or error["type"] == "missing"
     return f"{key}: {error['msg']}" + ("" if hidden else f" (found {found!r})")
 

@@ -49,8 +49,9 @@ class BaseSpec(Strict):
 
 
 class TrainSpec(Strict):
-    """A training: at most `epochs` passes, and an early stop after `patience` epochs without a
-    better validation loss.
+    """A training of at most `epochs` passes over the training samples.
+
+    patience: epochs without a better validation loss, after which it stops early.
 
     accumulation: batches to one step of the optimizer.
     train_samples, validation_samples: the most samples of every task; None: the whole split.
@@ -64,7 +65,7 @@ class TrainSpec(Strict):
     optimizer: Literal["adafactor", "adamw"] = "adamw"
     learning_rate: float = Field(gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)  # of the optimizer
     patience: int = Field(default=5, ge=1)
     train_samples: int | None = Field(default=None, ge=1)
     validation_samples: int | None = Field(default=None, ge=1)
@@ -80,8 +81,9 @@ class FinetuneSpec(TrainSpec):
 
 
 class LoraSpec(TrainSpec):
-    """One LoRA adapter per task. `targets` are names of linear layers; None: q, k, v and o of every
-    attention block.
+    """One LoRA adapter per task.
+
+    targets: names of linear layers; None: q, k, v and o of every attention block.
     """
 
     optimizer: Literal["adafactor", "adamw"] = "adafactor"

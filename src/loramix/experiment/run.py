@@ -50,14 +50,13 @@ class Run:
     root: Path
 
     def changed(self, *, gate: GateSpec, seed: int) -> "Run":
-        """Return the run with other gates and another seed of their training, in the same folder
-        and on the same samples.
-        """
+        """Return the run with other gates and seed, in the same folder and on the same samples."""
         recipe = self.recipe.model_copy(update={"gate": gate, "seed": seed})
         return replace(self, recipe=recipe)
 
     def folder(self, stage: str, task: str | None = None) -> Path:
         """Return a stage's folder; finetune and lora have one for every task."""
+        # not the stages' names: finished run folders have these
         folder = self.root / {"prepare": "data", "gate": "cgm"}.get(stage, stage)
         return folder / task if task else folder
 
@@ -91,8 +90,9 @@ class Run:
         return {"train": train, "validation": validation}
 
     def load_base(self, *, dtype: str | None = None) -> Base:
-        """Return the base model, in the recipe's number format or in `dtype`, on the accelerator
-        if there is one.
+        """Return the base model, on the accelerator if there is one.
+
+        dtype: its number format; None: the recipe's.
         """
         spec = self.recipe.base
         base = load_base(spec.name, revision=spec.revision, dtype=dtype or spec.dtype)
@@ -108,8 +108,9 @@ class Run:
         return [load_expert(task.name, self.adapter(task)) for task in self.recipe.tasks]
 
     def answer_folders(self) -> dict[str, dict[str, Path]]:
-        """Return the folder with every model's answers to every task that it answers: by the
-        model's key, in the order of the tables, then by task.
+        """Return the folders of the answers, by model and then by the tasks that it answers.
+
+        Models go by their keys, in the order of the tables.
         """
         tasks = [task.name for task in self.recipe.tasks]
         folders = {BASE: dict.fromkeys(tasks, self.folder("benchmark"))}
@@ -133,6 +134,7 @@ def read_losses(path: Path) -> list[LossRow]:
     """Return the rows of a losses.csv."""
     rows = []
     for row in read_csv(path):
+        # an empty cell: this step measured the other loss alone
         training, validation = (
             float(row[key]) if row[key] else None for key in ("training", "validation")
         )

@@ -1,5 +1,4 @@
-"""The runner: does the steps in order, skips finished ones, and redoes those that depend on a
-changed setting.
+"""The runner: does the steps in order, except finished ones whose settings are unchanged.
 
 Every step has a fingerprint of its settings and of the steps that it reads. `.stages/<key>.json`
 keeps the one that a step was started with and whether it finished, so that a killed run goes on
@@ -30,9 +29,9 @@ RECIPE = "recipe.yaml"  # the resolved recipe, in the folder of a run or a compa
 
 
 def run(recipe: Recipe, root: Path, *, stage: str | None = None) -> Run:
-    """Run the recipe's stages into folder `root`, or one stage and those it needs; return the run
-    with its Hub revisions pinned.
+    """Run the recipe's stages into folder `root`; return the run with its Hub revisions pinned.
 
+    stage: the only stage to run, with those it needs; None: all.
     Raises StageError in each of several processes, before anything is written.
     """
     refuse_several_processes()
@@ -48,8 +47,9 @@ def run(recipe: Recipe, root: Path, *, stage: str | None = None) -> Run:
 
 
 def begin(recipe: Recipe, folder: Path) -> dict[str, str]:
-    """Write the resolved recipe, the versions of packages and the fingerprints of all data to
-    `folder`; return the fingerprints by task.
+    """Write the resolved recipe, package versions and data fingerprints to `folder`.
+
+    Returns the fingerprints by task.
     """
     sources = {task.name: source_fingerprint(task) for task in recipe.tasks}
     environment = {"versions": versions(), "sources": sources}
@@ -63,6 +63,7 @@ def do_steps(steps: Sequence[Step], keys: Sequence[str], root: Path) -> None:
     wanted = _closure(steps, keys)
     fingerprints: dict[str, str] = {}
     for step in steps:
+        # of unwanted steps too: those of later steps are made from it
         fingerprints[step.key] = fingerprint(step, fingerprints)
         if step.key in wanted:
             _do(step, fingerprints[step.key], root / ".stages" / f"{step.key}.json")
@@ -99,6 +100,7 @@ def pin(recipe: Recipe, earlier: Path) -> Recipe:
 
 def fingerprint(step: Step, known: Mapping[str, str]) -> str:
     """Return a digest of all that a step depends on; `known` holds those of the steps it needs."""
+    # package versions are left out: an update redoes nothing
     content = {
         "step": step.key,
         "settings": step.settings,
@@ -120,9 +122,7 @@ def _closure(steps: Sequence[Step], keys: Sequence[str]) -> set[str]:
 
 
 def _do(step: Step, fingerprint: str, marker: Path) -> None:
-    """Do one step unless it is done; go on with a started one, start afresh where the settings
-    changed.
-    """
+    """Do one step unless it is done: go on with a started one, or afresh with new settings."""
     begun = {"fingerprint": fingerprint, "finished": False}
     finished = {"fingerprint": fingerprint, "finished": True}
     state = json.loads(marker.read_text()) if marker.is_file() else {}
@@ -133,7 +133,7 @@ def _do(step: Step, fingerprint: str, marker: Path) -> None:
     if state == begun:
         log.info("%s: going on where it was interrupted", step.key)
     else:
-        _remove(*step.outputs, *scratch)
+        _remove(*step.outputs, *scratch)  # of other settings
     write_text(marker, json.dumps(begun))
     log.info("%s: %s", step.key, _in_words(step.settings) or "starts")
     started = time.monotonic()

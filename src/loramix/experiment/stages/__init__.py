@@ -1,3 +1,1 @@
-"""Stages: functions from inputs on disk to outputs on disk, run in order and only where something
-changed.
-"""
+"""Stages: functions from inputs on disk to outputs on disk, run only where something changed."""

@@ -1,6 +1,4 @@
-"""Evaluate: the scores of every model on every task that its tasks ask for, and the form of the
-haikus.
-"""
+"""Evaluate: every model's scores in the metrics of every task, and the form of the haikus."""
 
 from collections.abc import Sequence
 
@@ -28,10 +26,10 @@ def tables(recipe: Recipe) -> list[ScoreFile]:
 
 
 def run(run: Run) -> None:
-    """Write rouge.csv, bertscore.csv, accuracy.csv, syllables.csv and test_loss.csv, one row per
-    model.
+    """Write the tables of scores, one row per model.
 
-    Empty and malformed answers count.
+    These are rouge.csv, bertscore.csv, accuracy.csv, syllables.csv and test_loss.csv. Empty and
+    malformed answers count.
     """
     answers = read_answers(run)
     scorer = None
@@ -105,7 +103,7 @@ def _syllables(run: Run, table: ScoreFile, answers: AnswerRows) -> None:
     columns: list[str] = []
     for model in [*texts, "reference"]:
         row: list[object] = [model]
-        columns = []
+        columns = []  # the same for every row
         for task in tasks:
             generated, _ = _texts(texts[model][task]) if model in texts else ([], [])
             _, references = _texts(answers[BASE][task])
@@ -122,7 +120,7 @@ def _test_loss(run: Run, table: ScoreFile) -> None:
     rows = []
     for model, folders in run.answer_folders().items():
         losses: dict[str, float] = {}
-        for folder in set(folders.values()):
+        for folder in set(folders.values()):  # most models keep all tasks in one folder
             losses |= {row["task"]: float(row["loss"]) for row in read_csv(folder / TEST_LOSS)}
         rows.append([label(model), *(round(losses[task], 4) for task in tasks)])
     write_csv(run.root / table.file, ["model", *tasks], rows)

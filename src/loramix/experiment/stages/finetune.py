@@ -11,6 +11,7 @@ from loramix.storage.files import atomic_folder
 
 def learn(run: Run, task: Task) -> None:
     """Write the task's model and losses under finetune/<task>."""
+    # small updates of the weights would be rounded away in a 16-bit format
     base, folder = run.load_base(dtype="float32"), run.folder("finetune", task.name)
     train(
         run,

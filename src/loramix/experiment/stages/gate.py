@@ -30,9 +30,7 @@ def learn(run: Run) -> None:
 
 
 def learn_gates(run: Run, *, folder: Path, title: str) -> None:
-    """Write the mixture of the recipe's `gate` and `seed`, and the losses of its gates, to
-    `folder`.
-    """
+    """Write the mixture of the recipe's `gate` and `seed`, and its gates' losses, to `folder`."""
     base, spec, tasks = run.load_base(), run.recipe.gate, run.recipe.tasks
     mixture = _untrained(run, base)
     if spec.init == "prototype":
@@ -79,11 +77,9 @@ def prompt_batches(
 
 
 def _untrained(run: Run, base: Base) -> MixtureModel:
-    """Return the mixture of the run's experts before any training; the same one for the same
-    seed.
-    """
+    """Return the untrained mixture of the run's experts, the same one for the same seed."""
     templates = {task.name: task.prompt for task in run.recipe.tasks}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng():  # the caller's random state stays as it is
         torch.manual_seed(run.recipe.seed)
         return MixtureModel(
             base.model,
@@ -115,13 +111,11 @@ def _examples(
 def _mean_weights(
     run: Run, mixture: MixtureModel, tokenizer: PreTrainedTokenizerBase, task: Task
 ) -> list[tuple[str, str, str, float]]:
-    """Return (layer, task, expert, mean weight over the test prompts) for every layer and
-    expert.
-    """
+    """Return (layer, task, expert, mean weight over the test prompts) of all layers and experts."""
     samples, size = run.test_samples(task), run.recipe.generation.batch_size
     asked = [(task, sample.input, None) for sample in samples]
     encoded = encode_all(mixture, tokenizer, run.recipe, asked)
-    sums: dict[str, torch.Tensor] = {}
+    sums: dict[str, torch.Tensor] = {}  # (E,) by layer; sums, as the last batch may be short
     for batch in prompt_batches(mixture, tokenizer, encoded, size=size):
         for layer, weights_BE in mixture.mean_weights(**batch).items():
             sums[layer] = sums.get(layer, 0) + weights_BE.sum(0)

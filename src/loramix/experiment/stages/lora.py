@@ -18,6 +18,7 @@ from loramix.experiment.run import MODELS, Run
 from loramix.experiment.training.trainer import train
 from loramix.storage.files import atomic_folder
 
+# as T5, Llama, BART and GPT-2 name them
 ATTENTION = {"q", "k", "v", "o", "q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "c_attn"}
 
 
@@ -54,16 +55,14 @@ def answer(run: Run, task: Task) -> None:
 
 
 def adapted(base: Base, spec: LoraSpec, *, seed: int) -> PeftModel:
-    """Return the base model with a fresh adapter in every target layer; the same one for the same
-    seed.
-    """
+    """Return the base with a fresh adapter in its target layers, the same for the same seed."""
     targets = list(spec.targets) if spec.targets else attention_layers(base.model)
     config = LoraConfig(
         r=spec.rank,
         lora_alpha=spec.alpha,
         lora_dropout=spec.dropout,
         target_modules=targets,
-        fan_in_fan_out="c_attn" in targets,
+        fan_in_fan_out="c_attn" in targets,  # GPT-2 keeps its weights transposed
         task_type="SEQ_2_SEQ_LM" if base.model.config.is_encoder_decoder else "CAUSAL_LM",
     )
     with torch.random.fork_rng():

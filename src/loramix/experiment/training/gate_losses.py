@@ -11,10 +11,10 @@ from loramix.mixture.routing_measures import shares
 
 
 def imbalance(task_means_LKE: Float[Tensor, "L K E"]) -> Float[Tensor, ""]:
-    """Return the layers' mean of E Σ_e u_e² - 1: 0 (all experts used alike) to E - 1 (one for all
-    tasks).
+    """Return the layers' mean of E Σ_e u_e² - 1, in [0, E - 1].
 
-    An expert's use u_e is the mean over tasks of its mean share.
+    It is 0 where all experts are used alike, E - 1 where all tasks use one. An expert's use
+    u_e is the mean over tasks of its mean share.
 
     The form of the load-balancing loss of Switch Transformers (Fedus et al. 2022,
     arXiv:2101.03961), with the gates' mean shares in the place of the fraction of routed tokens.
@@ -25,4 +25,5 @@ def imbalance(task_means_LKE: Float[Tensor, "L K E"]) -> Float[Tensor, ""]:
 
 def label_loss(weights_LBE: Float[Tensor, "L B E"], expert: int) -> Float[Tensor, ""]:
     """Return the mean of -log(share) of the expert that belongs to these rows' task."""
+    # clamped: a share may round to 0, whose log is infinite
     return -shares(weights_LBE)[..., expert].clamp(min=1e-9).log().mean()

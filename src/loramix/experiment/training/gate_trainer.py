@@ -1,6 +1,4 @@
-"""Training of gates: the language model's loss and, where a recipe asks for them, losses on the
-gates' decisions.
-"""
+"""Training of gates: the language model's loss and, if asked for, losses on the weights."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -25,8 +23,7 @@ _WEIGHT = "weight/"  # begins the names under which the log keeps mean weights
 
 
 class GateTrainer(MixingTrainer):
-    """Trainer that measures the auxiliary losses of the gates, and adds those that have a
-    coefficient.
+    """Trainer that measures the gates' auxiliary losses, and adds those with a coefficient.
 
     A batch holds one task, whose expert has the task's index in the mixture. The balance over tasks
     takes the other tasks' means from their last batches.
@@ -38,8 +35,8 @@ class GateTrainer(MixingTrainer):
         super().__init__(*args, **kwargs)
         self._tasks = [task.name for task in tasks]
         self._coefficients = {name: float(getattr(spec, name)) for name in AUXILIARY}
-        self._measured: dict[str, list[float]] = defaultdict(list)
-        self._last_means: dict[int, Tensor] = {}
+        self._measured: dict[str, list[float]] = defaultdict(list)  # since the last log entry
+        self._last_means: dict[int, Tensor] = {}  # (L, E) by task index, detached
 
     def compute_loss(
         self,
@@ -48,22 +45,21 @@ class GateTrainer(MixingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, object]:
-        """Return the loss; in training with the auxiliary losses, a mean over the accumulated
-        batches.
-        """
+        """Return the loss; in training, with auxiliary losses averaged over the accumulation."""
         with recording() as used:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if model.training:
+        if model.training:  # the validation loss stays the language model's alone
             for name, value in self._auxiliary(used, int(inputs["task"])).items():
                 self._measured[name].append(float(value.detach()))
                 if self._coefficients[name]:
+                    # transformers does not divide a loss that counts its own tokens
                     scaled = self._coefficients[name] * value
                     loss = loss + scaled / self.args.gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: object, **kwargs: object) -> None:
         """Add the means of the auxiliary losses since the last entry."""
-        if "loss" in logs:
+        if "loss" in logs:  # a training entry; those of evaluations have `eval_loss`
             for task, means_LE in sorted(self._last_means.items()):
                 for expert, weight in enumerate(means_LE.mean(0)):
                     logs[f"{_WEIGHT}{task}/{expert}"] = round(float(weight), 6)
@@ -73,9 +69,10 @@ class GateTrainer(MixingTrainer):
         super().log(logs, *args, **kwargs)
 
     def write_history(self, folder: Path, label: str) -> None:
-        """Write losses.csv, losses.png, auxiliary.csv (the auxiliary losses, with or without
-        coefficient), and routing_steps.csv: the mean weights over all layers of each task's last
-        batch.
+        """Write losses.csv, losses.png, auxiliary.csv and routing_steps.csv.
+
+        auxiliary.csv holds the auxiliary losses, with or without a coefficient; routing_steps.csv
+        the mean weights over all layers of each task's last batch.
         """
         super().write_history(folder, label)
         losses: list[tuple[float, ...]] = []

@@ -34,6 +34,7 @@ class TurnSampler(Sampler[int]):
         return sum(-(-size // self.batch) * self.batch for size in self.sizes)
 
     def __iter__(self) -> Iterator[int]:
+        # a factor beyond any number of epochs: no two pairs of seed and epoch share an order
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
         batches = [self._batches(task, generator) for task in range(len(self.sizes))]
         for turn in range(max(len(of_task) for of_task in batches)):
@@ -48,7 +49,8 @@ class TurnSampler(Sampler[int]):
         order = [start + index for index in drawn]
         if self.lengths is not None:
             order = self._by_length(order, self.lengths)
-        short = -len(order) % self.batch
+        short = -len(order) % self.batch  # samples missing from the last batch
+        # repeated, as a task may have fewer samples than a batch
         batches = _cut([*order, *(order * self.batch)[:short]], self.batch)
         if self.lengths is not None:  # a pool's batches go from long to short otherwise
             drawn = torch.randperm(len(batches), generator=generator).tolist()

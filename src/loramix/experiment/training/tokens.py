@@ -1,6 +1,4 @@
-"""Samples as token ids: encoded once for a run, kept as Arrow files, and read from there as they
-are needed.
-"""
+"""Samples as token ids: encoded once for a run, kept as Arrow files, and read as needed."""
 
 import hashlib
 import json
@@ -47,8 +45,9 @@ class Samples(torch.utils.data.Dataset[Encoded]):
 
 
 def as_trained(task: Task, sample: Sample, *, bare: float) -> Task:
-    """Return the task as a sample is asked in training: of the share `bare` of all samples, without
-    a prompt.
+    """Return the task as a sample is asked in training: without its prompt for the share `bare`.
+
+    The sample's hash decides, so that it is asked in the same way in every epoch and run.
     """
     if hash_fraction(sample, "bare") >= bare:
         return task
@@ -65,9 +64,9 @@ def encode_samples(
     bare: float,
     cache: Path,
 ) -> Samples:
-    """Return the samples of every task as token ids; the share `bare` of them, always the same
-    ones, has no prompt.
+    """Return the samples of every task as token ids.
 
+    bare: the share of the samples that has no prompt; always the same ones.
     cache: the folder of the Arrow files. Their names hold a digest of all that the ids depend on.
     """
     found = []
@@ -114,7 +113,7 @@ def _fingerprint(
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for text in _texts(tokenizer, samples):
         digest.update(text.encode())
-        digest.update(b"\0")
+        digest.update(b"\0")  # keeps "ab", "c" apart from "a", "bc"
     return digest.hexdigest()[:16]
 
 

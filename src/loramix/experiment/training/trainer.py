@@ -1,6 +1,4 @@
-"""Training through `transformers.Trainer`, for finetuning, adapters and gates alike: resumable,
-best weights kept.
-"""
+"""Training through `transformers.Trainer`: resumable, with the best weights kept."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -41,8 +39,10 @@ _TRAINABLE = "trainable.safetensors"
 
 
 class MixingTrainer(Trainer):  # type: ignore[misc]
-    """Trainer whose loss is the mean over target tokens, whatever the accumulation, and whose
-    checkpoints of adapters and mixtures hold the trained parameters alone."""
+    """Trainer whose loss is the mean over target tokens, whatever the accumulation.
+
+    Its checkpoints hold the trained parameters alone.
+    """
 
     def compute_loss(
         self,
@@ -54,7 +54,7 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
         """Return the mean loss per target token; in training, of the whole accumulated batch."""
         outputs = model(**{key: value for key, value in inputs.items() if key != "task"})
         loss: Tensor = outputs.loss
-        if num_items_in_batch is not None:
+        if num_items_in_batch is not None:  # the target tokens of all accumulated batches
             loss = loss * (inputs["labels"] != IGNORED).sum() / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
 
@@ -73,6 +73,7 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
         self, *args: object, metric_key_prefix: str = "eval", **kwargs: object
     ) -> EvalLoopOutput:
         """Put the mean per target token in the place of the library's mean of batch means."""
+        # (2,): the summed loss and the number of target tokens
         self._loss_and_tokens = torch.zeros(2, device=self.args.device)
         output: EvalLoopOutput = super().evaluation_loop(
             *args, metric_key_prefix=metric_key_prefix, **kwargs
@@ -147,12 +148,12 @@ def train(
     trainer_class: Callable[..., MixingTrainer] = MixingTrainer,
     bare: float = 0.0,
 ) -> None:
-    """Train `model` on `tasks`, taking turns, and leave the best weights in it; write losses.csv,
-    losses.png and the record of what it learned from.
+    """Train `model` on `tasks`, taking turns, and leave the best weights in it.
 
     bare: the share of the training prompts that are the input alone; always the same ones.
 
-    Checkpoints lie in `folder`/checkpoints; if there are any, training goes on from the last.
+    Writes losses.csv, losses.png and the record of its samples to `folder`. Checkpoints lie in
+    `folder`/checkpoints; if there are any, training goes on from the last.
     """
     recipe, causal = run.recipe, not model.config.is_encoder_decoder
     chosen = run.training_samples(spec, tasks)
@@ -230,12 +231,12 @@ def _arguments(recipe: Recipe, spec: TrainSpec, folder: Path, *, steps: int) -> 
         activation_checkpointing=spec.gradient_checkpointing,
         eval_strategy="epoch",
         save_strategy="epoch",
-        save_total_limit=2,
+        save_total_limit=2,  # the best and the last
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
-        restore_callback_states_from_checkpoint=True,
-        logging_steps=max(1, steps // 10),
+        restore_callback_states_from_checkpoint=True,  # of early stopping: the patience used up
+        logging_steps=max(1, steps // 10),  # about ten entries an epoch
         train_sampling_strategy="group_by_length" if spec.group_by_length else "random",
         seed=recipe.seed,
         use_cpu=not torch.cuda.is_available(),
@@ -243,7 +244,7 @@ def _arguments(recipe: Recipe, spec: TrainSpec, folder: Path, *, steps: int) -> 
         bf16=number_format(recipe.base.dtype) == "bfloat16",
         report_to=[],
         disable_tqdm=True,
-        remove_unused_columns=False,
+        remove_unused_columns=False,  # `task` is no input of the model
         prediction_loss_only=True,
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -251,8 +252,7 @@ def _arguments(recipe: Recipe, spec: TrainSpec, folder: Path, *, steps: int) -> 
 
 
 def _last_checkpoint(folder: Path) -> str | None:
-    """Return the newest whole checkpoint; the trainer's state is the last file that a checkpoint
-    gets.
-    """
+    """Return the newest whole checkpoint, if there is one."""
+    # the trainer's state is the last file that a checkpoint gets
     whole = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
