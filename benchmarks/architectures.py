@@ -47,6 +47,11 @@ below 0.001 standard deviations of the logits; *base*: the base itself does not 
 PEFT (one adapter), a row alone and in a padded batch, cached generation and one pass, a pass with
 labels in training mode and scoring.
 
+A type that has both a causal and an encoder-decoder class is built as a causal one. Where adapters
+of all linear layers are refused, the row is that of adapters of attention alone. In training mode
+gemma3n reads one matrix of its layers without calling the layer, so that PEFT's adapters of it act
+in scoring alone.
+
 Of laguna's shared experts PEFT does not load what it saved ("missing adapter keys"), so its numbers
 are not those of its own file; a mixture reads all of it.
 
