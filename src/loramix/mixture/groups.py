@@ -40,15 +40,22 @@ def roles(
     }
 
 
-def check_cached_steps(layers: Iterable[str], config: GateConfig, calls: BaseCalls | None) -> None:
-    """Raise MixtureError if a layer reads tokens again whose weights have gone.
+def check_token_weights(layers: Iterable[str], config: GateConfig, calls: BaseCalls | None) -> None:
+    """Raise MixtureError if a layer reads tokens for which gates have no weights.
 
-    Weights that hold for a whole row suffice for its earlier tokens too; weights for each token do
-    not, as the gates have not kept those of earlier ones.
+    Weights that hold for a whole row suffice for any of its tokens; weights for each token are
+    neither kept for earlier tokens nor known for a copy of the encoder's output.
     """
     if calls is None or not config.per_token:
         return
     for layer in layers:
+        if calls.layers[layer].remade:
+            raise MixtureError(
+                f"the decoder gives layer '{layer}' the encoder's output in another tensor than "
+                f"its own input (transposed or projected), so '{config.context}' gates cannot tell "
+                "its tokens: use GateConfig(context='prompt'), or leave this layer out of the "
+                "adapter's target_modules"
+            )
         if calls.layers[layer].rereads:
             raise MixtureError(
                 f"at every step of generation the base gives layer '{layer}' all earlier tokens "

@@ -70,7 +70,8 @@ class LayerCall:
     order: among all linear layers, by their first call. source: equal for layers that read the
     very same tensor. form: None where the layer reads something else than all tokens.
     found: what it reads, in words. rereads: whether it reads earlier tokens again at each cached
-    step, as layers do that unfold the compressed keys and values of latent attention.
+    step, as layers do that unfold the compressed keys and values of latent attention. remade:
+    whether a decoder layer reads the encoder's output as another tensor than the decoder was given.
     """
 
     order: int
@@ -78,6 +79,7 @@ class LayerCall:
     form: Form | None
     found: str
     rereads: bool = False
+    remade: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def observe(base: "PreTrainedModel") -> BaseCalls | None:
     finally:
         for module, training in modes.items():
             module.training = training
-    layers = {}
+    layers, decoder = {}, _decoder_layers(base)
     for order, (name, read) in enumerate(first.read.items()):
         form = _form(read.values, second.read[name].values) if name in second.read else None
         shape = " × ".join(map(str, read.values.shape))
@@ -131,7 +133,14 @@ def observe(base: "PreTrainedModel") -> BaseCalls | None:
         if name in first.varied:
             form, found = None, "inputs of several shapes in one pass"
         positions = step.read[name].values[..., 0].numel() if name in step.read else 0
-        layers[name] = LayerCall(order, read.source, form, found, rereads=positions > _ROWS)
+        layers[name] = LayerCall(
+            order,
+            read.source,
+            form,
+            found,
+            rereads=positions > _ROWS,
+            remade=name in decoder and first.remakes_encoder_output(name, output),
+        )
     return BaseCalls(layers, _states(base, output))
 
 
@@ -171,6 +180,12 @@ class _Trial:
         mask = token.new_ones(_ROWS, _PROMPT + 1)
         with self._watching():
             self.base(input_ids=token, attention_mask=mask, past_key_values=cache, use_cache=True)
+
+    def remakes_encoder_output(self, name: str, output: "ModelOutput") -> bool:
+        """Return whether a decoder layer read the encoder's tokens in a tensor of its own."""
+        read, given = self.read[name], output.encoder_last_hidden_state
+        tokens = read.values[..., 0].numel() // _ROWS
+        return tokens == _PROMPT and self._inputs[read.source] is not given
 
     def _arguments(self, *, changed: bool) -> dict[str, object]:
         device = self.base.device
@@ -220,6 +235,14 @@ def _states(base: "PreTrainedModel", output: "ModelOutput") -> tuple[str, ...]:
     accepted = inspect.signature(base.forward).parameters
     known = {*_CACHES, "rope_deltas"}
     return tuple(name for name in output if name in accepted and name not in known)
+
+
+def _decoder_layers(base: "PreTrainedModel") -> set[str]:
+    """Return the names of a decoder's modules, beside an encoder."""
+    if not base.config.is_encoder_decoder:
+        return set()
+    inside = set(base.get_decoder().modules())
+    return {name for name, module in base.named_modules() if module in inside}
 
 
 def _tokens(base: "PreTrainedModel", length: int, *, changed: bool) -> Int[Tensor, "B T"]:

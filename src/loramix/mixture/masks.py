@@ -4,18 +4,15 @@ All of it is read from the arguments that a base model is called with.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
+from transformers import Cache
 
 from loramix.errors import MixtureError
 from loramix.mixture.context import segment_starts
 from loramix.mixture.state import current
-
-if TYPE_CHECKING:
-    from transformers import Cache
 
 Arguments = dict[str, object]
 
@@ -35,7 +32,7 @@ def cache_length(cache: "Cache | None") -> int | Tensor:
 
     Of a static cache it is a tensor, as compiled code must not depend on its value.
     """
-    if cache is None:
+    if not isinstance(cache, Cache):  # none, or xLSTM's, which has no length
         return 0
     try:
         length: int | Tensor = cache.get_seq_length()

@@ -20,7 +20,7 @@ from loramix.mixture.fitting import fitted
 from loramix.mixture.folding import Folding
 from loramix.mixture.gate import ContextGate, load_state, state_of
 from loramix.mixture.generation import folds, prompt_of, refuse_generation
-from loramix.mixture.groups import check_cached_steps, check_readers, roles
+from loramix.mixture.groups import check_readers, check_token_weights, roles
 from loramix.mixture.hooks import Backbone, attach, leave_labels
 from loramix.mixture.inputs import text_inputs, with_first_step
 from loramix.mixture.layer import MixtureLinear
@@ -87,7 +87,7 @@ class MixtureModel(TransformersModel):
         self.prompting = prompting or Prompting()
         self._folding, self._blocks = Folding(), OpenBlocks()
         planned = roles(base, adapted_layers(experts), gate.scope, self._calls)
-        check_cached_steps(planned, gate, self._calls)
+        check_token_weights(planned, gate, self._calls)
         gates = new_gates(base, planned, gate, len(experts))
         trainable = [parameter for parameter in base.parameters() if parameter.requires_grad]
         base.requires_grad_(False)
@@ -236,7 +236,7 @@ class MixtureModel(TransformersModel):
             experts = [fitted(expert, self.base) for expert in experts]
             after = roles(self.base, adapted_layers(experts), config.scope, self._calls)
             check_readers(before.values(), after.values())
-            check_cached_steps(after, config, self._calls)
+            check_token_weights(after, config, self._calls)
             gates = {**new_gates(self.base, after, config, len(self.experts)), **old}
             gates = {reader: gate.rearranged(order) for reader, gate in gates.items()}
             wrap(self.base, after, experts, gates, self._calls)
