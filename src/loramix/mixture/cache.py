@@ -16,7 +16,7 @@ from loramix.mixture.update import Update
 from loramix.mixture.weights import FixedWeights
 
 if TYPE_CHECKING:
-    from transformers import Cache
+    pass
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Carried:
         return replace(self, decided=of(self.decided), states=of(self.states), updates=updates)
 
 
-def carry(cache: "Cache", carried: Carried) -> None:
+def carry(cache: object, carried: Carried) -> None:
     """Make `cache` carry this from now on."""
     if not isinstance(cache, _Carrier):
         cache.__class__ = _carrier_of(type(cache))
-    cache.loramix_carried = carried
+    cache.loramix_carried = carried  # type: ignore[attr-defined]
 
 
 def carried_by(cache: object) -> Carried | None:

@@ -118,7 +118,7 @@ class Call:
     ) -> tuple[Float[Tensor, "B _ D"], Float[Tensor, "B F"] | None]:
         """Return what gates read of an input, and the state of its running mean.
 
-        See `loramix.mixture.gate.read`. It is computed once for all layers that read the input.
+        See `loramix.mixture.context.read`. It is computed once for all layers that read the input.
         """
         last = self._context
         if last is None or not last.is_of(hidden_BTD, mask_BT, state_BF):

@@ -31,7 +31,7 @@ from loramix.mixture.masks import (
 from loramix.mixture.state import current, in_call
 
 if TYPE_CHECKING:
-    from transformers import Cache, PreTrainedModel
+    from transformers import PreTrainedModel
 
 MakeCall = Callable[[nn.Module, Arguments, GateConfig], Call]
 
@@ -128,12 +128,12 @@ def _call(stack: nn.Module, arguments: Arguments, config: GateConfig, make_call:
     return _continued(stack, arguments, config)
 
 
-def _returned_cache(output: object) -> "Cache | None":
+def _returned_cache(output: object) -> object | None:
     found: dict[str, object] = {name: getattr(output, name, None) for name in CACHES}
     return cache_of(found)
 
 
-def _filled_cache(arguments: Arguments) -> "Cache | None":
+def _filled_cache(arguments: Arguments) -> object | None:
     """Return the cache that was passed in, if the call has filled it in place.
 
     BERT's decoders and others fill it but do not return it.

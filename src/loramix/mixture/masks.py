@@ -19,7 +19,7 @@ Arguments = dict[str, object]
 CACHES = ("past_key_values", "cache_params")  # the second is that of state-space models
 
 
-def cache_of(arguments: Mapping[str, object]) -> "Cache | None":
+def cache_of(arguments: Mapping[str, object]) -> object | None:
     """Return the cache among the arguments or outputs of a call."""
     for name in CACHES:
         if arguments.get(name) is not None:
@@ -27,7 +27,7 @@ def cache_of(arguments: Mapping[str, object]) -> "Cache | None":
     return None
 
 
-def cache_length(cache: "Cache | None") -> int | Tensor:
+def cache_length(cache: object) -> int | Tensor:
     """Return the number of tokens in a cache.
 
     Of a static cache it is a tensor, as compiled code must not depend on its value.
