@@ -48,7 +48,7 @@ def test_long_choices_in_a_csv_file_are_read(tmp_path: Path) -> None:
     [
         ("a.csv", "text,title\nüber,x\n".encode("cp1252"), "a.csv: line 2 .*'ü' in Windows-1252"),
         ("a.jsonl", '{"text": "é"}\n'.encode("latin-1"), "line 1 is not in UTF-8: byte 0xe9"),
-        ("a.csv.gz", gzip.compress(b"text,title\nx,\x93y\x94\n"), "line 2 .* 0x93.*UTF-8"),
+        ("a.csv.gz", gzip.compress(b"text,title\nx,\x93y\x94\n", mtime=0), "line 2 .* 0x93.*UTF-8"),
         ("a.csv", "text,title\nx,y\n".encode("utf-16"), "mark of UTF-16; save it as UTF-8"),
         ("a.jsonl", '{"text": "x"}\n'.encode("utf-32"), "mark of UTF-32; save it as UTF-8"),
         ("a.csv", "text,title\nx,y\n".encode("utf-16-le"), "line 1 holds a NUL character"),
