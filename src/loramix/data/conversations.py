@@ -30,3 +30,25 @@ class Conversation:
         """Return the conversation of a text that `to_text` wrote."""
         held = json.loads(text)
         return cls(held["messages"], held.get("tools", ()))
+
+
+def answer_text(message: Message) -> str:
+    """Return an assistant's message as a target: its content, where it holds nothing else; as JSON
+    where tool calls or thinking come with it.
+    """
+    if not message.keys() - {"role", "content"}:
+        return str(message.get("content") or "")
+    return json.dumps(dict(message), ensure_ascii=False)
+
+
+def answer_message(target: str) -> Message:
+    """Return the assistant's message of a target that `answer_text` wrote."""
+    if target.startswith("{"):
+        try:
+            held = json.loads(target)
+        except ValueError:
+            held = None
+        # An answer may be JSON in its own right; only a message has a role and more than a content.
+        if isinstance(held, dict) and held.get("role") == "assistant" and len(held) > 2:
+            return held
+    return {"role": "assistant", "content": target}
