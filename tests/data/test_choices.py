@@ -112,7 +112,8 @@ def test_every_layout_in_every_kind_of_source_gives_the_same_rows(
 
 def test_the_mark_between_question_and_choices_outlives_cleaning(tmp_path: Path) -> None:
     rows = [row(" Is it\n cold? ", ["yes ", "no"], 0)]
-    pairs, _ = clean(make_task("x"), load_rows(make_task(write_jsonl(tmp_path, rows))))
+    flat = make_task("x", cleaning={"whitespace": "collapse"})
+    pairs, _ = clean(flat, load_rows(make_task(write_jsonl(tmp_path, rows))))
     assert pairs == [("Is it cold? \\n (A) yes (B) no", "yes")]
 
 

@@ -16,7 +16,6 @@ from pyarrow import parquet
 from loramix.data.samples import (
     Prepared,
     clean,
-    normalise,
     prepare,
     read_manifest,
     split_of,
@@ -24,6 +23,7 @@ from loramix.data.samples import (
 )
 from loramix.data.sources import load_rows, locate, pinned, source_fingerprint
 from loramix.data.tasks import Cleaning, Task
+from loramix.data.texts import normalise
 from loramix.errors import DataError
 
 REAL = Path(__file__).parents[3] / "shared" / "data"

@@ -67,16 +67,21 @@ def test_a_text_of_one_line_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("metrics", "expected"),
-    [(("rouge", "haiku"), " / of the pond"), (("rouge",), " of the pond")],
+    ("whitespace", "expected"),
+    [
+        ("keep", " {n}\nof the  pond\n"),
+        ("lines", " {n} / of the pond / "),
+        ("collapse", " {n} of the pond "),
+    ],
 )
-def test_lines_are_kept_where_the_metric_asks_for_them(
-    metrics: tuple[str, ...], expected: str, tmp_path: Path
+def test_the_lines_of_targets_are_kept_written_as_slashes_or_joined(
+    whitespace: str, expected: str, tmp_path: Path
 ) -> None:
-    rows = [(f"word {n}", f"poem {n}\r\nof the pond\r\nin three lines") for n in range(60)]
-    task = make_task(write_jsonl(tmp_path / "a.jsonl", rows), metrics=metrics)
-    samples = prepare([task], samples=None, seed=0)["t"].samples
-    assert all(expected in sample.target for sample in samples)
+    rows = [(f"word {n}", f"poem {n}\r\nof the  pond\r\nin three lines") for n in range(60)]
+    source = write_jsonl(tmp_path / "a.jsonl", rows)
+    task = make_task(source, cleaning={"whitespace": whitespace})
+    for sample in prepare([task], samples=None, seed=0)["t"].samples:
+        assert expected.format(n=sample.input.split()[1]) in sample.target
 
 
 @pytest.mark.parametrize("target", ["a title of papers {}", "five\nlines\nof a\npoem\n{}"])

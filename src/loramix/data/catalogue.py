@@ -30,7 +30,9 @@ _HAIKU = Task(
         "what would a Japanese nature poet have to say about {input}?",
     ),
     inverse="list the keywords of this poem: {input}",
-    cleaning=Cleaning(min_target_words=5, max_target_words=19),  # 3 to 17, and two slashes
+    cleaning=Cleaning(
+        min_target_words=5, max_target_words=19, whitespace="lines"
+    ),  # 3 to 17, and two slashes
     metrics=("rouge", "bertscore", "haiku"),
 )
 # The reference reads Kaggle's spsayakpaul/arxiv-paper-abstracts (columns `summaries`, `titles`). No
@@ -50,7 +52,11 @@ _TITLE = Task(
     ),
     inverse="write the abstract of a paper with this title: {input}",
     cleaning=Cleaning(
-        min_input_words=20, max_input_words=400, min_target_words=2, max_target_words=30
+        min_input_words=20,
+        max_input_words=400,
+        min_target_words=2,
+        max_target_words=30,
+        whitespace="collapse",
     ),
 )
 _DEMO_HAIKU = Task(
@@ -61,6 +67,7 @@ _DEMO_HAIKU = Task(
     prompt=_HAIKU.prompt,
     paraphrases=_HAIKU.paraphrases,
     inverse=_HAIKU.inverse,
+    cleaning=Cleaning(whitespace="lines"),
     metrics=_HAIKU.metrics,
 )
 _DEMO_TITLE = Task(
@@ -71,6 +78,7 @@ _DEMO_TITLE = Task(
     prompt=_TITLE.prompt,
     paraphrases=_TITLE.paraphrases,
     inverse=_TITLE.inverse,
+    cleaning=Cleaning(whitespace="collapse"),
 )
 _DEMO_COMMAND = Task(
     name="demo-command",
@@ -85,6 +93,7 @@ _DEMO_COMMAND = Task(
         "{input} (answer with the command alone)",
     ),
     inverse="explain what this shell command does: {input}",
+    cleaning=Cleaning(whitespace="collapse"),
     metrics=("rouge", "exact-match", "bleu"),
 )
 # Like the reference's, the prompt of a question is the question alone: the gates have to tell these
@@ -102,7 +111,7 @@ _COMMONSENSE_QA = Task(
         "{input} \\n the right choice is:",
         "read the question, then repeat the best of its choices: {input}",
     ),
-    cleaning=Cleaning(duplicates="pair"),
+    cleaning=Cleaning(duplicates="pair", whitespace="collapse"),
     metrics=("exact-match", "bleu"),
     max_new_tokens=16,
 )
@@ -113,7 +122,7 @@ _MEDQA = _COMMONSENSE_QA.model_copy(
         "target_column": "answer_idx",
         "choices_column": "options",
         # A longer input would be cut at its end, where the choices stand.
-        "cleaning": Cleaning(max_input_words=300, duplicates="pair"),
+        "cleaning": Cleaning(max_input_words=300, duplicates="pair", whitespace="collapse"),
         "max_new_tokens": 64,
     }
 )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from loramix.data.samples import Sample, digest
+from loramix.data.texts import normalise
 from loramix.errors import LeakError
 from loramix.storage.files import read_csv, write_csv
 
@@ -51,7 +52,7 @@ def _was_seen(sample: Sample, seen: Mapping[str, set[str]], same: Match) -> bool
 
 
 def _digests(sample: Sample) -> dict[str, str]:
-    source, target = sample.input.casefold(), sample.target.casefold()
+    source, target = (normalise(text).casefold() for text in (sample.input, sample.target))
     return {
         "input": digest("input", source),
         "target": digest("target", target),

@@ -6,7 +6,6 @@ order of rows, the number of other samples, the machine or the time.
 
 import hashlib
 import math
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ from typing import Literal
 
 from loramix.data.sources import load_rows
 from loramix.data.tasks import Cleaning, Task
-from loramix.data.texts import lines_as_slashes, refuse_other_forms
+from loramix.data.texts import normalise, refuse_other_forms, tidy
 from loramix.errors import DataError
 from loramix.storage.files import atomic_file
 
@@ -77,9 +76,8 @@ def prepare(tasks: Sequence[Task], *, samples: int | None, seed: int) -> dict[st
 def clean(task: Task, rows: Iterable[Pair]) -> tuple[list[Pair], dict[str, int]]:
     """Return the rows that the task's rules keep, and counts of the rows they drop.
 
-    White space is normalised; where the task's metrics hold haiku, line breaks of a target become
-    ` / ` first. Rows are dropped as blank (no input or no target), then as out of
-    range, then as duplicates.
+    Rows are dropped as blank (no input or no target), then as out of range, then as duplicates;
+    word limits and duplicates take any run of white space for one space, and no case.
 
     By default a repeated target makes a duplicate and a repeated input does not. In the haiku data
     23,707 different poems share 18,652 keywords: to drop repeated inputs would lose a fifth of the
@@ -87,12 +85,12 @@ def clean(task: Task, rows: Iterable[Pair]) -> tuple[list[Pair], dict[str, int]]
     Samples with the same input always share a split (`split_of`).
     """
     kept: dict[object, Pair] = {}
+    whitespace = task.cleaning.whitespace
     counts = dict.fromkeys(("read", "blank", "out_of_range", "duplicate"), 0)
     for row in rows:
         counts["read"] += 1
-        target = lines_as_slashes(row[1]) if "haiku" in task.metrics else row[1]
-        pair = (normalise(row[0]), normalise(target))
-        if not all(pair):
+        pair = (tidy(row[0], whitespace), tidy(row[1], whitespace))
+        if not all(map(normalise, pair)):
             counts["blank"] += 1
         elif not _in_range(task.cleaning, pair):
             counts["out_of_range"] += 1
@@ -104,18 +102,13 @@ def clean(task: Task, rows: Iterable[Pair]) -> tuple[list[Pair], dict[str, int]]
     return list(kept.values()), counts
 
 
-def normalise(text: str) -> str:
-    """Return `text` in Unicode's composed form (NFC), each run of white space as one space."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
-
-
 def split_of(text: str, *, seed: int) -> Split:
     """Return the split of all samples with this input: 70 % train, 15 % validation, 15 % test.
 
-    Case does not count, nor does the task: an input that two tasks share is never trained on for
-    one and tested for the other.
+    Case and white space do not count, nor does the task: an input that two tasks share is never
+    trained on for one and tested for the other.
     """
-    fraction = _fraction("split", str(seed), text.casefold())  # [0, 1)
+    fraction = _fraction("split", str(seed), normalise(text).casefold())  # [0, 1)
     return next(split for split, end in SPLIT_ENDS.items() if fraction < end)
 
 
@@ -199,7 +192,7 @@ def _within(text: str, low: int, high: int | None) -> bool:
 
 
 def _duplicate_key(cleaning: Cleaning, pair: Pair) -> object:
-    source, target = (text.casefold() for text in pair)
+    source, target = (normalise(text).casefold() for text in pair)
     return target if cleaning.duplicates == "target" else (source, target)
 
 

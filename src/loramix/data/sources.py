@@ -46,8 +46,8 @@ def load_rows(task: Task) -> list[tuple[str, str]]:
         texts = _choice_texts(task, task.choices_column, numbered)
     else:
         for _, row in numbered:
-            pair = _text(task, task.input_column, row), _text(task, task.target_column, row)
-            texts.append(pair)
+            source, target = _pair_columns(task)
+            texts.append((_text(task, source, row), _text(task, target, row)))
     return [(whole_characters(text), whole_characters(target)) for text, target in texts]
 
 
@@ -199,8 +199,14 @@ def _read_jsonl(task: Task, lines: Iterable[str]) -> list[Row]:
 
 
 def _text_columns(task: Task) -> list[str]:
-    named = (task.input_column, task.target_column, task.choices_column)
+    named = (*_pair_columns(task), task.choices_column)
     return list(dict.fromkeys(column for column in named if column is not None))
+
+
+def _pair_columns(task: Task) -> tuple[str, str]:
+    if task.input_column is None or task.target_column is None:
+        raise DataError(f"task '{task.name}': name its input_column and its target_column")
+    return task.input_column, task.target_column
 
 
 def _columns(task: Task) -> list[str]:
@@ -256,10 +262,11 @@ def _choice_texts(
 ) -> list[tuple[str, str]]:
     """Return the input and target of every row; incomplete rows come last, as empty texts."""
     complete: list[MultipleChoice] = []
+    source, target = _pair_columns(task)
     for number, row in rows:
-        answer = row[task.target_column]
-        if not _is_missing(row[task.input_column]) and not _is_missing(answer):
-            question = _text(task, task.input_column, row)
+        answer = row[target]
+        if not _is_missing(row[source]) and not _is_missing(answer):
+            question = _text(task, source, row)
             complete.append(MultipleChoice(number, question, row[choices_column], answer))
     incomplete = len(rows) - len(complete)
     return multiple_choice(complete, task=task.name) + [("", "")] * incomplete

@@ -11,6 +11,8 @@ from loramix.config import PLACEHOLDER, fill
 PACKAGE = "package:"
 
 Metric = Literal["rouge", "bertscore", "haiku", "exact-match", "bleu"]
+Format = Literal["auto", "columns", "prompt-completion", "messages", "instruction", "text"]
+Whitespace = Literal["keep", "lines", "collapse"]
 
 
 class Cleaning(BaseModel):
@@ -22,6 +24,9 @@ class Cleaning(BaseModel):
     duplicates: the part by which two samples are one, case aside. `target` is for free text, where
         a repeated target would be seen in training and asked for again in the test; `pair`, of
         input and target, for answers from a small set, which repeat rightfully.
+    whitespace: `keep` leaves texts as they are, but for line ends, which become `\\n`; `lines` puts
+        ` / ` in the place of line breaks and one space in that of any other run of white space;
+        `collapse` puts one space everywhere.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,6 +36,7 @@ class Cleaning(BaseModel):
     min_target_words: int = Field(default=1, ge=1)
     max_target_words: int | None = Field(default=None, ge=1)
     duplicates: Literal["target", "pair"] = "target"
+    whitespace: Whitespace = "keep"
 
     @model_validator(mode="after")
     def _ranges_hold_something(self) -> "Cleaning":
@@ -53,6 +59,8 @@ class Task(BaseModel):
     source: a Hub data set id, a folder laid out like one, or a .parquet, .csv, .jsonl, .csv.gz or
         .jsonl.gz file, relative to the current folder; `package:` stands for loramix's own files.
     revision: of a Hub data set. split: of a Hub data set or a folder.
+    format: how rows hold inputs and targets, see `loramix.data.formats`; `auto` recognises it by
+        the names of the columns. A task of a loaded recipe has another format than `auto`.
     choices_column: the choices of a multiple-choice question. The input becomes the question with
         its choices; the target, the text of the right one, is found by the answer in the target
         column (see `loramix.data.choices`).
@@ -69,11 +77,12 @@ class Task(BaseModel):
     source: str = Field(min_length=1)
     revision: str | None = None
     split: str = "train"
-    input_column: str
-    target_column: str
+    format: Format = "auto"
+    input_column: str | None = None
+    target_column: str | None = None
     choices_column: str | None = None
     empty_column: str | None = None
-    prompt: str
+    prompt: str = PLACEHOLDER
     paraphrases: tuple[str, ...] = ()
     inverse: str | None = None
     cleaning: Cleaning = Cleaning()
@@ -81,6 +90,14 @@ class Task(BaseModel):
     samples: int | None = Field(default=None, ge=1)
     max_input_tokens: int = Field(default=512, ge=1)
     max_new_tokens: int = Field(default=64, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _two_columns_are_a_format(cls, values: object) -> object:
+        if not isinstance(values, dict) or values.get("format", "auto") != "auto":
+            return values
+        given = [values.get(key) for key in ("input_column", "target_column")]
+        return {**values, "format": "columns"} if all(given) else values
 
     @model_validator(mode="after")
     def _prompts_take_one_input(self) -> "Task":
@@ -95,6 +112,13 @@ class Task(BaseModel):
                     f"and holds it {found} times"
                 )
         return self
+
+    @property
+    def conversational(self) -> bool:
+        """Whether inputs are conversations, as `Conversation.to_text` writes them, and targets are
+        answers, as `answer_text` writes them.
+        """
+        return self.format == "messages"
 
     def render(self, text: str) -> str:
         """Return the prompt for one input; no braces but the template's placeholder count."""

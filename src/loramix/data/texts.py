@@ -1,14 +1,27 @@
 """Texts as people's files hold them: halves of emojis, and the lines of poems."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
-from loramix.data.tasks import Task
+from loramix.data.tasks import Task, Whitespace
 from loramix.errors import DataError
 
 LINES_OF_HAIKU = 3
 FEWEST_IN_FORM = 0.1  # of a task's references; below, the data are no haikus in lines
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def tidy(text: str, whitespace: Whitespace) -> str:
+    """Return `text` with whole characters and its white space as a task's cleaning wants it."""
+    if whitespace == "keep":
+        return whole_characters(text).replace("\r\n", "\n")
+    return normalise(lines_as_slashes(text) if whitespace == "lines" else text)
+
+
+def normalise(text: str) -> str:
+    """Return `text` in Unicode's composed form (NFC), each run of white space as one space."""
+    return " ".join(unicodedata.normalize("NFC", whole_characters(text)).split())
 
 
 def whole_characters(text: str) -> str:

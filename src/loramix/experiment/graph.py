@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from loramix.data.catalogue import BUILT_IN
 from loramix.data.leaks import RECORD
-from loramix.data.tasks import Task
+from loramix.data.tasks import Cleaning, Task
 from loramix.experiment.run import (
     CHECKPOINTS,
     LOSSES,
@@ -28,6 +29,8 @@ PROMPT_FIELDS = frozenset({"name", "prompt", "max_input_tokens", "max_new_tokens
 METRIC_FIELDS = frozenset({"name", "metrics"})
 TEST_SET_FIELDS = frozenset({"paraphrases", "inverse"})  # of comparisons
 DATA_FIELDS = Task.model_fields.keys() - PROMPT_FIELDS - METRIC_FIELDS - TEST_SET_FIELDS | {"name"}
+# Fields of a task that finished runs know nothing of, with the value that is as if there were none.
+OLD_WAYS: Settings = {"format": "columns"}
 
 TRAINING_OUTPUTS = (LOSSES, "losses.png", RECORD)
 GATE_OUTPUTS = (MODELS, *TRAINING_OUTPUTS, AUXILIARY_LOSSES, ROUTING_STEPS)
@@ -179,7 +182,19 @@ def lora_step(task: Task) -> str:
 
 def task_settings(tasks: Iterable[Task], fields: Iterable[str]) -> list[Settings]:
     """Return these fields of every task."""
-    return [task.model_dump(mode="json", include=set(fields)) for task in tasks]
+    return [_as_before(task, task.model_dump(mode="json", include=set(fields))) for task in tasks]
+
+
+def _as_before(task: Task, settings: Settings) -> Settings:
+    """Leave out younger settings that change nothing: they must not redo finished runs."""
+    kept = {name: value for name, value in settings.items() if OLD_WAYS.get(name, ...) != value}
+    if isinstance(cleaning := kept.get("cleaning"), dict):
+        # once it was the metric haiku that kept the lines of the built-in poems
+        same_source = (known.cleaning for known in BUILT_IN.values() if known.source == task.source)
+        before = next(same_source, Cleaning(whitespace="collapse")).whitespace
+        if cleaning["whitespace"] == before:
+            kept["cleaning"] = {key: cleaning[key] for key in cleaning if key != "whitespace"}
+    return kept
 
 
 def _training(run: Run, stage: str, tasks: Sequence[Task]) -> Settings:
