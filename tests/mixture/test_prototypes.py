@@ -11,7 +11,8 @@ from conftest import close, tiny_model, tokens
 
 from loramix import GateConfig, MixtureModel
 from loramix.errors import MixtureError
-from loramix.mixture.prototypes import from_adapters, from_examples
+from loramix.mixture.arrow import from_adapters
+from loramix.mixture.prototypes import from_examples
 
 NAMES = ["a", "b", "c"]
 

@@ -67,16 +67,32 @@ class ContextGate(nn.Module):
                 scores = masked_mean(scores, mask_BT)
             return self._weights(scores)
 
-    def rearranged(self, order: Sequence[int | None]) -> "ContextGate":
-        """Return a copy whose expert i is this gate's expert order[i], or a new one for None."""
-        gate = ContextGate(self.width, len(order), self.config).to(self.prior.device)
-        gate.lift.load_state_dict(self.lift.state_dict())
+    def rearranged(
+        self, order: Sequence[int | None], *, hidden: int | None = None
+    ) -> "ContextGate":
+        """Return a copy whose expert i is this gate's expert order[i], or a new one for None.
+
+        hidden: its hidden units, as many as this gate's if None; further ones have no effect.
+        """
+        hidden = self.config.hidden if hidden is None else hidden
+        config = self.config.model_copy(update={"hidden": hidden})
+        gate = ContextGate(self.width, len(order), config).to(self.prior.device)
         slots = [*order, *([self.experts] if self.config.base_slot else [])]
-        old, new = self.state_dict(), gate.state_dict()
+        kept = min(hidden, self.config.hidden)
+        old, new = self.state_dict(), gate.state_dict()  # these share memory with the parameters
+        for key in ("lift.weight", "lift.bias"):
+            if key in new:
+                new[key].zero_()
+                new[key][:kept] = old[key][:kept]
         for key in ("score.weight", "score.bias", "prior"):
+            if key not in new:
+                continue
+            new[key].zero_()
             for slot, source in enumerate(slots):
-                if key in new:  # a state dict shares its memory with the parameters
-                    new[key][slot] = 0.0 if source is None else old[key][source]
+                if source is not None and key == "score.weight":
+                    new[key][slot, :kept] = old[key][source, :kept]
+                elif source is not None:
+                    new[key][slot] = old[key][source]
         return gate.train_unequal_priors()
 
     def train_unequal_priors(self) -> "ContextGate":

@@ -26,6 +26,7 @@ from loramix.mixture.inputs import text_inputs, with_first_step
 from loramix.mixture.layer import MixtureLinear
 from loramix.mixture.layout import observe
 from loramix.mixture.linear import is_transposed
+from loramix.mixture.means import Prototypes
 from loramix.mixture.merging import write_merged
 from loramix.mixture.pretrained import TransformersModel, refuse_kept_labels, scale_loss, take_items
 from loramix.mixture.problems import loose_state_problem
@@ -85,6 +86,7 @@ class MixtureModel(TransformersModel):
         self.base, self.experts, self.gate_config = base, tuple(experts), gate
         self.base_name, self.revision = base_name, revision
         self.prompting = prompting or Prompting()
+        self.prototypes: Prototypes | None = None  # of the experts' prompts, where they are known
         self._folding, self._blocks = Folding(), OpenBlocks()
         planned = roles(base, adapted_layers(experts), gate.scope, self._calls)
         check_token_weights(planned, gate, self._calls)
@@ -153,6 +155,8 @@ class MixtureModel(TransformersModel):
             prompting=saved.prompting,
         )
         mixture.load_gate_state(saved.gate_state)
+        if saved.prototypes is not None:
+            mixture.prototypes = Prototypes.from_state(saved.prototypes)
         mixture.eval()
         return mixture
 
@@ -182,6 +186,7 @@ class MixtureModel(TransformersModel):
             gate=self.gate_config,
             gate_state=self.gate_state(),
             prompting=self.prompting,
+            prototypes=self.prototypes.state() if self.prototypes else None,
         )
         if is_main_process is None:
             save(parts, Path(path), experts=experts)
@@ -203,28 +208,40 @@ class MixtureModel(TransformersModel):
             self.save_pretrained(folder)
             return push(folder, repository, private=private, token=token)
 
-    def add_expert(self, name: str, source: str | Path, *, lossy: Sequence[str] = ()) -> None:
+    def add_expert(
+        self,
+        name: str,
+        source: str | Path,
+        *,
+        lossy: Sequence[str] = (),
+        hidden: int | None = None,
+    ) -> None:
         """Add a PEFT adapter as the last expert; answers stay as they were until gates are trained.
 
+        With a few of its prompts, `loramix.mixture.prototypes.add_expert` gives it those at once.
         The gates are new objects afterwards, so an optimizer that was made before does not train
         them.
+
+        hidden: the gates' hidden units from now on.
         """
         if name in self.expert_names:
             raise MixtureError(
                 f"there is an expert '{name}' already; the experts are {self.expert_names}"
             )
         expert = load_expert(name, source, lossy=lossy)
-        self._rearrange([*self.experts, expert], [*range(len(self.experts)), None])
+        self._rearrange([*self.experts, expert], [*range(len(self.experts)), None], hidden=hidden)
 
-    def remove_expert(self, name: str) -> None:
+    def remove_expert(self, name: str, *, hidden: int | None = None) -> None:
         """Take an expert away; the weights of the others keep their proportions."""
         index = index_of(name, self.expert_names)
         order = [other for other in range(len(self.experts)) if other != index]
         if not order:
             raise MixtureError(f"'{name}' is the only expert, and a mixture needs at least one")
-        self._rearrange([self.experts[other] for other in order], order)
+        self._rearrange([self.experts[other] for other in order], order, hidden=hidden)
 
-    def _rearrange(self, experts: Sequence[Expert], order: Sequence[int | None]) -> None:
+    def _rearrange(
+        self, experts: Sequence[Expert], order: Sequence[int | None], *, hidden: int | None
+    ) -> None:
         """Exchange the experts; on an error nothing changes.
 
         order: expert i of the new ones is known to the gates as their expert order[i], or not yet.
@@ -238,13 +255,17 @@ class MixtureModel(TransformersModel):
             check_readers(before.values(), after.values())
             check_token_weights(after, config, self._calls)
             gates = {**new_gates(self.base, after, config, len(self.experts)), **old}
-            gates = {reader: gate.rearranged(order) for reader, gate in gates.items()}
+            gates = {
+                reader: gate.rearranged(order, hidden=hidden) for reader, gate in gates.items()
+            }
             wrap(self.base, after, experts, gates, self._calls)
         except LoramixError:
             unwrap(self.base)
             wrap(self.base, before, self.experts, old, self._calls)
             raise
         self.experts = tuple(experts)
+        self.gate_config = next(iter(gates.values())).config
+        self.prototypes = self.prototypes and self.prototypes.rearranged(order)
 
     def export(
         self,

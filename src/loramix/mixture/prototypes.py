@@ -1,37 +1,37 @@
-"""Gates that know their experts before any training: from prompts, or from the adapters alone.
+"""Prototypes: gates that know their experts from a few prompts each, without a gradient step.
 
-Both write a rule into the gate's perceptron, which training can then refine. With c the context
-that a gate reads:
-
-    from_examples   score_e = κ (μ_e·c - |μ_e|²/2) + const, with μ_e the mean context of expert e's
-                    examples: the log-posterior of equal Gaussians around the means, and in effect
-                    the nearest mean
-    from_adapters   score_e = κ |v_e·c|, with v_e the direction that B_e A_e amplifies most, its
-                    first right singular vector (Arrow: Ostapenko et al. 2024, arXiv:2405.11157)
+What the gates read of each expert's prompts is averaged and written into their perceptrons as a
+rule, see `loramix.mixture.means`, which training can refine. The means are kept with the mixture,
+so that an expert can be added later without the prompts of the others.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 
 from loramix.errors import MixtureError, did_you_mean
-from loramix.mixture.context import masked_mean
+from loramix.mixture.context import masked_mean, read
 from loramix.mixture.gate import ContextGate
 from loramix.mixture.groups import in_decoder
+from loramix.mixture.linear import linear_shape
+from loramix.mixture.means import Prototypes, without_effect, write_newcomer, write_rule
 from loramix.mixture.model import MixtureModel
 from loramix.mixture.problems import Init, gate_problems
-from loramix.storage.experts import LowRank
 
+SHARPNESS = 12.0
 Examples = Sequence[str | Mapping[str, Tensor]]
 
 
 @torch.no_grad()
 def from_examples(
-    mixture: MixtureModel, examples: Mapping[str, Examples], *, sharpness: float = 4.0
+    mixture: MixtureModel, examples: Mapping[str, Examples], *, sharpness: float = SHARPNESS
 ) -> None:
     """Set every gate to prefer the expert whose examples its context is most like.
 
@@ -51,34 +51,64 @@ def from_examples(
         raise MixtureError(
             f"examples: there are none for {', '.join(missing)}; every expert needs some"
         )
-    _check(mixture, "prototype")
-    means = [_mean_contexts(mixture, index, examples[name]) for index, name in enumerate(names)]
+    check_start(mixture, "prototype")
+    seen = [_seen(mixture, index, examples[name]) for index, name in enumerate(names)]
+    mixture.prototypes = Prototypes(
+        {reader: torch.stack([each.mean(reader) for each in seen]) for reader in seen[0].sums},
+        {reader: torch.stack([each.spread(reader) for each in seen]) for reader in seen[0].sums},
+        torch.tensor([each.rows for each in seen]),
+        sharpness,
+    )
     for reader, gate in mixture.gates.items():
-        _nearest_mean(gate, torch.stack([mean[reader] for mean in means]), sharpness)
+        write_rule(gate, mixture.prototypes.means[reader].to(gate.prior.device), sharpness)
 
 
 @torch.no_grad()
-def from_adapters(mixture: MixtureModel, *, sharpness: float = 4.0) -> None:
-    """Set every gate to prefer the expert whose update would amplify its context most, without any
-    data.
+def add_expert(
+    mixture: MixtureModel,
+    name: str,
+    source: str | Path,
+    examples: Examples,
+    *,
+    lossy: Sequence[str] = (),
+) -> None:
+    """Add a PEFT adapter as the last expert, which gets prompts like `examples` at once.
 
-    sharpness: κ; contexts have root mean square 1, so that |v_e·c| is about 1 where there is
-        nothing to prefer.
+    The others keep theirs: their scores stay as they are, and the newcomer's threshold lies between
+    its examples and what the mixture remembers of the others' prompts.
 
-    Raises MixtureError if gates have fewer than two hidden units per expert, or read something else
-    than their layer's
-    input: those of a decoder with prompt context read the encoder's output.
+    Raises MixtureError if the mixture remembers none, or if the expert adapts layers for which it
+    does not; nothing is changed then.
     """
-    _check(mixture, "arrow")
+    remembered = mixture.prototypes
+    if not examples:
+        raise MixtureError(f"examples: there are none for the new expert '{name}'; it needs some")
+    if remembered is None or not bool(remembered.counts.all()):
+        raise MixtureError(
+            "this mixture does not remember the prompts of its experts, against which a new one "
+            "could be told: set its gates with from_examples first, or build the mixture anew with "
+            "examples of every expert"
+        )
+    hidden = mixture.gate_config.hidden
+    crowded = any(not without_effect(gate) for gate in mixture.gates.values())
+    mixture.add_expert(name, source, lossy=lossy, hidden=hidden + crowded)
+    try:
+        grown = _with_newcomer(mixture, remembered, examples)
+    except BaseException:
+        mixture.remove_expert(name, hidden=hidden)
+        mixture.prototypes = remembered
+        raise
     for reader, gate in mixture.gates.items():
-        directions = [
-            _direction(expert.updates.get(reader), gate.width) for expert in mixture.experts
-        ]
-        _amplified(gate, torch.stack(directions), sharpness)
+        means_ED = grown.means[reader].to(gate.prior.device)
+        if len(without_effect(gate)) == gate.config.hidden:  # no old expert acts here
+            write_rule(gate, means_ED, grown.sharpness)
+        else:
+            write_newcomer(gate, means_ED, grown.spreads[reader], grown.sharpness)
+    mixture.prototypes = grown
 
 
-def _check(mixture: MixtureModel, init: Init) -> None:
-    """Raise MixtureError if these gates cannot start like this."""
+def check_start(mixture: MixtureModel, init: Init) -> None:
+    """Raise MixtureError if the gates of this mixture cannot start like this."""
     found = gate_problems(
         mixture.gate_config,
         experts=len(mixture.experts),
@@ -89,47 +119,80 @@ def _check(mixture: MixtureModel, init: Init) -> None:
         raise MixtureError(f"{setting}: {problem}")
 
 
-def _mean_contexts(
-    mixture: MixtureModel, expert: int, examples: Examples
-) -> dict[str, Float[Tensor, " D"]]:
-    """Return what each gate reads of an expert's prompts, the mean over their real tokens and then
-    over prompts.
-    """
-    sums: dict[str, Tensor] = {}
-    rows = 0
+@dataclass
+class _Seen:
+    """What layers read of one expert's prompts: sums over rows, by layer."""
+
+    rows: int = 0
+    sums: dict[str, Float[Tensor, " D"]] = field(default_factory=dict)
+    squares: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, contexts: Mapping[str, Float[Tensor, "B D"]], rows: int) -> None:
+        """Count the contexts of some rows."""
+        self.rows += rows
+        for reader, context_BD in contexts.items():
+            self.sums[reader] = self.sums.get(reader, 0) + context_BD.sum(0)
+            self.squares[reader] = self.squares.get(reader, 0) + context_BD.square().sum()
+
+    def mean(self, reader: str) -> Float[Tensor, " D"]:
+        """Return the mean context of a layer, on the processor."""
+        return (self.sums[reader] / self.rows).cpu()
+
+    def spread(self, reader: str) -> Float[Tensor, ""]:
+        """Return the root mean squared distance of a context from the mean."""
+        variance = self.squares[reader].cpu() / self.rows - self.mean(reader).square().sum()
+        return variance.clamp(min=0).sqrt()
+
+
+def _seen(mixture: MixtureModel, expert: int, examples: Examples) -> _Seen:
+    """Return what every layer reads of an expert's prompts, while the gates choose this expert."""
+    seen = _Seen()
     for example in examples:
         inputs = mixture.text_inputs(example) if isinstance(example, str) else dict(example)
-        with _contexts(mixture, expert) as contexts:
+        with _contexts(mixture, expert, inputs) as contexts:
             mixture.weights(**inputs)
-        rows += len(inputs["input_ids"])
-        for reader, context_BD in contexts.items():
-            sums[reader] = sums.get(reader, 0) + context_BD.sum(0)
-    return {reader: total / rows for reader, total in sums.items()}
+        seen.add(contexts, len(inputs["input_ids"]))
+    return seen
+
+
+def _with_newcomer(mixture: MixtureModel, old: Prototypes, examples: Examples) -> Prototypes:
+    """Return the old prototypes with those of the last expert; MixtureError where layers lack
+    some.
+    """
+    seen = _seen(mixture, len(mixture.experts) - 1, examples)
+    lacking = sorted(mixture.gates.keys() - old.means.keys())
+    if lacking:
+        raise MixtureError(
+            f"the new expert adapts '{lacking[0]}' and {len(lacking) - 1} more layers of which "
+            "nothing is remembered, so the others' prompts cannot be told from its own there; "
+            "build the mixture anew, with examples of every expert"
+        )
+    kept = [reader for reader in old.means if reader in seen.sums]
+    means = {each: torch.cat([old.means[each], seen.mean(each)[None]]) for each in kept}
+    spreads = {each: torch.cat([old.spreads[each], seen.spread(each)[None]]) for each in kept}
+    counts = torch.cat([old.counts, torch.tensor([seen.rows])])
+    return Prototypes(means, spreads, counts, old.sharpness)
 
 
 @contextmanager
-def _contexts(mixture: MixtureModel, expert: int) -> Iterator[dict[str, Float[Tensor, "B D"]]]:
-    """Collect, by reader, the mean context of each row that the gates read inside the block.
+def _contexts(
+    mixture: MixtureModel, expert: int, inputs: Mapping[str, Tensor]
+) -> Iterator[dict[str, Float[Tensor, "B D"]]]:
+    """Collect, by layer, the mean context of each row that the gates read inside the block, and
+    that gates in other layers would read.
 
     The gates choose `expert` there, so that deeper layers read what they will read once the gates
     are right.
     """
     found: dict[str, Tensor] = {}
-
-    def choose(
-        reader: str, gate: ContextGate, args: tuple[Tensor, Tensor], output: Tensor
-    ) -> Tensor:
-        context, mask = args
-        if context.shape[1] != mask.shape[1]:  # one for the whole row
-            mask = torch.ones_like(context[..., 0], dtype=torch.bool)
-        found.setdefault(reader, masked_mean(context, mask)[:, 0])
-        chosen = torch.zeros_like(output)
-        chosen[..., expert] = 1.0
-        return chosen
-
     hooks = [
-        gate.register_forward_hook(partial(choose, reader))
+        gate.register_forward_hook(partial(_choose, found, reader, expert))
         for reader, gate in mixture.gates.items()
+    ]
+    prompt_BT = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
+    hooks += [
+        layer.register_forward_pre_hook(partial(_note, found, name, mixture, prompt_BT))
+        for name, layer in _other_layers(mixture)
     ]
     try:
         yield found
@@ -138,61 +201,55 @@ def _contexts(mixture: MixtureModel, expert: int) -> Iterator[dict[str, Float[Te
             hook.remove()
 
 
-def _nearest_mean(gate: ContextGate, means_ED: Float[Tensor, "E D"], sharpness: float) -> None:
-    """Write score_e = κ (μ_e·c - |μ_e|²/2), up to what all experts share, into the perceptron.
+def _choose(
+    found: dict[str, Tensor],
+    reader: str,
+    expert: int,
+    gate: ContextGate,
+    args: tuple[Tensor, Tensor],
+    output: Tensor,
+) -> Tensor:
+    """Note what a gate reads, and put one expert in the place of its decision."""
+    context, mask = args
+    if context.shape[1] != mask.shape[1]:  # one for the whole row
+        mask = torch.ones_like(context[..., 0], dtype=torch.bool)
+    found.setdefault(reader, masked_mean(context, mask)[:, 0])
+    chosen = torch.zeros_like(output)
+    chosen[..., expert] = 1.0
+    return chosen
 
-    The ReLU passes on whatever is above zero, so every unit gets a bias above its largest possible
-    negative input: contexts have length √D at most.
+
+def _note(
+    found: dict[str, Tensor],
+    name: str,
+    mixture: MixtureModel,
+    prompt_BT: Bool[Tensor, "B T"],
+    layer: nn.Module,
+    args: tuple[object, ...],
+) -> None:
+    """Note what a gate would read in a layer that has none."""
+    hidden = args[0] if args else None
+    # Experts of a mixture of experts get some tokens alone, so nothing is known of them.
+    if isinstance(hidden, Tensor) and hidden.dim() == 3 and hidden.shape[:2] == prompt_BT.shape:
+        context, _ = read(mixture.gate_config, hidden, prompt_BT)
+        mask = prompt_BT if context.shape[1] == prompt_BT.shape[1] else prompt_BT[:, :1] | True
+        found.setdefault(name, masked_mean(context, mask)[:, 0])
+
+
+def _other_layers(mixture: MixtureModel) -> list[tuple[str, nn.Module]]:
+    """Return the linear layers in the base's blocks that no expert adapts, but might.
+
+    Gates that several layers share read at the first of them, and a decoder's prompt gates what the
+    encoder wrote: those are known already.
     """
-    experts, width = means_ED.shape
-    centred_ED = means_ED - means_ED.mean(0)
-    apart = (
-        2 * centred_ED.square().sum() / max(experts - 1, 1)
-    )  # mean squared distance between two means
-    _reset(gate)
-    if (
-        apart < 1e-6 * width
-    ):  # the examples look alike here, as a decoder's first token does: stay uniform
-        return
-    scale = 2 * sharpness * gate.config.temperature / apart
-    shift_E = scale * centred_ED.norm(dim=1) * width**0.5
-    gate.lift.weight[:experts] = scale * centred_ED
-    gate.lift.bias[:experts] = shift_E
-    gate.score.weight[:experts, :experts] = torch.eye(experts, device=gate.prior.device)
-    gate.score.bias[:experts] = (
-        -shift_E - scale * (means_ED.square().sum(1) - means_ED.square().sum(1).mean()) / 2
-    )
-
-
-def _amplified(gate: ContextGate, directions_ED: Float[Tensor, "E D"], sharpness: float) -> None:
-    """Write score_e = κ |v_e·c| = κ (relu(v_e·c) + relu(-v_e·c)) into the perceptron."""
-    experts = len(directions_ED)
-    identity = torch.eye(experts, device=gate.prior.device)
-    _reset(gate)
-    gate.lift.weight[: 2 * experts] = torch.cat([directions_ED, -directions_ED])
-    if gate.lift.bias is not None:
-        gate.lift.bias[: 2 * experts] = 0.0
-    gate.score.weight[:experts, : 2 * experts] = (
-        torch.cat([identity, identity], 1) * sharpness * gate.config.temperature
-    )
-
-
-def _reset(gate: ContextGate) -> None:
-    """Let nothing but the rule to be written decide: other hidden units start without effect."""
-    gate.score.weight.zero_()
-    if gate.score.bias is not None:
-        gate.score.bias.zero_()
-    gate.prior.fill_(1.0)
-    gate.train_unequal_priors()
-
-
-def _direction(update: LowRank | None, width: int) -> Float[Tensor, " D"]:
-    """Return the unit vector that an update amplifies most; zeros where there is none."""
-    if update is None:
-        return torch.zeros(width)
-    # B A = B (L Qᵀ) with Aᵀ = Q Lᵀ, so its right singular vectors are Q times those of the small
-    # matrix B L.
-    orthogonal_DR, triangular_RR = torch.linalg.qr(update.down_RD.float().T)
-    _, _, right_RR = torch.linalg.svd(update.up_OR.float() @ triangular_RR.T, full_matrices=False)
-    direction: Tensor = orthogonal_DR @ right_RR[0]
-    return direction
+    if mixture.gate_config.scope != "layer" or mixture.gate_config.context == "reference":
+        return []
+    adapted = {id(module) for layer in mixture.layers.values() for module in layer.modules()}
+    return [
+        (name, module)
+        for name, module in mixture.base.named_modules()
+        if linear_shape(module) is not None
+        and id(module) not in adapted
+        and re.search(r"\.\d+\.", name)  # within a numbered block
+        and not in_decoder(mixture.base, name)
+    ]

@@ -5,6 +5,7 @@ my-mixture/
   mixture_config.json     schema version, base and revision, ordered experts, gate, prompts,
                           versions
   gate.safetensors        parameters of the gates, nothing else
+  prototypes.safetensors  what the gates remember of their experts' prompts, if they do
   experts/<name>/         PEFT adapters, each loads alone with PeftModel.from_pretrained; absent
                           where the configuration only refers to them
   recipe.yaml             these two: of the run that made it, if one did
@@ -32,7 +33,7 @@ from loramix.storage.files import atomic_folder, check_replaceable, sha256
 from loramix.storage.hub import find
 from loramix.storage.manifest import CONFIG, ExpertRecord, MixtureConfig, read_config
 
-GATES, _EXPERTS = "gate.safetensors", "experts"
+GATES, _PROTOTYPES, _EXPERTS = "gate.safetensors", "prototypes.safetensors", "experts"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Parts:
 
     revision: the commit of a base from the Hub.
     gate_state: the parameters of the gates, by layer and parameter name.
+    prototypes: see `loramix.mixture.means`; None where there are none.
     """
 
     base: str
@@ -49,6 +51,7 @@ class Parts:
     gate: GateConfig
     gate_state: Mapping[str, Tensor]
     prompting: Prompting
+    prototypes: Mapping[str, Tensor] | None = None
 
 
 def save(parts: Parts, path: Path, *, experts: Literal["copy", "reference"] = "copy") -> None:
@@ -59,8 +62,9 @@ def save(parts: Parts, path: Path, *, experts: Literal["copy", "reference"] = "c
     """
     check_replaceable(path, CONFIG)
     with atomic_folder(path) as folder:
-        state = {key: tensor.contiguous() for key, tensor in parts.gate_state.items()}
-        save_file(state, folder / GATES)
+        _save_tensors(parts.gate_state, folder / GATES)
+        if parts.prototypes is not None:
+            _save_tensors(parts.prototypes, folder / _PROTOTYPES)
         copied = experts == "copy"
         records = [_record(expert, folder, copied=copied) for expert in parts.experts]
         packages = ("loramix", "torch", "transformers", "peft")
@@ -70,6 +74,7 @@ def save(parts: Parts, path: Path, *, experts: Literal["copy", "reference"] = "c
             experts=records,
             gate=parts.gate,
             gate_sha256=sha256(folder / GATES),
+            prototypes_sha256=sha256(folder / _PROTOTYPES) if parts.prototypes else None,
             prompting=parts.prompting,
             versions={package: version(package) for package in packages},
         )
@@ -85,6 +90,10 @@ def load(path: str | Path, *, revision: str | None = None) -> Parts:
     folder = _folder(path, revision)
     config = read_config(folder)
     _check_file(folder / GATES, config.gate_sha256)
+    remembered = None
+    if config.prototypes_sha256 is not None:
+        _check_file(folder / _PROTOTYPES, config.prototypes_sha256)
+        remembered = load_file(folder / _PROTOTYPES)
     return Parts(
         base=config.base,
         revision=config.revision,
@@ -92,6 +101,7 @@ def load(path: str | Path, *, revision: str | None = None) -> Parts:
         gate=config.gate,
         gate_state=load_file(folder / GATES),
         prompting=config.prompting,
+        prototypes=remembered,
     )
 
 
@@ -122,6 +132,10 @@ def pull(repository: str, folder: Path, *, revision: str | None = None) -> None:
     read_config(snapshot)
     with atomic_folder(folder) as copy:
         shutil.copytree(snapshot, copy, dirs_exist_ok=True)  # follows the links of the cache
+
+
+def _save_tensors(state: Mapping[str, Tensor], file: Path) -> None:
+    save_file({key: tensor.contiguous() for key, tensor in state.items()}, file)
 
 
 def _folder(path: str | Path, revision: str | None) -> Path:

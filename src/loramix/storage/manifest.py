@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from loramix.config import GateConfig, Prompting
 from loramix.errors import CheckpointError
 
-SCHEMA: Literal[1] = 1
+SCHEMA: Literal[2] = 2  # 2 may have prototypes
 CONFIG = "mixture_config.json"
 
 
@@ -36,12 +36,13 @@ class MixtureConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: Literal[1] = SCHEMA
+    schema_version: Literal[1, 2] = SCHEMA
     base: str
     revision: str | None
     experts: list[ExpertRecord]
     gate: GateConfig
     gate_sha256: str
+    prototypes_sha256: str | None = None
     prompting: Prompting = Prompting()
     versions: dict[str, str]
 

@@ -17,11 +17,13 @@ from loramix.experiment.run import MODELS, WEIGHT_COLUMNS, WEIGHTS, Run
 from loramix.experiment.training.gate_trainer import GateTrainer
 from loramix.experiment.training.tokens import as_trained
 from loramix.experiment.training.trainer import train
+from loramix.mixture.arrow import from_adapters
 from loramix.mixture.model import MixtureModel
-from loramix.mixture.prototypes import from_adapters, from_examples
+from loramix.mixture.prototypes import from_examples
 from loramix.storage.files import write_csv
 
 EXAMPLES = 16  # prompts per task for prototypes
+SHARPNESS = 4.0  # a soft start, which training sharpens
 
 
 def learn(run: Run) -> None:
@@ -34,7 +36,7 @@ def learn_gates(run: Run, *, folder: Path, title: str) -> None:
     base, spec, tasks = run.load_base(), run.recipe.gate, run.recipe.tasks
     mixture = _untrained(run, base)
     if spec.init == "prototype":
-        from_examples(mixture, _examples(run, mixture, base.tokenizer))
+        from_examples(mixture, _examples(run, mixture, base.tokenizer), sharpness=SHARPNESS)
     elif spec.init == "arrow":
         from_adapters(mixture)
     train(

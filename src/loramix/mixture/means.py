@@ -1,0 +1,181 @@
+"""Nearest means: what gates remember of their experts' prompts, and the rule they make of it.
+
+With c the context that a gate reads, μ_e the mean context of expert e's prompts and μ̄ the mean of
+these,
+
+    score_e = κ ((μ_e - μ̄)·c - (|μ_e|² - mean |μ|²)/2)
+
+which is the log-posterior of equal Gaussians around the means, up to what all experts share: in
+effect the nearest mean. Every expert needs one hidden unit of the gate.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from loramix.mixture.gate import ContextGate
+
+_ALIKE = 1e-6  # mean squared distance of two means, over the width, below which nothing tells them
+_MEAN, _SPREAD, _COUNTS, _SHARPNESS = "mean/", "spread/", "prompts", "sharpness"
+
+
+@dataclass(frozen=True)
+class Prototypes:
+    """The mean contexts of every expert's prompts, by the layer that reads them.
+
+    Layers that no expert adapts yet are among them, for experts that come later.
+
+    means: (E, D) by layer. spreads: (E,) by layer, the root mean squared distance of one prompt's
+        context from its mean. counts: of the prompts; 0 for an expert of which none are known,
+        whose rows are zero.
+    sharpness: in nats, see `loramix.mixture.prototypes.from_examples`.
+    """
+
+    means: Mapping[str, Float[Tensor, "E D"]]
+    spreads: Mapping[str, Float[Tensor, " E"]]
+    counts: Int[Tensor, " E"]
+    sharpness: float
+
+    def rearranged(self, order: Sequence[int | None]) -> "Prototypes":
+        """Return those of experts order[0], order[1], …, where None is one without prompts."""
+        return Prototypes(
+            {reader: _rows(means_ED, order) for reader, means_ED in self.means.items()},
+            {reader: _rows(spreads_E, order) for reader, spreads_E in self.spreads.items()},
+            _rows(self.counts, order),
+            self.sharpness,
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything as tensors by name, for a file."""
+        state = {_COUNTS: self.counts, _SHARPNESS: torch.tensor(self.sharpness)}
+        state |= {_MEAN + reader: means_ED for reader, means_ED in self.means.items()}
+        return state | {_SPREAD + reader: spreads_E for reader, spreads_E in self.spreads.items()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> "Prototypes":
+        """Return the prototypes of a `state`."""
+        parts: dict[str, dict[str, Tensor]] = {_MEAN: {}, _SPREAD: {}}
+        for name, tensor in state.items():
+            for start, part in parts.items():
+                if name.startswith(start):
+                    part[name.removeprefix(start)] = tensor
+        sharpness = round(float(state[_SHARPNESS]), 6)
+        return cls(parts[_MEAN], parts[_SPREAD], state[_COUNTS], sharpness)
+
+
+def write_rule(gate: ContextGate, means_ED: Float[Tensor, "E D"], sharpness: float) -> None:
+    """Let a gate follow the nearest mean; stay uniform where the means are alike.
+
+    The ReLU passes on whatever is above zero, so every unit gets a bias above its largest possible
+    negative input: contexts have length √D at most.
+    """
+    experts = len(means_ED)
+    reset(gate)
+    scale = _scale(gate, means_ED, sharpness)
+    if scale is None:  # as for a decoder's first token
+        return
+    for expert in range(experts):
+        _write_row(gate, expert, expert, means_ED[expert], means_ED, scale)
+
+
+def write_newcomer(
+    gate: ContextGate,
+    means_ED: Float[Tensor, "E D"],
+    spreads_E: Float[Tensor, " E"],
+    sharpness: float,
+) -> None:
+    """Give a gate's last expert the contexts around its mean, and leave the others theirs.
+
+    The others' rows stay as they are, trained or not. The newcomer's score is that of the nearest
+    mean, and its threshold lies between its own mean and those of the others: by what each of them
+    scatters, nearer to the one that scatters less.
+
+    means_ED, spreads_E: of all experts, the newcomer's last.
+    """
+    old_ED, new_D = means_ED[:-1], means_ED[-1]
+    newcomer = len(old_ED)
+    scale = _scale(gate, old_ED, sharpness)
+    if scale is None:  # the old ones are alike here: any of them is as good
+        scale = _scale(gate, means_ED, sharpness)
+    if scale is None:
+        return
+    _write_row(gate, newcomer, _free_unit(gate), new_D, old_ED, scale)
+    gate.prior[newcomer] = gate.prior[:newcomer].mean()
+    gate.train_unequal_priors()
+    scores_EE = _scores(gate, means_ED)  # of every expert (column) at every mean (row)
+    lead = scores_EE[newcomer, newcomer] - scores_EE[newcomer, :newcomer].max()
+    keeps_E = scores_EE[:newcomer, :newcomer].diagonal() - scores_EE[:newcomer, newcomer]
+    rival = int(keeps_E.argmin())
+    both = float(spreads_E[rival] + spreads_E[-1])
+    part = float(spreads_E[rival]) / both if both > 0 else 0.5
+    # Along the way from the rival's mean to the newcomer's, scores cross after this part of it.
+    shift = keeps_E[rival] - part * (keeps_E[rival] + lead)
+    gate.score.bias[newcomer] += shift * gate.config.temperature
+
+
+def without_effect(gate: ContextGate) -> list[int]:
+    """Return the hidden units that no score uses."""
+    used_H = (gate.score.weight != 0).any(0)
+    return [unit for unit, used in enumerate(used_H.tolist()) if not used]
+
+
+def reset(gate: ContextGate) -> None:
+    """Let nothing but the rule to be written decide: other hidden units start without effect."""
+    gate.score.weight.zero_()
+    if gate.score.bias is not None:
+        gate.score.bias.zero_()
+    gate.prior.fill_(1.0)
+    gate.train_unequal_priors()
+
+
+def _scale(gate: ContextGate, means_ED: Float[Tensor, "E D"], sharpness: float) -> float | None:
+    """Return κ, with which an expert's own mean scores `sharpness` nats above another's, on
+    average; None where the means are alike.
+    """
+    experts, width = means_ED.shape
+    centred_ED = means_ED - means_ED.mean(0)
+    apart = 2 * float(centred_ED.square().sum()) / max(experts - 1, 1)  # mean squared distance
+    return None if apart < _ALIKE * width else 2 * sharpness * gate.config.temperature / apart
+
+
+def _write_row(
+    gate: ContextGate,
+    expert: int,
+    unit: int,
+    mean_D: Float[Tensor, " D"],
+    others_ED: Float[Tensor, "E D"],
+    scale: float,
+) -> None:
+    """Write one expert's score into one hidden unit.
+
+    others_ED: the means whose share in all scores is left out; the same for every row of a gate.
+    """
+    centred_D = mean_D - others_ED.mean(0)
+    shift = scale * centred_D.norm() * len(mean_D) ** 0.5
+    gate.lift.weight[unit] = scale * centred_D
+    gate.lift.bias[unit] = shift
+    gate.score.weight[expert] = 0.0
+    gate.score.weight[expert, unit] = 1.0
+    length = mean_D.square().sum() - others_ED.square().sum(1).mean()
+    gate.score.bias[expert] = -shift - scale * length / 2
+
+
+def _free_unit(gate: ContextGate) -> int:
+    free = without_effect(gate)
+    assert free, "a gate is widened before an expert is added to it"
+    return free[0]
+
+
+def _scores(gate: ContextGate, contexts_ND: Float[Tensor, "N D"]) -> Float[Tensor, "N E"]:
+    """Return the experts' scores for contexts, in nats, their priors included."""
+    scores = gate.score(gate.lift(contexts_ND).relu()) / gate.config.temperature
+    leading: Tensor = (scores + gate.prior.clamp(min=1e-6).log())[:, : gate.experts]
+    return leading
+
+
+def _rows(tensor: Tensor, order: Sequence[int | None]) -> Tensor:
+    blank = torch.zeros_like(tensor[0])
+    return torch.stack([blank if row is None else tensor[row] for row in order])
