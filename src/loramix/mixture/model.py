@@ -26,6 +26,7 @@ from loramix.mixture.inputs import text_inputs, with_first_step
 from loramix.mixture.layer import MixtureLinear
 from loramix.mixture.layout import observe
 from loramix.mixture.linear import is_transposed
+from loramix.mixture.loaded_adapters import take_adapters
 from loramix.mixture.means import Prototypes
 from loramix.mixture.merging import write_merged
 from loramix.mixture.pretrained import TransformersModel, refuse_kept_labels, scale_loss, take_items
@@ -54,6 +55,7 @@ from loramix.storage.export import combined, short_names, write_adapter
 from loramix.storage.format import Parts, load, push, save
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
     from transformers.modeling_outputs import ModelOutput
 
@@ -129,6 +131,19 @@ class MixtureModel(TransformersModel):
         else:
             model, name = base, base.config.name_or_path
         return cls(model, read, gate or GateConfig(), base_name=name, revision=revision)
+
+    @classmethod
+    def from_peft(
+        cls, model: "PeftModel", *, gate: GateConfig | None = None, lossy: Sequence[str] = ()
+    ) -> "MixtureModel":
+        """Return an untrained mixture of the adapters of a loaded PeftModel, under their names.
+
+        model: loses its adapters; its base becomes the mixture's. lossy: as in `from_experts`.
+        """
+        base, experts = take_adapters(model, lossy=lossy)
+        return cls(
+            base, experts, gate or GateConfig(), base_name=base.config.name_or_path, revision=None
+        )
 
     @classmethod
     def from_pretrained(

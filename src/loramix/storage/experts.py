@@ -23,6 +23,7 @@ from loramix.storage.adapter_files import find_adapter, read_tensors
 
 PREFIX = "base_model.model."  # before the base's names, in the names of PEFT's tensors
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
+LOADED = "a loaded PeftModel"  # the source of experts that have no place to be read from again
 _MARKS = {  # in the names of tensors that are no low-rank update of a linear layer
     "dora": ("lora_magnitude_vector",),
     "embeddings": ("lora_embedding_",),

@@ -28,7 +28,7 @@ from loramix.errors import CheckpointError, HubError
 from loramix.storage.adapter_config import ADAPTER_CONFIG
 from loramix.storage.adapter_files import ADAPTER_WEIGHTS, read_tensors
 from loramix.storage.card import write_card
-from loramix.storage.experts import Expert, load_expert
+from loramix.storage.experts import LOADED, Expert, load_expert
 from loramix.storage.files import atomic_folder, check_replaceable, sha256
 from loramix.storage.hub import find
 from loramix.storage.manifest import CONFIG, ExpertRecord, MixtureConfig, read_config
@@ -61,6 +61,12 @@ def save(parts: Parts, path: Path, *, experts: Literal["copy", "reference"] = "c
     experts: whether their files are copied, or read again from their sources.
     """
     check_replaceable(path, CONFIG)
+    nowhere = [expert.name for expert in parts.experts if expert.source == LOADED]
+    if nowhere and experts == "reference":
+        raise CheckpointError(
+            f"the experts {', '.join(nowhere)} come from {LOADED}, which cannot be referred to; "
+            "save with experts='copy'"
+        )
     with atomic_folder(path) as folder:
         _save_tensors(parts.gate_state, folder / GATES)
         if parts.prototypes is not None:
