@@ -15,10 +15,11 @@ import torch
 from click.testing import CliRunner
 
 from loramix.cli.main import cli
-from loramix.comparison.asking import routing_rows
+from loramix.comparison.asking import SCORES, routing_rows
 from loramix.comparison.baselines import xlora
 from loramix.comparison.baselines.shared import read_weights, untrained_mixture
 from loramix.comparison.compare import compare
+from loramix.comparison.rescoring import current_scores
 from loramix.comparison.testsets import Question, asked_task, questions, read_questions
 from loramix.config import GateConfig
 from loramix.data.leaks import RECORD, record
@@ -28,7 +29,9 @@ from loramix.experiment.reading import load_recipe
 from loramix.experiment.recipe import Recipe, TestSet
 from loramix.experiment.run import Run
 from loramix.metrics.measures import COMBINED
+from loramix.metrics.words import TOKENIZER
 from loramix.mixture.routing_measures import entropy
+from loramix.storage.files import write_csv
 
 SETTINGS = [
     *("name=small", "samples=80", "finetune.epochs=1", "lora.epochs=1", "gate.epochs=1"),
@@ -71,7 +74,7 @@ def folder(recipe: Recipe, root: Path) -> Path:
 
 def test_every_model_is_scored_in_one_schema(folder: Path) -> None:
     results = rows(folder / "results.csv")
-    columns = "recipe,seed,model,task,test_set,measure,value,low,high,n"
+    columns = "recipe,seed,model,task,test_set,measure,value,low,high,n,tokenizer"
     assert ",".join(results[0]) == columns
     assert list(dict.fromkeys(row["model"] for row in results)) == LABELS
     assert {row["recipe"] for row in results} == {"small"}
@@ -206,6 +209,47 @@ def test_another_comparison_in_the_same_folder_uses_the_same_experts(
     assert adapter_times(root) == before
     compared = {row["model"] for row in rows(second / "results.csv")}
     assert compared == {"base", "LoRA haiku", "LoRA title", "oracle", "wide"}
+
+
+def test_scores_of_earlier_versions_are_measured_anew_from_the_answers(
+    recipe: Recipe, root: Path, folder: Path
+) -> None:
+    """The files of such a version have no tokenizer, and other words."""
+    file = folder / "base" / "named" / SCORES
+    current = rows(file)
+    earlier = [{**row, "rougeL": "0.9", "words": "77", "combined": "0.9"} for row in current]
+    columns = [column for column in current[0] if column != "tokenizer"]
+    kept = file.read_text()
+    write_csv(file, columns, [[row[column] for column in columns] for row in earlier])
+    try:
+        found = current_scores(recipe, "named", file.parent)
+    finally:
+        file.write_text(kept)
+    assert [{key: row[key] for key in current[0]} for row in found] == current
+    assert current_scores(recipe, "named", file.parent) == current
+
+
+def test_answers_without_references_and_to_fewer_questions_are_measured_anew(
+    recipe: Recipe, root: Path, folder: Path
+) -> None:
+    for test_set, model in (("mixed", "base"), ("unknown", "base"), ("named", "xlora")):
+        file = next(folder.glob(f"{model}*/{test_set}/{SCORES}"))
+        current = rows(file)
+        assert {row["tokenizer"] for row in current} == {TOKENIZER}
+        kept = file.read_text()
+        file.write_text(kept.replace(TOKENIZER, "words of old"))
+        try:
+            assert current_scores(recipe, test_set, file.parent) == current  # type: ignore[arg-type]
+        finally:
+            file.write_text(kept)
+
+
+def test_results_say_what_split_the_texts(folder: Path) -> None:
+    for name in ("results.csv", "differences.csv"):
+        found = {row["measure"]: row["tokenizer"] for row in rows(folder / name)}
+        assert found["rouge1"] == found["keyword_use"] == TOKENIZER
+        assert found["loss"] == found["bertscore"] == ""
+    assert TOKENIZER in (folder / "report.html").read_text()
 
 
 def adapter_times(root: Path) -> list[int]:

@@ -18,6 +18,7 @@ from loramix import MixtureModel
 from loramix.data.samples import read_manifest
 from loramix.experiment import runner
 from loramix.experiment.reading import load_recipe
+from loramix.metrics.words import TOKENIZER
 
 SMALL = [
     *("samples=60", "generation.test_samples=3", "finetune.epochs=1", "gate.init=zero"),
@@ -64,11 +65,13 @@ def test_a_run_leaves_everything_that_the_reference_leaves(finished: Path) -> No
     assert [row["model"] for row in rows(finished / "bertscore.csv")] == models
     assert [row["model"] for row in rows(finished / "syllables.csv")] == [*models, "reference"]
     assert "tiny-bert layer 2" in rows(finished / "bertscore.csv")[0]["encoder"]
+    assert {row["tokenizer"] for row in rows(finished / "rouge.csv")} == {TOKENIZER}
     assert [row["model"] for row in rows(finished / "test_loss.csv")] == models
     assert not list(finished.rglob("checkpoints")), "what training needed in between is gone"
     environment = json.loads((finished / "environment.json").read_text())
     assert set(environment["sources"]) == {"haiku", "title"}
     assert "CGM LoRA" in (finished / "report.html").read_text()
+    assert f"Tokenizer: {TOKENIZER}." in (finished / "report.html").read_text()
 
 
 def test_every_model_answers_the_same_withheld_samples(finished: Path) -> None:

@@ -85,11 +85,15 @@ def test_three_experts_go_through_all_experiments(recipe: Recipe, tmp_path: Path
     assert list(accuracy[0]) == [
         "model",
         *(f"{task} {name}" for task in TASKS for name in ("exact match", "BLEU")),
+        "BLEU signature",
     ]
     models = ["base", "full finetune", *(f"LoRA {task}" for task in TASKS), "CGM LoRA"]
     assert [row["model"] for row in accuracy] == models
     assert all(
-        0 <= float(row[column]) <= 1 for row in accuracy for column in row if column != "model"
+        0 <= float(row[column]) <= 1
+        for row in accuracy
+        for column in row
+        if column not in ("model", "BLEU signature")
     )
     assert not (root / "rouge.csv").exists()
     asked = rows(root / "benchmark" / "medqa.csv")[0]

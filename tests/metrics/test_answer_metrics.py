@@ -14,10 +14,12 @@ from loramix.bases.tiny import save_tiny_encoder
 from loramix.data.tasks import Task
 from loramix.errors import DataError, MissingExtraError
 from loramix.metrics.bertscore import BertScorer
-from loramix.metrics.diversity import distinct, repetition, split_words, words
-from loramix.metrics.matching import bleu, exact_match, keyword_use
-from loramix.metrics.measures import MEASURES, answer_scores
+from loramix.metrics.diversity import distinct, repetition, words
+from loramix.metrics.matching import exact_match, keyword_use
+from loramix.metrics.measures import MEASURES, answer_scores, tokenizer
 from loramix.metrics.rouge import rouge
+from loramix.metrics.translation import bleu, bleu_signature, chrf, chrf_signature
+from loramix.metrics.words import TOKENIZER, split_words
 
 HAIKU = "The kettle mutters. / Someone upstairs drops one shoe; / we wait for the next."
 ANYWHERE = ["words", "repetition", "empty", "cut", "malformed"]
@@ -58,6 +60,15 @@ def one(
         ("ends in the U.S.", "ends in the u.s"),
         ("(-5)", "-5."),
         ("?", " ? "),
+        ("５％", "5%"),
+        ("（Ｂ） 「東京」。", "東京"),
+        ("東京　タワー", "東京 ﾀﾜｰ"),
+        ("\u200fمرحبا\u200e؟", "ﻣﺮﺣﺒﺎ"),
+        ("한국\ufeff", unicodedata.normalize("NFD", "한국")),
+        ("¿Río?", "río"),
+        ("नमस्ते।", "नमस्ते"),
+        ("ΣΟΦΟΣ", "σοφός".replace("ό", "ο")),
+        ("❤️", "❤"),
     ],
 )
 def test_what_is_around_an_answer_does_not_count(generated: str, reference: str) -> None:
@@ -88,6 +99,14 @@ def test_what_is_around_an_answer_does_not_count(generated: str, reference: str)
         ("?", "!"),
         ("a.b", "ab"),
         ("naive", "naïve"),
+        ("10²", "102"),
+        ("5", "５％"),
+        ("٥٪", "٥"),
+        ("が", "か"),
+        ("👍🏽", "👍"),
+        ("\u200b", "\u200b"),
+        ("می\u200cخوابد", "میخوابد"),
+        ("ы", "Ъ"),
     ],
 )
 def test_another_answer_is_wrong(generated: str, reference: str) -> None:
@@ -127,6 +146,36 @@ def test_bleu_of_empty_texts_is_zero() -> None:
         == [0.0] * 5
     )
     assert bleu([], []) == []
+
+
+def test_bleu_splits_scripts_without_spaces_into_characters() -> None:
+    assert one(bleu, "小さな猫が眠る", "小さな犬が眠る") == pytest.approx(
+        one(bleu, "a b c d e f g", "a b c x e f g")
+    )
+    assert one(bleu, "the cat 眠", "the cat眠") == 1.0
+    assert one(bleu, unicodedata.normalize("NFD", "Tiếng Việt đẹp quá"), "Tiếng Việt đẹp quá") == 1
+
+
+def test_chrf_of_hand_computed_examples() -> None:
+    found = chrf(["ab", "ab cd", "猫", "x"], ["abc", "abcd", "犬", ""])
+    # beside "abc": precision 1, recall 2/3 of the letters and 1/2 of the pairs, which counts twice;
+    # no order above is in both
+    recall = (2 / 3 + 1 / 2) / 2
+    assert found == [pytest.approx(5 * recall / (4 + recall), abs=1e-4), 1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n\t", "\u3000"])
+def test_chrf_of_empty_texts_is_zero(blank: str) -> None:
+    assert chrf([blank, "a", blank], ["a", blank, blank]) == [0.0] * 3
+    assert chrf([], []) == []
+
+
+def test_signatures_say_what_measured() -> None:
+    assert "tok:13a" in bleu_signature()
+    assert TOKENIZER in bleu_signature()
+    assert "nc:6|nw:0" in chrf_signature()
+    assert tokenizer("rouge2") == tokenizer("words") == TOKENIZER
+    assert tokenizer("loss") == tokenizer("bertscore") == ""
 
 
 def test_bleu_keeps_case() -> None:
@@ -233,7 +282,7 @@ def test_one_texts_repetition_and_distinct_pairs_add_up(text: str) -> None:
 @given(SAMPLES)
 def test_every_score_is_a_share_for_each_sample_alone(samples: list[tuple[str, str]]) -> None:
     left, right = [pair[0] for pair in samples], [pair[1] for pair in samples]
-    for score in (exact_match, bleu, keyword_use):
+    for score in (exact_match, bleu, chrf, keyword_use):
         together = score(left, right)
         assert all(0 <= value <= 1 for value in together)
         assert together == [one(score, *pair) for pair in samples]
@@ -242,7 +291,7 @@ def test_every_score_is_a_share_for_each_sample_alone(samples: list[tuple[str, s
     )
 
 
-@pytest.mark.parametrize("score", [exact_match, bleu, keyword_use])
+@pytest.mark.parametrize("score", [exact_match, bleu, chrf, keyword_use])
 def test_lists_of_different_length_are_refused(
     score: Callable[[Sequence[str], Sequence[str]], list[float]],
 ) -> None:
@@ -277,7 +326,7 @@ def task(*metrics: str) -> Task:
 
 def test_measures_have_the_names_and_directions_of_the_tables() -> None:
     assert " ".join(MEASURES) == (
-        "rouge1 rouge2 rougeL bertscore loss perplexity probability combined exact_match bleu "
+        "rouge1 rouge2 rougeL bertscore loss perplexity probability combined exact_match bleu chrf "
         "poem_575 three_lines "
         "lines_right keyword_use words repetition empty cut malformed distinct1 distinct2"
     )
@@ -286,7 +335,7 @@ def test_measures_have_the_names_and_directions_of_the_tables() -> None:
     assert lower == {"loss", "perplexity", "repetition", "empty", "cut", "malformed"}
     assert [name for name, measure in MEASURES.items() if measure.better == "neither"] == ["words"]
     needing = [name for name, measure in MEASURES.items() if measure.needs_reference]
-    assert needing == list(MEASURES)[:10]
+    assert needing == list(MEASURES)[:11]
 
 
 def test_a_haiku_is_measured_by_its_form() -> None:
@@ -318,7 +367,7 @@ def test_a_haiku_is_measured_by_its_form() -> None:
 
 
 def test_another_answer_is_malformed_if_empty_or_cut() -> None:
-    generated = ["bank", "bank bank bank", "", " \n\u200b\u00a0", "…"]
+    generated = ["bank", "bank bank bank", "", " \n\u200b\u00a0\ufe0f\u3164\u2800", "…"]
     finished = [True, False, False, True, True]
     scores = answer_scores(
         task("bleu"), ["q"] * 5, generated, None, bertscore=None, finished=finished
@@ -335,7 +384,7 @@ def test_references_add_what_the_task_asks_for(tmp_path: Path) -> None:
     scorer = BertScorer(str(tmp_path))
     generated, references = ["a frog", "the old pond", ""], ["the frog", "old ponds", "spring"]
     scores = answer_scores(
-        task("bleu", "exact-match", "bertscore", "rouge"),
+        task("bleu", "chrf", "exact-match", "bertscore", "rouge"),
         ["q", "r", "s"],
         generated,
         references,
@@ -349,10 +398,12 @@ def test_references_add_what_the_task_asks_for(tmp_path: Path) -> None:
         "bertscore",
         "exact_match",
         "bleu",
+        "chrf",
         *ANYWHERE,
     ]
     assert scores["exact_match"] == [1, 0, 0]
     assert scores["bleu"] == bleu(generated, references)
+    assert scores["chrf"] == chrf(generated, references)
     assert scores["bertscore"] == pytest.approx(scorer.score(generated, references), abs=1e-6)
     assert {kind: scores[kind] for kind in ("rouge1", "rouge2", "rougeL")} == rouge(
         generated, references

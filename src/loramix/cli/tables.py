@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from loramix.metrics.measures import SCORE_FILES
+from loramix.metrics.measures import ORIGINS, SCORE_FILES
 from loramix.mixture.explanation import Explanation
 from loramix.storage.files import read_csv
 
@@ -24,7 +24,7 @@ def show_scores(root: Path) -> None:
         rows = read_csv(file) if file.is_file() else []
         if not rows:
             continue
-        columns = [column for column in rows[0] if column not in ("model", "encoder")]
+        columns = [column for column in rows[0] if column not in ("model", *ORIGINS.values())]
         table = Table("model", title=title, title_justify="left", box=SIMPLE_HEAD)
         for column in columns:
             table.add_column(_heading(column), justify="right", no_wrap=True)

@@ -24,6 +24,7 @@ from loramix.experiment.recipe import Recipe, TestSet
 from loramix.experiment.stages.gate import prompt_batches
 from loramix.metrics.bertscore import BertScorer
 from loramix.metrics.measures import COMBINED, answer_scores
+from loramix.metrics.words import TOKENIZER
 from loramix.mixture.model import MixtureModel
 from loramix.mixture.routing_measures import entropy
 from loramix.storage.files import write_csv
@@ -66,6 +67,14 @@ def ask(comparison: Comparison, compared: ComparedModel, test_set: TestSet) -> N
     _write_scores(folder / SCORES, score_rows)
     if compared.gated:
         write_csv(folder / ROUTING, ROUTING_COLUMNS, weight_rows)
+
+
+def combined(row: Mapping[str, object]) -> float:
+    """Return the mean of the measures in 0 to 1 that a row of scores.csv has against its reference;
+    an empty cell is none.
+    """
+    values = [float(str(row[name])) for name in COMBINED if row.get(name, "") != ""]
+    return round(sum(values) / len(values), 6)
 
 
 def routing_rows(
@@ -179,21 +188,17 @@ def _scores(
         bertscore=scorer,
         finished=[answer.finished for answer in answers],
     )
-    rows: list[Scores] = [{"task": each.task, "id": each.id} for each in questions]
+    rows: list[Scores] = []
+    for each in questions:
+        rows.append({"task": each.task, "id": each.id, "tokenizer": TOKENIZER})
     for row, loss in zip(rows, losses, strict=False):  # there may be none
         row |= {"tokens": loss.tokens, "loss": round(loss.mean, 6)}
         row["probability"] = round(float(torch.tensor(-loss.mean).exp()), 6)
     for index, row in enumerate(rows[: len(answers)]):
         row |= {name: round(values[index], 6) for name, values in columns.items()}
         if losses:
-            row["combined"] = _combined(row)
+            row["combined"] = combined(row)
     return rows
-
-
-def _combined(row: Mapping[str, object]) -> float:
-    """Return the mean of the measures in 0 to 1 that this task has against its references."""
-    values = [float(str(row[name])) for name in COMBINED if name in row]
-    return round(sum(values) / len(values), 6)
 
 
 def _write_scores(file: Path, rows: Sequence[Scores]) -> None:

@@ -24,6 +24,7 @@ from loramix.experiment.processes import refuse_several_processes
 from loramix.experiment.recipe import Recipe, TestSet
 from loramix.experiment.run import Run
 from loramix.experiment.runner import RECIPE, begin, do_steps, pin
+from loramix.metrics.words import TOKENIZER
 
 _OF_RUN = ("prepare", "finetune", "lora")  # stages that leave what is compared
 
@@ -102,6 +103,7 @@ def _results(comparison: Comparison, models: Sequence[ComparedModel], needs: Seq
     fields = {"replicates", "models", "mixtures"}
     settings: Settings = {
         "comparison": comparison.recipe.comparison.model_dump(mode="json", include=fields),
+        "tokenizer": TOKENIZER,  # answers stay, and are scored anew
     }
 
     def work() -> None:

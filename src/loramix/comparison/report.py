@@ -9,7 +9,7 @@ from loramix.comparison.scores import ModelScores, Scores, read_scores
 from loramix.comparison.verdict import verdict
 from loramix.experiment.labels import BASE, ORACLE, expert_key
 from loramix.experiment.run import LOSSES, ROUTING_STEPS, read_losses
-from loramix.metrics.measures import MEASURES, Group
+from loramix.metrics.measures import MEASURES, Group, tokenizer
 from loramix.report.comparison import comparison_page
 from loramix.report.content import (
     ComparisonReport,
@@ -31,6 +31,7 @@ _TEST_SETS = {
     "mixed": "one task about another's inputs",
     "unknown": "a task that no expert knows",
 }
+_TOKENIZED = {"Tokenizer": "words", "BLEU": "bleu", "chrF": "chrf"}  # facts, by measure
 _SIGNS = {"higher": 1, "lower": -1, "neither": 0}
 _IN_WORDS = {"higher": ", higher is better", "lower": ", lower is better", "neither": ""}
 
@@ -72,6 +73,8 @@ def _facts(
         ("Test samples", ", ".join(sizes)),
         ("Seeds of the gates", ", ".join(map(str, spec.seeds))),
     ]
+    measures = {name for part in scores.parts for name in part.values}
+    facts += [(name, tokenizer(key)) for name, key in _TOKENIZED.items() if key in measures]
     slow = ", ".join(model.label for model in models if not model.cached)
     if slow and spec.uncached_samples is not None:
         fact = (

@@ -1,8 +1,8 @@
 """The results of a comparison as files: scores, paired differences, routing weights and verdict.
 
-    results.csv      recipe, seed, model, task, test_set, measure, value, low, high, n
+    results.csv      recipe, seed, model, task, test_set, measure, value, low, high, n, tokenizer
     differences.csv  recipe, model, against, task, test_set, measure, difference, low, high, above,
-                     same, below, n
+                     same, below, n, tokenizer
     routing.csv      model, seed, test_set, task, layer, projection, expert, weight, entropy,
                      concentration
     results.json     the rows of the first two, and the verdict
@@ -10,7 +10,8 @@
 `seed` is that of the training, or `all` for the mean over several. `task` is `all` for the mean
 over the tasks. An empty low and high: no interval (measures of a whole set of answers, which no
 single sample has). A positive difference means that `model` has the larger value; `above`, `same`
-and `below` count the samples on which it has more, as much, or less.
+and `below` count the samples on which it has more, as much, or less. `tokenizer`: what splits texts
+for this measure, with its settings; empty for measures that split none.
 """
 
 import json
@@ -25,15 +26,18 @@ from loramix.comparison.statistics import Estimate
 from loramix.comparison.verdict import verdict
 from loramix.experiment.recipe import Recipe
 from loramix.metrics.diversity import distinct
-from loramix.metrics.measures import MEASURES
+from loramix.metrics.measures import MEASURES, tokenizer
 from loramix.storage.files import read_csv, write_csv, write_text
 
 RESULTS, DIFFERENCES, SUMMARY = "results.csv", "differences.csv", "results.json"
 FILES = (RESULTS, DIFFERENCES, ROUTING, SUMMARY)
-COLUMNS = ("recipe", "seed", "model", "task", "test_set", "measure", "value", "low", "high", "n")
+COLUMNS = (
+    *("recipe", "seed", "model", "task", "test_set", "measure", "value", "low", "high", "n"),
+    "tokenizer",
+)
 DIFFERENCE_COLUMNS = (
     *("recipe", "model", "against", "task", "test_set", "measure", "difference", "low", "high"),
-    *("above", "same", "below", "n"),
+    *("above", "same", "below", "n", "tokenizer"),
 )
 ROUTING_COLUMNS = (
     *("model", "seed", "test_set", "task", "layer", "projection", "expert"),
@@ -47,8 +51,8 @@ Row = tuple[object, ...]
 def write_results(comparison: Comparison, models: Sequence[ComparedModel], scores: Scores) -> None:
     """Write all files of the results to the comparison's folder."""
     recipe, folder = comparison.recipe, comparison.root
-    rows = [(recipe.name, *row) for row in _rows(scores)]
-    differences = [(recipe.name, *row) for row in _differences(recipe, scores)]
+    rows = [(recipe.name, *row, _tokenizer(row)) for row in _rows(scores)]
+    differences = [(recipe.name, *row, _tokenizer(row)) for row in _differences(recipe, scores)]
     write_csv(folder / RESULTS, COLUMNS, rows)
     write_csv(folder / DIFFERENCES, DIFFERENCE_COLUMNS, differences)
     write_csv(folder / ROUTING, ROUTING_COLUMNS, _routing_rows(comparison, models))
@@ -58,6 +62,11 @@ def write_results(comparison: Comparison, models: Sequence[ComparedModel], score
         "differences": [dict(zip(DIFFERENCE_COLUMNS, row, strict=True)) for row in differences],
     }
     write_text(folder / SUMMARY, json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def _tokenizer(row: Row) -> str:
+    """Return what splits texts for the measure of a row, the fifth of its cells."""
+    return tokenizer(str(row[4]))
 
 
 def _rows(scores: Scores) -> Iterator[Row]:

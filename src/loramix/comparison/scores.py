@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from loramix.comparison.asking import ANSWERS, SCORES
+from loramix.comparison.asking import ANSWERS
 from loramix.comparison.comparison import ComparedModel, Comparison
+from loramix.comparison.rescoring import current_scores
 from loramix.comparison.statistics import Array, Estimate, Tally, mean, mean_of, tally
 from loramix.experiment.labels import ORACLE, expert_key, label
 from loramix.experiment.recipe import TestSet
-from loramix.storage.files import read_csv
 
-_NO_MEASURES = ("task", "id", "tokens")  # columns of scores.csv
+_NO_MEASURES = ("task", "id", "tokens", "tokenizer")  # columns of scores.csv
 
 Indices = NDArray[np.intp]
 
@@ -155,12 +155,14 @@ class Scores:
 
 
 def read_scores(comparison: Comparison, models: Sequence[ComparedModel]) -> Scores:
-    """Return the scores that the models have left, and the oracle's after the experts'."""
+    """Return the scores of the models' answers, and the oracle's after the experts'."""
     recipe = comparison.recipe
     parts: list[ModelScores] = []
     for model in models:
         for test_set in model.asked(recipe.comparison.test_sets):
-            parts += _of_model(model, test_set, comparison.folder(model, test_set))
+            folder = comparison.folder(model, test_set)
+            rows = current_scores(recipe, test_set, folder)
+            parts += _of_model(model, test_set, rows, folder / ANSWERS)
     if "oracle" in recipe.comparison.models:
         own = {expert_key(task.name): task.name for task in recipe.tasks}
         experts = [part for part in parts if own.get(part.row) == part.task]
@@ -168,13 +170,15 @@ def read_scores(comparison: Comparison, models: Sequence[ComparedModel]) -> Scor
     return Scores(parts, replicates=recipe.comparison.replicates)
 
 
-def _of_model(model: ComparedModel, test_set: TestSet, folder: Path) -> Iterator[ModelScores]:
+def _of_model(
+    model: ComparedModel, test_set: TestSet, rows: Sequence[dict[str, str]], answers: Path
+) -> Iterator[ModelScores]:
     """Yield a model's scores on every task of a test set."""
     by_task: dict[str, list[dict[str, str]]] = {}
-    for row in read_csv(folder / SCORES):
+    for row in rows:
         by_task.setdefault(row["task"], []).append(row)
-    for task, rows in by_task.items():
-        columns = _columns(rows)
+    for task, of_task in by_task.items():
+        columns = _columns(of_task)
         measured = [key for key in columns if key not in _NO_MEASURES and any(columns[key])]
         yield ModelScores(
             model.row,
@@ -184,8 +188,8 @@ def _of_model(model: ComparedModel, test_set: TestSet, folder: Path) -> Iterator
             task,
             ids=tuple(columns["id"]),
             values={key: _numbers(columns[key]) for key in measured},
-            tokens_N=_numbers(columns.get("tokens", [""] * len(rows))),
-            answers=folder / ANSWERS,
+            tokens_N=_numbers(columns.get("tokens", [""] * len(of_task))),
+            answers=answers,
         )
 
 

@@ -10,7 +10,7 @@ from loramix.config import PLACEHOLDER, fill
 # so that they are the same on every machine.
 PACKAGE = "package:"
 
-Metric = Literal["rouge", "bertscore", "haiku", "exact-match", "bleu"]
+Metric = Literal["rouge", "bertscore", "haiku", "exact-match", "bleu", "chrf"]
 Format = Literal["auto", "columns", "prompt-completion", "messages", "instruction", "text"]
 Whitespace = Literal["keep", "lines", "collapse"]
 

@@ -19,6 +19,7 @@ from loramix.experiment.run import (
 )
 from loramix.experiment.stages import benchmark, evaluate, finetune, gate, lora, prepare, report
 from loramix.experiment.training.gate_trainer import AUXILIARY_LOSSES
+from loramix.metrics.words import TOKENIZER
 from loramix.storage.card import METRICS
 
 Settings = dict[str, object]
@@ -162,6 +163,7 @@ def _evaluate(run: Run, *, needs: Sequence[str]) -> Step:
     settings = {
         "metrics": task_settings(run.recipe.tasks, METRIC_FIELDS),
         **run.recipe.model_dump(mode="json", include={"evaluation"}),
+        "tokenizer": TOKENIZER,
     }
     outputs = tuple(run.root / table.file for table in evaluate.tables(run.recipe))
     work = partial(evaluate.run, run)

@@ -1,21 +1,8 @@
-"""The length of texts in words, and how often texts repeat themselves."""
+"""The length of texts in words of any script, and how often texts repeat themselves."""
 
-import re
-import unicodedata
 from collections.abc import Sequence
 
-# letters and digits of any script; "don't" is one word
-WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
-
-
-def split_words(text: str) -> list[str]:
-    """Return the words of `text`, case folded: runs of letters and digits.
-
-    Apostrophes inside belong to a word, hyphens separate two. Accented letters compare equal in
-    both their Unicode forms, and so do straight and curly apostrophes.
-    """
-    found = WORD.findall(unicodedata.normalize("NFC", text))
-    return [word.casefold().replace("\u2019", "'") for word in found]
+from loramix.metrics.words import split_words
 
 
 def words(texts: Sequence[str]) -> list[float]:

@@ -1,15 +1,19 @@
-"""Generated texts against references and inputs: exact match, BLEU and the use of keywords."""
+"""Generated texts against references and inputs: exact match and the use of keywords."""
 
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 
-from loramix.errors import DataError, MissingExtraError
-from loramix.metrics.diversity import split_words
+from loramix.errors import DataError
+from loramix.metrics.words import plain_letters, split_words, stem
 
 EDGES = {"Po", "Ps", "Pe", "Pi", "Pf", "Zs"}  # Unicode: punctuation, brackets, quotes, spaces
-MEANINGFUL = "%‰#&@/\\′″"  # punctuation that is part of an answer: "5%" is not "5", nor is "-5"
+MEANINGFUL = "%‰‱٪؉؊#&@/\\′″"  # part of an answer: "5%" is not "5", nor is "-5"
+# Marks of direction and of emojis' style, soft hyphens, and spaces and joiners of no width; not
+# the joiners of Persian and Indian letters and of emojis, which show.
+INVISIBLE = re.compile(
+    "[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufe0e\ufe0f\ufeff]"
+)
 # the label of a choice; "(S)-warfarin" has none, and a label on its own is an answer
 LABEL = re.compile(r"^\(?[A-Z]\)\s+(?=\S)")
 DECIMAL = re.compile(r"\.\d")  # ".5" is not "5"
@@ -30,32 +34,16 @@ def exact_match(generated: Sequence[str], references: Sequence[str]) -> list[flo
     """Return 1.0 for each text that equals its reference and 0.0 for any other.
 
     The mean is the accuracy where targets are answers. The comparison follows SQuAD (Rajpurkar et
-    al. 2016, arXiv:1606.05250): case, white space, Unicode form, leading articles, and punctuation,
-    brackets and quotes around the text do not count. Unlike there, punctuation within the text
-    counts, and so do signs, as in "-5" and "5%". A choice's label at the start, "(B) text" or
-    "B) text", is dropped, right or wrong. An empty text never matches.
+    al. 2016, arXiv:1606.05250): case, white space, Unicode form, leading English articles, and
+    punctuation, brackets and quotes around the text do not count, nor do the width of characters
+    ("５" is "5"), the form of Arabic letters and invisible marks. Unlike there, punctuation within
+    the text counts, and so do signs, as in "-5" and "5%", and digits of other scripts and in other
+    places ("10²" is not "102"). A choice's label at the start, "(B) text" or "B) text", is dropped,
+    right or wrong. An empty text never matches.
     """
     _check_lengths(generated, references)
     texts, expected = map(_normalised, generated), map(_normalised, references)
     return [float(text != "" and text == each) for text, each in zip(texts, expected, strict=True)]
-
-
-def bleu(generated: Sequence[str], references: Sequence[str]) -> list[float]:
-    """Return the sentence BLEU (0 to 1) of each text.
-
-    This is BLEU-4 (Papineni et al. 2002) by sacrebleu (Post 2018, arXiv:1804.08771), with its
-    standard tokens, case kept and exponential smoothing. A text of fewer than four tokens is scored
-    by the n-grams that it has; an empty text scores 0.
-    """
-    _check_lengths(generated, references)
-    try:
-        from sacrebleu.metrics.bleu import BLEU
-    except ImportError as error:
-        raise MissingExtraError("sacrebleu", "metrics") from error
-    scorer = BLEU(effective_order=True)
-    pairs = zip(generated, references, strict=True)
-    percent = [float(scorer.sentence_score(text, [reference]).score) for text, reference in pairs]
-    return [min(score / 100, 1.0) for score in percent]  # rounding takes equal texts beyond 1
 
 
 def keyword_use(inputs: Sequence[str], texts: Sequence[str]) -> list[float]:
@@ -82,7 +70,8 @@ def _check_lengths(generated: Sequence[str], references: Sequence[str]) -> None:
 
 def _normalised(text: str) -> str:
     """Return the part of an answer that counts, in one form for all its spellings."""
-    straight = unicodedata.normalize("NFC", text).replace("\u2019", "'")
+    visible = INVISIBLE.sub("", plain_letters(text))
+    straight = unicodedata.normalize("NFC", visible)
     plain = _without_edges(" ".join(straight.split()))
     folded = unicodedata.normalize("NFC", _without_edges(LABEL.sub("", plain)).casefold())
     return _without_edges(ARTICLES.sub("", folded))
@@ -113,18 +102,8 @@ def _keywords(text: str) -> set[str]:
 
 
 def _stems(found: Iterable[str]) -> set[str]:
-    return {_stem(word) for word in found}
+    return {stem(word) for word in found}
 
 
 def _used(keywords: set[str], stems: set[str]) -> float:
     return len(keywords & stems) / len(keywords) if keywords else 0.0
-
-
-@lru_cache(maxsize=2**16)
-def _stem(word: str) -> str:
-    """Return the Porter stem of a word in lower case."""
-    try:
-        from nltk.stem.porter import PorterStemmer
-    except ImportError as error:
-        raise MissingExtraError("nltk", "metrics") from error
-    return str(PorterStemmer().stem(word))

@@ -2,21 +2,38 @@
 theirs, and the scores of single answers.
 """
 
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from types import MappingProxyType
 from typing import Literal, get_args
+
+import regex
 
 from loramix.data.tasks import Metric, Task
 from loramix.errors import DataError
 from loramix.metrics.bertscore import BertScorer
 from loramix.metrics.diversity import repetition, words
 from loramix.metrics.haiku import FORM, haiku_form
-from loramix.metrics.matching import bleu, exact_match, keyword_use
+from loramix.metrics.matching import exact_match, keyword_use
 from loramix.metrics.rouge import rouge
+from loramix.metrics.translation import bleu, bleu_signature, chrf, chrf_signature
+from loramix.metrics.words import TOKENIZER
 
-BLANK = {"Cc", "Cf", "Zl", "Zp", "Zs"}  # Unicode categories of what leaves no mark on paper
+# what leaves no mark on paper; braille has a cell without dots
+BLANK = regex.compile(r"[\s\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800]*+")
+
+# Measures that split texts into words, beside those that are splits of sacrebleu.
+IN_WORDS = frozenset(
+    ("rouge1", "rouge2", "rougeL", "keyword_use", "words", "repetition", "distinct1", "distinct2")
+)
+# Columns of score files that say in words what measured a measure.
+ORIGINS = {
+    "bertscore": "encoder",
+    "rougeL": "tokenizer",
+    "bleu": "BLEU signature",
+    "chrf": "chrF signature",
+}
 
 Values = dict[str, list[float]]  # by name of the measure, one value per sample
 
@@ -125,6 +142,7 @@ MEASURES = _measures(
         column="exact match",
     ),
     Measure("bleu", "BLEU", "higher", "reference", "bleu", combined=True, column="BLEU"),
+    Measure("chrf", "chrF", "higher", "reference", "chrf", combined=True, column="chrF"),
     Measure("poem_575", "three lines of 5, 7 and 5 syllables", "higher", "form", "haiku"),
     Measure("three_lines", "three lines", "higher", "form", "haiku"),
     Measure("lines_right", "share of lines with the right syllables", "higher", "form", "haiku"),
@@ -160,10 +178,10 @@ SCORE_FILES = (
         "accuracy",
         "Accuracy",
         "Mean over the same withheld test samples. Exact match: share of answers that are the "
-        "reference, case, articles and surrounding punctuation aside. BLEU: of single answers, 0 "
-        "to 1.",
+        "reference, case, articles and surrounding punctuation aside. BLEU and chrF: of single "
+        "answers, 0 to 1.",
         "higher",
-        frozenset({"exact-match", "bleu"}),
+        frozenset({"exact-match", "bleu", "chrf"}),
     ),
     ScoreFile(
         "syllables",
@@ -262,9 +280,24 @@ def reference_scores(
         scores["exact_match"] = exact_match(generated, references)
     if "bleu" in task.metrics:
         scores["bleu"] = bleu(generated, references)
+    if "chrf" in task.metrics:
+        scores["chrf"] = chrf(generated, references)
     return scores
+
+
+@cache
+def tokenizer(measure: str) -> str:
+    """Return what splits the texts for a measure, settings and version; empty where nothing does.
+
+    The combined score depends on those of its parts.
+    """
+    if measure == "bleu":
+        return bleu_signature()
+    if measure == "chrf":
+        return chrf_signature()
+    return TOKENIZER if measure in IN_WORDS else ""
 
 
 def _is_empty(text: str) -> bool:
     """Return whether nothing in `text` is visible."""
-    return all(unicodedata.category(char) in BLANK for char in text)
+    return BLANK.fullmatch(text) is not None

@@ -10,7 +10,15 @@ from loramix.experiment.recipe import Recipe
 from loramix.experiment.run import TEST_LOSS, Run
 from loramix.metrics.bertscore import BertScorer
 from loramix.metrics.haiku import syllable_table
-from loramix.metrics.measures import SCORE_FILES, Measure, ScoreFile, Values, reference_scores
+from loramix.metrics.measures import (
+    ORIGINS,
+    SCORE_FILES,
+    Measure,
+    ScoreFile,
+    Values,
+    reference_scores,
+    tokenizer,
+)
 from loramix.storage.files import read_csv, write_csv
 
 AnswerRows = dict[str, dict[str, list[dict[str, str]]]]  # of the answer files: by model, then task
@@ -84,15 +92,23 @@ def _means(
         asked_for = [measure for measure in table.measures if measure.metric in task.metrics]
         columns += [(task.name, measure) for measure in asked_for]
     header = ["model", *(f"{task} {measure.column}" for task, measure in columns)]
+    origins = _origins([measure for _, measure in columns], scorer)
     rows: list[list[object]] = []
     for model in models:
         means = [_mean(values[model, task][measure.name]) for task, measure in columns]
-        rows.append([label(model), *means])
-    if table.name == "bertscore" and scorer is not None:
-        header.append("encoder")
-        for row in rows:
-            row.append(scorer.identity)
-    write_csv(run.root / table.file, header, rows)
+        rows.append([label(model), *means, *origins.values()])
+    write_csv(run.root / table.file, [*header, *origins], rows)
+
+
+def _origins(measures: Sequence[Measure], scorer: BertScorer | None) -> dict[str, str]:
+    """Return what measured these measures, in words, by its column of the table."""
+    origins = {}
+    for measure in measures:
+        if measure.name == "bertscore" and scorer is not None:
+            origins[ORIGINS["bertscore"]] = scorer.identity
+        elif measure.name in ORIGINS:
+            origins[ORIGINS[measure.name]] = tokenizer(measure.name)
+    return origins
 
 
 def _syllables(run: Run, table: ScoreFile, answers: AnswerRows) -> None:

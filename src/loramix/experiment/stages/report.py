@@ -7,7 +7,7 @@ from loramix.experiment.labels import BASE, label
 from loramix.experiment.run import MODELS, WEIGHTS, Run, read_losses
 from loramix.experiment.stages.evaluate import AnswerRows, read_answers, tables
 from loramix.experiment.stages.prepare import COUNTS
-from loramix.metrics.measures import Better, ScoreFile
+from loramix.metrics.measures import ORIGINS, Better, ScoreFile
 from loramix.report.content import RunReport, RunSample, RunTable, WeightRow, mean_weights
 from loramix.report.run import run_page
 from loramix.storage.card import add_measurements
@@ -62,12 +62,15 @@ def _summary(run: Run) -> list[tuple[str, str]]:
 
 def _table(run: Run, table: ScoreFile) -> RunTable:
     rows = read_csv(run.root / table.file)
-    columns = [column for column in rows[0] if column != "encoder"]
-    encoder = f" Encoder: {rows[0]['encoder']}." if "encoder" in rows[0] else ""
+    origins = [column for column in rows[0] if column in ORIGINS.values()]
+    columns = [column for column in rows[0] if column not in origins]
+    measured = [f" {column[0].upper()}{column[1:]}: {rows[0][column]}." for column in origins]
     cells: list[list[str | float | None]] = []
     for row in rows:
         cells.append([row["model"], *(float(row[column]) for column in columns[1:])])
-    return RunTable(table.title, table.note + encoder, columns, cells, _BEST[table.better])
+    return RunTable(
+        table.title, table.note + "".join(measured), columns, cells, _BEST[table.better]
+    )
 
 
 def _weights(run: Run) -> list[WeightRow]:
