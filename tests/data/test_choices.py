@@ -11,7 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from loramix.data.catalogue import built_in
-from loramix.data.samples import clean
+from loramix.data.cleaning import clean
 from loramix.data.sources import load_rows
 from loramix.data.tasks import Task
 from loramix.errors import DataError
@@ -113,8 +113,8 @@ def test_every_layout_in_every_kind_of_source_gives_the_same_rows(
 def test_the_mark_between_question_and_choices_outlives_cleaning(tmp_path: Path) -> None:
     rows = [row(" Is it\n cold? ", ["yes ", "no"], 0)]
     flat = make_task("x", cleaning={"whitespace": "collapse"})
-    pairs, _ = clean(flat, load_rows(make_task(write_jsonl(tmp_path, rows))))
-    assert pairs == [("Is it cold? \\n (A) yes (B) no", "yes")]
+    cleaned = clean(flat, load_rows(make_task(write_jsonl(tmp_path, rows))))
+    assert cleaned.pairs == [("Is it cold? \\n (A) yes (B) no", "yes")]
 
 
 def test_rows_without_a_question_or_an_answer_are_blank(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_rows_without_a_question_or_an_answer_are_blank(tmp_path: Path) -> None:
     ]
     found = load_rows(make_task(write_jsonl(tmp_path, rows)))
     assert sorted(found) == [("", ""), ("", ""), ("", ""), ("Which? \\n (A) x (B) y", "y")]
-    assert clean(make_task("x"), found)[1] == {
+    assert clean(make_task("x"), found).counts == {
         "read": 4,
         "blank": 3,
         "out_of_range": 0,
@@ -371,12 +371,14 @@ def test_the_built_in_tasks_read_the_columns_that_their_data_sets_have(
         return datasets.Dataset.from_list(rows, features=datasets.Features(features))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert clean(built_in(name), load_rows(built_in(name)))[0] == [("Q? \\n (A) x (B) y", "y")]
+    cleaned = clean(built_in(name), load_rows(built_in(name)))
+    assert cleaned.pairs == [("Q? \\n (A) x (B) y", "y")]
 
 
 @pytest.mark.parametrize("name", HUB)
 def test_answers_that_repeat_are_no_duplicates(name: str) -> None:
-    assert len(clean(built_in(name), [("one?", "yes"), ("two?", "yes"), ("two?", "yes")])[0]) == 2
+    rows = [("one?", "yes"), ("two?", "yes"), ("two?", "yes")]
+    assert len(clean(built_in(name), rows).pairs) == 2
 
 
 @pytest.mark.parametrize("column", ["choices_column", "empty_column"])

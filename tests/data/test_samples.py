@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from loramix.data.cleaning import clean
 from loramix.data.samples import (
     Prepared,
-    clean,
     prepare,
     read_manifest,
     split_of,
@@ -195,7 +195,8 @@ def test_a_missing_column_of_a_folder_is_named(hub_folder):
         ("a.csv", b"a,b\nx,y,z\n", "line 2 has more cells than the header"),
         ("a.csv", b"a,b\n\xff,y\n", "cannot read"),
         ("a.parquet", b"PAR1 or not", "cannot read"),
-        ("a.txt", b"a b", "no known kind; there are: .parquet"),
+        ("a.docx", b"a b", "no known kind; there are: .parquet"),
+        ("a.xlsx", b"PK", "no known kind; save the sheet as CSV, in UTF-8"),
     ],
 )
 def test_damaged_files_are_data_errors(name, content, message, tmp_path):
@@ -272,26 +273,31 @@ def test_every_row_is_kept_or_counted_by_its_reason():
         ("\t", "fine as such"),
         ("two", "Just  Enough"),
     ]
-    pairs, counts = clean(make_task("x", cleaning=cleaning), rows)
-    assert [pair[1].casefold() for pair in pairs] == ["just enough", "four words are fine"]
-    assert counts == {"read": 8, "blank": 2, "out_of_range": 3, "duplicate": 1}
+    cleaned = clean(make_task("x", cleaning=cleaning), rows)
+    assert [pair[1].casefold() for pair in cleaned.pairs] == ["just enough", "four words are fine"]
+    assert cleaned.counts == {"read": 8, "blank": 2, "out_of_range": 3, "duplicate": 1}
+    assert cleaned.examples == {
+        "blank": ("two", " \n"),
+        "out_of_range": ("one", "but five words are not"),
+        "duplicate": ("two", "Just  Enough"),
+    }
 
 
 def test_a_repeated_input_is_no_duplicate():
-    pairs, counts = clean(make_task("x"), [("snow", "one"), ("snow", "two")])
-    assert (len(pairs), counts["duplicate"]) == (2, 0)
+    cleaned = clean(make_task("x"), [("snow", "one"), ("snow", "two")])
+    assert (len(cleaned.pairs), cleaned.counts["duplicate"]) == (2, 0)
 
 
 def test_answers_out_of_a_small_set_may_repeat_if_the_task_says_so():
     rows = [("is snow white?", "yes"), ("is coal black?", "yes"), ("Is snow white?", "Yes")]
-    assert len(clean(make_task("x"), rows)[0]) == 1
-    assert len(clean(make_task("x", cleaning=Cleaning(duplicates="pair")), rows)[0]) == 2
+    assert len(clean(make_task("x"), rows).pairs) == 1
+    assert len(clean(make_task("x", cleaning=Cleaning(duplicates="pair")), rows).pairs) == 2
 
 
 def test_which_duplicate_stays_does_not_depend_on_the_order_of_rows():
     rows = [(word, target) for word in "abcdef" for target in ("same", "Same", f"own {word}")]
-    reversed_rows = clean(make_task("x"), rows[::-1])[0]
-    assert sorted(clean(make_task("x"), rows)[0]) == sorted(reversed_rows)
+    reversed_rows = clean(make_task("x"), rows[::-1]).pairs
+    assert sorted(clean(make_task("x"), rows).pairs) == sorted(reversed_rows)
 
 
 # --- splits

@@ -8,7 +8,14 @@ from loramix.cli import options
 from loramix.cli.display import silence_libraries
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from loramix.data.batches import Encoded
+    from loramix.data.samples import Prepared
+    from loramix.data.tasks import Task
     from loramix.experiment.recipe import Recipe
+
+MEASURED = 1000  # samples of a task, for how many are cut
 
 
 @click.command()
@@ -59,7 +66,9 @@ def env() -> None:
 
 
 def _samples(recipe: "Recipe") -> list[str]:
-    """Return the first sample of every task as it is trained on, with the counts of cleaning."""
+    """Return what every task reads: its format, the counts and examples of cleaning, and its first
+    sample as it is trained on.
+    """
     from loramix.bases.loading import load_config, load_tokenizer
     from loramix.data.batches import encode
     from loramix.data.samples import prepare
@@ -69,18 +78,47 @@ def _samples(recipe: "Recipe") -> list[str]:
     cleaned = prepare(recipe.tasks, samples=recipe.samples, seed=recipe.seed)
     shown = []
     for task, prepared in zip(recipe.tasks, cleaned.values(), strict=True):
-        sample = prepared.samples[0]
-        encoded = encode(
-            tokenizer, task, sample.input, sample.target, causal=causal, chat=recipe.base.chat
-        )
+        encoded = [
+            encode(
+                tokenizer, task, sample.input, sample.target, causal=causal, chat=recipe.base.chat
+            )
+            for sample in prepared.samples[:MEASURED]
+        ]
         counts = ", ".join(f"{count:,} {name}" for name, count in prepared.counts.items())
-        shown.append(
-            f"{task.name}: {counts}\n"
-            f"  masked, not learned ({len(encoded.prompt)} tokens):  "
-            f"{tokenizer.decode(encoded.prompt)!r}\n"
-            f"  learned ({len(encoded.target)} tokens):  {tokenizer.decode(encoded.target)!r}"
-        )
+        first = encoded[0]
+        shown += [
+            f"{task.name}: {_format(task)}",
+            f"  rows: {counts}",
+            *(f"  {reason}, such as:  {pair}" for reason, pair in _examples(prepared)),
+            f"  masked, not learned ({len(first.prompt)} tokens):  "
+            f"{tokenizer.decode(first.prompt)!r}",
+            f"  learned ({len(first.target)} tokens):  {tokenizer.decode(first.target)!r}",
+            _cut(task, encoded),
+        ]
     return shown
+
+
+def _format(task: "Task") -> str:
+    columns = [column for column in (task.input_column, task.target_column) if column is not None]
+    return f"format {task.format} ({', '.join(columns)})"
+
+
+def _examples(prepared: "Prepared") -> "Iterator[tuple[str, str]]":
+    """Yield the reasons for which rows are dropped or changed, each with one of them."""
+    for reason, pair in prepared.examples.items():
+        source, target = (repr(text if len(text) <= 80 else f"{text[:79]}…") for text in pair)
+        yield reason.replace("_", " "), f"{source} -> {target}"
+
+
+def _cut(task: "Task", encoded: "Sequence[Encoded]") -> str:
+    """Return how many of the first samples reach the task's limits."""
+    inputs = sum(len(sample.prompt) >= task.max_input_tokens for sample in encoded)
+    targets = sum(len(sample.target) >= task.max_new_tokens for sample in encoded)
+    return (
+        f"  at the limit, and cut where longer: {inputs:,} of {len(encoded):,} prompts "
+        f"(max_input_tokens {task.max_input_tokens}), {targets:,} targets (max_new_tokens "
+        f"{task.max_new_tokens})"
+    )
 
 
 def _sizes(recipe: "Recipe") -> str:

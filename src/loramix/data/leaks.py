@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from loramix.data.samples import Sample, digest
-from loramix.data.texts import normalise
+from loramix.data.samples import Sample
+from loramix.data.texts import digest, normalise
 from loramix.errors import LeakError
 from loramix.storage.files import read_csv, write_csv
 

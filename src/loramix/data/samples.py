@@ -4,24 +4,31 @@ A sample's content and a seed alone decide whether it is kept and which split it
 order of rows, the number of other samples, the machine or the time.
 """
 
-import hashlib
-import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
 
-from loramix.data.sources import load_rows
-from loramix.data.tasks import Cleaning, Task
-from loramix.data.texts import normalise, refuse_other_forms, tidy
+from loramix.data.cleaning import (
+    CHANGED,
+    DROPPED,
+    OVERLAP,
+    Cleaned,
+    clean,
+    pair_id,
+    split_key,
+    without_overlaps,
+)
+from loramix.data.sources import own_splits, read_split, resolved
+from loramix.data.tasks import Pair, Split, Task
+from loramix.data.texts import digest, normalise, refuse_other_forms
 from loramix.errors import DataError
 from loramix.storage.files import atomic_file
 
-Split = Literal["train", "validation", "test"]
-Pair = tuple[str, str]  # input and target
-
 SPLIT_ENDS: Mapping[Split, float] = {"train": 0.70, "validation": 0.85, "test": 1.0}
+HELD_OUT = 0.15  # the usual share of validation, and of test
+# What becomes of rows, in the order in which they are counted.
+REASONS = ("read", *DROPPED, OVERLAP, "surplus", "kept", *SPLIT_ENDS, *CHANGED)
 COLUMNS = ("task", "id", "split", "input", "target")
 
 
@@ -40,12 +47,15 @@ class Sample:
 class Prepared:
     """The samples of one task in an order that is random but fixed, and counts of its rows.
 
-    `counts`: read = blank + out_of_range + duplicate + surplus + kept, and kept = train +
-    validation + test.
+    counts: read = blank + out_of_range + duplicate + overlap + surplus + kept, and kept = train +
+        validation + test; where the source has splits of its own, overlap counts what one of them
+        holds of another. What cleaning has changed comes last, see `loramix.data.cleaning`.
+    examples: the first pair of every reason, as the source has it.
     """
 
     samples: list[Sample]
     counts: dict[str, int]
+    examples: dict[str, Pair] = field(default_factory=dict, compare=False)
 
 
 def prepare(tasks: Sequence[Task], *, samples: int | None, seed: int) -> dict[str, Prepared]:
@@ -59,57 +69,41 @@ def prepare(tasks: Sequence[Task], *, samples: int | None, seed: int) -> dict[st
     repeated = [name for name, times in named.items() if times > 1]
     if repeated:
         raise DataError(f"task names must differ, and these repeat: {', '.join(repeated)}")
-    cleaned = {task.name: clean(task, load_rows(task)) for task in tasks}
+    tasks = [resolved(task) for task in tasks]
+    parts = {task.name: _cleaned_parts(task) for task in tasks}
+    cleaned = {task.name: without_overlaps(task, parts[task.name]) for task in tasks}
     for task in tasks:
-        refuse_other_forms(task, [target for _, target in cleaned[task.name][0]])
-    sizes = [len(cleaned[task.name][0]) for task in tasks if task.samples is None]
+        refuse_other_forms(task, [target for _, target in cleaned[task.name].pairs])
+    sizes = [len(cleaned[task.name].pairs) for task in tasks if task.samples is None]
     smallest = min(sizes, default=0)
     prepared: dict[str, Prepared] = {}
     for task in tasks:
-        pairs, counts = cleaned[task.name]
+        whole = cleaned[task.name]
         wanted = task.samples or samples or smallest
-        selected = _select(task, pairs, counts, wanted=wanted, seed=seed)
-        prepared[task.name] = _split(task, selected, counts, seed=seed)
+        if len(whole.pairs) < max(wanted, 1):
+            raise _too_few(task, whole, wanted)
+        placed = [
+            Sample(task.name, pair_id(pair), split, *pair)
+            for own, part in parts[task.name].items()
+            for split, pair in _placed(task, own, part.pairs, seed)
+        ]
+        selected = _select(placed, wanted, seed, keep_shares=len(parts[task.name]) > 1)
+        prepared[task.name] = _prepared(task, selected, whole)
     return prepared
 
 
-def clean(task: Task, rows: Iterable[Pair]) -> tuple[list[Pair], dict[str, int]]:
-    """Return the rows that the task's rules keep, and counts of the rows they drop.
-
-    Rows are dropped as blank (no input or no target), then as out of range, then as duplicates;
-    word limits and duplicates take any run of white space for one space, and no case.
-
-    By default a repeated target makes a duplicate and a repeated input does not. In the haiku data
-    23,707 different poems share 18,652 keywords: to drop repeated inputs would lose a fifth of the
-    poems, while one poem under two keywords could be trained on and asked for again in the test.
-    Samples with the same input always share a split (`split_of`).
-    """
-    kept: dict[object, Pair] = {}
-    whitespace = task.cleaning.whitespace
-    counts = dict.fromkeys(("read", "blank", "out_of_range", "duplicate"), 0)
-    for row in rows:
-        counts["read"] += 1
-        pair = (tidy(row[0], whitespace), tidy(row[1], whitespace))
-        if not all(map(normalise, pair)):
-            counts["blank"] += 1
-        elif not _in_range(task.cleaning, pair):
-            counts["out_of_range"] += 1
-        else:
-            key = _duplicate_key(task.cleaning, pair)
-            counts["duplicate"] += key in kept
-            # The one with the smallest digest stays, so that the order of rows does not matter.
-            kept[key] = min(kept.get(key, pair), pair, key=_sample_id)
-    return list(kept.values()), counts
-
-
-def split_of(text: str, *, seed: int) -> Split:
+def split_of(
+    text: str, *, seed: int, splits: Sequence[Split] = ("train", "validation", "test")
+) -> Split:
     """Return the split of all samples with this input: 70 % train, 15 % validation, 15 % test.
 
+    splits: those to choose from; train also has the shares of the others.
     Case and white space do not count, nor does the task: an input that two tasks share is never
     trained on for one and tested for the other.
     """
     fraction = _fraction("split", str(seed), normalise(text).casefold())  # [0, 1)
-    return next(split for split, end in SPLIT_ENDS.items() if fraction < end)
+    found = next(split for split, end in SPLIT_ENDS.items() if fraction < end)
+    return found if found in splits else "train"
 
 
 def hash_fraction(sample: Sample, purpose: str) -> float:
@@ -145,59 +139,73 @@ def read_manifest(path: Path) -> list[Sample]:
         ) from error
 
 
-def digest(*parts: str) -> str:
-    """Return 16 hex digits that depend on all parts and on where one ends and the next begins."""
-    joined = "\0".join(parts).encode("utf-8", "surrogatepass")  # lone surrogates hash as well
-    return hashlib.blake2b(joined, digest_size=8).hexdigest()
+def _cleaned_parts(task: Task) -> dict[Split, Cleaned]:
+    """Return the cleaned pairs of every split of the source's own, the most withheld first."""
+    named = own_splits(task)
+    splits: tuple[Split, ...] = ("test", "validation")
+    parts = {
+        split: clean(task, read_split(task, named[split])) for split in splits if split in named
+    }
+    return {**parts, "train": clean(task, read_split(task, task.split))}
 
 
-def _select(
-    task: Task, pairs: list[Pair], counts: dict[str, int], *, wanted: int, seed: int
-) -> list[Pair]:
-    """Return the `wanted` pairs with the smallest seeded digests; fewer are always among more."""
-    if len(pairs) < max(wanted, 1):
-        raise DataError(
-            f"task '{task.name}': {wanted or 'some'} samples are asked for, and cleaning leaves "
-            f"{len(pairs)} ({_in_words(counts)}); lower samples, loosen cleaning or give a larger "
-            "source"
-        )
-    return sorted(pairs, key=lambda pair: digest("select", str(seed), *pair))[:wanted]
+def _placed(
+    task: Task, own: Split, pairs: Iterable[Pair], seed: int
+) -> Iterator[tuple[Split, Pair]]:
+    """Yield pairs with their splits: a source's own one, of which `train` is divided into those
+    that the source has not.
+    """
+    missing = [split for split in SPLIT_ENDS if split == "train" or split not in own_splits(task)]
+    for pair in pairs:
+        if own != "train":
+            yield own, pair
+        else:
+            yield split_of(split_key(task, pair), seed=seed, splits=missing), pair
 
 
-def _split(task: Task, pairs: list[Pair], dropped: dict[str, int], *, seed: int) -> Prepared:
-    samples: list[Sample] = []
-    for pair in pairs:  # in the order of their digests, which is random but fixed
-        split = split_of(pair[0], seed=seed)
-        samples.append(Sample(task.name, _sample_id(pair), split, *pair))
+def _select(samples: list[Sample], wanted: int, seed: int, *, keep_shares: bool) -> list[Sample]:
+    """Return the `wanted` samples with the smallest seeded digests; fewer are always among more.
+
+    keep_shares: validation and test get no more than their usual shares while others suffice, as
+        splits of a source's own may be of any size.
+    """
+    ordered = sorted(
+        samples, key=lambda sample: digest("select", str(seed), sample.input, sample.target)
+    )
+    if not keep_shares or len(ordered) == wanted:
+        return ordered[:wanted]
+    places: Counter[Split] = Counter()
+    within, beyond = list[Sample](), list[Sample]()
+    for sample in ordered:
+        places[sample.split] += 1
+        usual = sample.split == "train" or places[sample.split] <= max(1, wanted * HELD_OUT)
+        (within if usual else beyond).append(sample)
+    room = wanted - sum(sample.split != "train" for sample in within)
+    train = [sample for sample in within if sample.split == "train"][: max(room, 0)]
+    chosen = {id(sample) for sample in within if sample.split != "train"} | set(map(id, train))
+    chosen |= {id(sample) for sample in beyond[: wanted - len(chosen)]}
+    return [sample for sample in ordered if id(sample) in chosen]
+
+
+def _prepared(task: Task, samples: list[Sample], cleaned: Cleaned) -> Prepared:
     sizes = Counter(sample.split for sample in samples)
-    left = dropped["read"] - dropped["blank"] - dropped["out_of_range"] - dropped["duplicate"]
-    counts = dropped | {"surplus": left - len(pairs), "kept": len(pairs)}
-    counts |= {split: sizes[split] for split in SPLIT_ENDS}
+    found: dict[str, int] = cleaned.counts | {split: sizes[split] for split in SPLIT_ENDS}
+    found |= {"surplus": len(cleaned.pairs) - len(samples), "kept": len(samples)}
+    counts = {reason: found[reason] for reason in REASONS if reason in found}
     if not all(sizes[split] for split in SPLIT_ENDS):
         raise DataError(
             f"task '{task.name}': a split is empty ({_in_words(counts)}); "
             "raise samples, loosen cleaning or give a larger source with more distinct inputs"
         )
-    return Prepared(samples, counts)
+    return Prepared(samples, counts, cleaned.examples)
 
 
-def _in_range(cleaning: Cleaning, pair: Pair) -> bool:
-    return _within(pair[0], cleaning.min_input_words, cleaning.max_input_words) and _within(
-        pair[1], cleaning.min_target_words, cleaning.max_target_words
+def _too_few(task: Task, cleaned: Cleaned, wanted: int) -> DataError:
+    return DataError(
+        f"task '{task.name}': {wanted or 'some'} samples are asked for, and cleaning leaves "
+        f"{len(cleaned.pairs)} ({_in_words(cleaned.counts)}); lower samples, loosen cleaning or "
+        "give a larger source"
     )
-
-
-def _within(text: str, low: int, high: int | None) -> bool:
-    return low <= len(text.split()) <= (high or math.inf)
-
-
-def _duplicate_key(cleaning: Cleaning, pair: Pair) -> object:
-    source, target = (normalise(text).casefold() for text in pair)
-    return target if cleaning.duplicates == "target" else (source, target)
-
-
-def _sample_id(pair: Pair) -> str:
-    return digest("id", *pair)
 
 
 def _fraction(*parts: str) -> float:

@@ -13,6 +13,8 @@ PACKAGE = "package:"
 Metric = Literal["rouge", "bertscore", "haiku", "exact-match", "bleu", "chrf"]
 Format = Literal["auto", "columns", "prompt-completion", "messages", "instruction", "text"]
 Whitespace = Literal["keep", "lines", "collapse"]
+Split = Literal["train", "validation", "test"]
+Pair = tuple[str, str]  # an input and its target
 
 
 class Cleaning(BaseModel):
@@ -56,9 +58,12 @@ class Cleaning(BaseModel):
 class Task(BaseModel):
     """A task to learn: pairs of input and target from a source, and the prompt that asks for it.
 
-    source: a Hub data set id, a folder laid out like one, or a .parquet, .csv, .jsonl, .csv.gz or
-        .jsonl.gz file, relative to the current folder; `package:` stands for loramix's own files.
-    revision: of a Hub data set. split: of a Hub data set or a folder.
+    source: a Hub data set id; a folder laid out like one, or of files that are not; or a file, a
+        pattern such as `data/*.csv` or a list of files, relative to the current folder.
+        `package:` stands for loramix's own files. See `loramix.data.tables` for their kinds.
+    config: of a data set that has several. revision: of a Hub data set.
+    split: of a data set or a folder. validation_split, test_split: those of the source's own, or
+        for a file another file, in the place of a part of `split`.
     format: how rows hold inputs and targets, see `loramix.data.formats`; `auto` recognises it by
         the names of the columns. A task of a loaded recipe has another format than `auto`.
     choices_column: the choices of a multiple-choice question. The input becomes the question with
@@ -74,9 +79,12 @@ class Task(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")  # also of its files and its expert
-    source: str = Field(min_length=1)
+    source: str | tuple[str, ...] = Field(min_length=1)
+    config: str | None = None
     revision: str | None = None
     split: str = "train"
+    validation_split: str | None = None
+    test_split: str | None = None
     format: Format = "auto"
     input_column: str | None = None
     target_column: str | None = None
@@ -111,6 +119,18 @@ class Task(BaseModel):
                     f"{kind} {text!r} must hold {PLACEHOLDER} exactly once, "
                     f"and holds it {found} times"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _settings_fit_the_format(self) -> "Task":
+        if self.format == "columns" and not (self.input_column and self.target_column):
+            raise ValueError("format columns needs input_column and target_column")
+        if self.format not in ("auto", "columns") and self.choices_column is not None:
+            raise ValueError(f"choices_column is for format columns, not for {self.format}")
+        if self.conversational:
+            for name, usual in (("prompt", PLACEHOLDER), ("paraphrases", ()), ("inverse", None)):
+                if getattr(self, name) != usual:
+                    raise ValueError(f"{name} is for single questions, not for conversations")
         return self
 
     @property

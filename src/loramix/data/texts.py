@@ -1,5 +1,6 @@
 """Texts as people's files hold them: halves of emojis, and the lines of poems."""
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -10,6 +11,12 @@ from loramix.errors import DataError
 LINES_OF_HAIKU = 3
 FEWEST_IN_FORM = 0.1  # of a task's references; below, the data are no haikus in lines
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def digest(*parts: str) -> str:
+    """Return 16 hex digits that depend on all parts and on where one ends and the next begins."""
+    joined = "\0".join(parts).encode("utf-8", "surrogatepass")  # lone surrogates hash as well
+    return hashlib.blake2b(joined, digest_size=8).hexdigest()
 
 
 def tidy(text: str, whitespace: Whitespace) -> str:

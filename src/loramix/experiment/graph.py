@@ -31,7 +31,12 @@ METRIC_FIELDS = frozenset({"name", "metrics"})
 TEST_SET_FIELDS = frozenset({"paraphrases", "inverse"})  # of comparisons
 DATA_FIELDS = Task.model_fields.keys() - PROMPT_FIELDS - METRIC_FIELDS - TEST_SET_FIELDS | {"name"}
 # Fields of a task that finished runs know nothing of, with the value that is as if there were none.
-OLD_WAYS: Settings = {"format": "columns"}
+OLD_WAYS: Settings = {
+    "format": "columns",
+    "config": None,
+    "validation_split": None,
+    "test_split": None,
+}
 
 TRAINING_OUTPUTS = (LOSSES, "losses.png", RECORD)
 GATE_OUTPUTS = (MODELS, *TRAINING_OUTPUTS, AUXILIARY_LOSSES, ROUTING_STEPS)

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from loramix.bases import loading
-from loramix.data.sources import locate
+from loramix.data.sources import locate_all
 from loramix.errors import DataError, LoramixError, did_you_mean
 from loramix.experiment.labels import run_labels
 from loramix.experiment.recipe import GateSpec, Recipe
@@ -18,6 +18,7 @@ def recipe_problems(recipe: Recipe) -> list[str]:
     return [
         *_missing_sources(recipe),
         *_repeated_names(recipe),
+        *_chats_without_a_template(recipe),
         *_missing_base(recipe),
         *_gates(recipe),
         *_mixtures(recipe),
@@ -27,7 +28,7 @@ def recipe_problems(recipe: Recipe) -> list[str]:
 def _missing_sources(recipe: Recipe) -> Iterator[str]:
     for task in recipe.tasks:
         try:
-            locate(task.source)
+            locate_all(task.source)
         except DataError as error:
             yield f"task '{task.name}': {error}"
 
@@ -36,6 +37,15 @@ def _repeated_names(recipe: Recipe) -> Iterator[str]:
     names = [task.name for task in recipe.tasks]
     if len(set(names)) < len(names):
         yield f"tasks: names must differ, found {names}"
+
+
+def _chats_without_a_template(recipe: Recipe) -> Iterator[str]:
+    for task in recipe.tasks:
+        if task.conversational and not recipe.base.chat:
+            yield (
+                f"task '{task.name}': its conversations need the base's chat template; "
+                "set base.chat=true, with a base that has one"
+            )
 
 
 def _missing_base(recipe: Recipe) -> Iterator[str]:

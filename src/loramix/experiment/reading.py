@@ -9,8 +9,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from loramix.data.catalogue import BUILT_IN
+from loramix.data.sources import resolved
 from loramix.data.tasks import Task
-from loramix.errors import RecipeError, did_you_mean
+from loramix.errors import DataError, RecipeError, did_you_mean
 from loramix.experiment.problems import recipe_problems
 from loramix.experiment.recipe import Recipe
 from loramix.storage.texts import EncodingError, read_text
@@ -39,14 +40,26 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     problems += unknown
     recipe = None
     try:
-        recipe = Recipe.model_validate(settings)
-        problems += recipe_problems(recipe)
+        recipe, unreadable = _resolved(Recipe.model_validate(settings))
+        problems += dict.fromkeys([*unreadable, *recipe_problems(recipe)])
     except ValidationError as error:
         problems += [_explain(item) for item in error.errors()]
     if recipe is None or problems:
         found = "\n".join(f"  - {problem}" for problem in problems)
         raise RecipeError(f"{source} cannot be run:\n{found}")
     return recipe
+
+
+def _resolved(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """Return the recipe with the format and columns of every task, and why some have none."""
+    tasks, problems = [], []
+    for task in recipe.tasks:
+        try:
+            tasks.append(resolved(task))
+        except DataError as error:
+            tasks.append(task)
+            problems.append(str(error))
+    return recipe.model_copy(update={"tasks": tuple(tasks)}), problems
 
 
 def _read(source: str, seen: tuple[Path, ...] = ()) -> dict[str, object]:

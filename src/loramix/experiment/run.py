@@ -8,8 +8,8 @@ from pathlib import Path
 
 from loramix.bases.devices import accelerator
 from loramix.bases.loading import Base, load_base
-from loramix.data.samples import Sample, Split, read_manifest
-from loramix.data.tasks import Task
+from loramix.data.samples import Sample, read_manifest
+from loramix.data.tasks import Split, Task
 from loramix.experiment.labels import BASE, FINETUNE, MIXTURE, expert_key, label
 from loramix.experiment.recipe import GateSpec, Recipe, TrainSpec
 from loramix.report.content import LossRow

@@ -87,12 +87,12 @@ def pin(recipe: Recipe, earlier: Path) -> Recipe:
     if earlier.is_file():
         began = yaml.safe_load(earlier.read_text(encoding="utf-8"))
         model_commits[began["base"]["name"]] = began["base"]["revision"]
-        data_commits = {task["source"]: task["revision"] for task in began["tasks"]}
+        data_commits = {str(task["source"]): task["revision"] for task in began["tasks"]}
     base = recipe.base
     revision = resolve_revision(base.name, base.revision or model_commits.get(base.name))
     tasks = []
     for task in recipe.tasks:
-        commit = task.revision or data_commits.get(task.source)
+        commit = task.revision or data_commits.get(str(task.source))
         tasks.append(pinned(task.model_copy(update={"revision": commit})))
     base = base.model_copy(update={"revision": revision})
     return recipe.model_copy(update={"base": base, "tasks": tuple(tasks)})

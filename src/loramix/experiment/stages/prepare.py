@@ -2,7 +2,7 @@
 
 import logging
 
-from loramix.data.samples import prepare, write_manifest
+from loramix.data.samples import REASONS, prepare, write_manifest
 from loramix.experiment.run import Run
 from loramix.storage.files import write_csv
 
@@ -15,10 +15,12 @@ def run(run: Run) -> None:
     recipe = run.recipe
     prepared = prepare(recipe.tasks, samples=recipe.samples, seed=recipe.seed)
     write_manifest(run.manifest_file, prepared)
-    columns = list(next(iter(prepared.values())).counts)
+    # some reasons are counted where there are any, and all columns keep one order
+    counted = [reason for found in prepared.values() for reason in found.counts]
+    columns = [reason for reason in REASONS if reason in counted]
     rows = []
     for task, found in prepared.items():
-        rows.append([task, *(found.counts[column] for column in columns)])
+        rows.append([task, *(found.counts.get(column, 0) for column in columns)])
         counts = [f"{count:,} {reason}" for reason, count in found.counts.items()]
         log.info("%s: %s", task, ", ".join(counts))
     write_csv(run.folder("prepare") / COUNTS, ["task", *columns], rows)
