@@ -12,7 +12,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from loramix.data.batches import IGNORED, Collator, Encoded, encode, generation_batch, length_order
+from loramix.data.batches import IGNORED, Collator, Encoded, generation_batch, length_order
+from loramix.data.encoding import encode
 from loramix.data.tasks import Task
 from loramix.errors import BaseModelError, DataError
 

@@ -70,7 +70,7 @@ def _samples(recipe: "Recipe") -> list[str]:
     sample as it is trained on.
     """
     from loramix.bases.loading import load_config, load_tokenizer
-    from loramix.data.batches import encode
+    from loramix.data.encoding import encode
     from loramix.data.samples import prepare
 
     tokenizer = load_tokenizer(recipe.base.name, revision=recipe.base.revision)

@@ -10,15 +10,13 @@ and the model computes logits from the prompt's last column on (`logits_to_keep`
 predicts a target.
 """
 
-from bisect import bisect_right
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from loramix.data.tasks import Task
 from loramix.errors import BaseModelError, DataError
 
 if TYPE_CHECKING:
@@ -34,37 +32,14 @@ class Encoded:
 
     The target ends with the end token unless it was cut.
     task: the index of the task in the recipe, for batches that tell which task they are of.
+    input_cut, target_cut: whether it was too long and a part of it is left out, as `encode` says.
     """
 
     prompt: list[int]
     target: list[int]
     task: int | None = None
-
-
-def encode(
-    tokenizer: "PreTrainedTokenizerBase",
-    task: Task,
-    sample_input: str,
-    target: str | None,
-    *,
-    causal: bool,
-    chat: bool,
-) -> Encoded:
-    """Return the token ids of the prompt for `sample_input` and of `target`.
-
-    With `chat`, the prompt is one user turn in the tokenizer's chat template, up to where the
-    assistant's answer begins. Otherwise a causal model reads the prompt and a line break, an
-    encoder the prompt with the tokenizer's own special tokens.
-
-    A prompt above `task.max_input_tokens` loses the end of its input, never of its template or of
-    the chat markup: the input is cut at the last character with which the whole prompt still fits.
-    A target above `task.max_new_tokens`, end token included, loses its end. Raises DataError if the
-    template alone is too long.
-    """
-    text = _fitting_input(tokenizer, task, sample_input, causal=causal, chat=chat)
-    prompt = prompt_ids(tokenizer, task.render(text), causal=causal, chat=chat)
-    target_ids = [] if target is None else _target_ids(tokenizer, target, causal=causal)
-    return Encoded(prompt, target_ids[: task.max_new_tokens])
+    input_cut: bool = field(default=False, compare=False)
+    target_cut: bool = field(default=False, compare=False)
 
 
 class Collator:
@@ -140,62 +115,12 @@ def generation_batch(
     return _with_mask(prompts, _pad_id(tokenizer), side="left" if causal else "right")
 
 
-def prompt_ids(
-    tokenizer: "PreTrainedTokenizerBase", prompt: str, *, causal: bool, chat: bool
-) -> list[int]:
-    """Return the token ids of a whole prompt, as `encode` does, whatever its length."""
-    if chat:
-        turns = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        # The template writes its own special tokens.
-        return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
-    if not causal:
-        return list(tokenizer(prompt, verbose=False).input_ids)
-    ids = list(tokenizer(prompt + "\n", verbose=False).input_ids)
-    # Some tokenizers end every text, and after an end a model writes nothing.
-    return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
-
-
 def length_order(lengths: Sequence[int]) -> list[int]:
     """Return the indices from the longest to the shortest, so that neighbours need little padding.
 
     The first batch is the largest: if memory does not suffice, that shows at once.
     """
     return sorted(range(len(lengths)), key=lambda index: -lengths[index])
-
-
-def _fitting_input(
-    tokenizer: "PreTrainedTokenizerBase", task: Task, text: str, *, causal: bool, chat: bool
-) -> str:
-    """Return the longest beginning of `text` with which the whole prompt fits the task's limit."""
-
-    def length(characters: int) -> int:
-        prompt = task.render(text[:characters])
-        return len(prompt_ids(tokenizer, prompt, causal=causal, chat=chat))
-
-    limit = task.max_input_tokens
-    if length(len(text)) <= limit:
-        return text
-    # How many beginnings fit, the empty one included. Each costs a tokenization, so few are tried.
-    fitting = bisect_right(range(len(text)), limit, key=length)
-    if fitting == 0:
-        raise DataError(
-            f"task '{task.name}': the prompt takes {length(0)} tokens without any input; "
-            f"max_input_tokens is {limit}"
-        )
-    return text[: fitting - 1]
-
-
-def _target_ids(tokenizer: "PreTrainedTokenizerBase", target: str, *, causal: bool) -> list[int]:
-    """Return the target's ids and the end token, which for chat models ends the turn."""
-    end = tokenizer.eos_token_id
-    if end is None:
-        raise BaseModelError(
-            "the tokenizer has no end token, so a model cannot learn where its answer ends"
-        )
-    encoding = tokenizer(text_target=target, add_special_tokens=not causal, verbose=False)
-    ids = list(encoding.input_ids)
-    return ids if ids and ids[-1] == end else [*ids, end]
 
 
 def _pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:

@@ -12,7 +12,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from loramix.data.batches import IGNORED, Collator, Encoded, encode, generation_batch, length_order
+from loramix.data.batches import IGNORED, Collator, Encoded, generation_batch, length_order
+from loramix.data.encoding import encode
 from loramix.data.tasks import Task
 from loramix.experiment.progress import track
 from loramix.experiment.recipe import Recipe

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from loramix.data.batches import prompt_ids
+from loramix.data.encoding import prompt_ids
 from loramix.errors import MixtureError
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from loramix.bases.tiny import tiny_tokenizer
-from loramix.data.batches import Encoded, encode
+from loramix.data.batches import Encoded
+from loramix.data.encoding import encode
 from loramix.data.samples import Sample
 from loramix.experiment.reading import load_recipe
 from loramix.experiment.recipe import Recipe

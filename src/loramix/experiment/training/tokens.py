@@ -10,7 +10,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from loramix.config import PLACEHOLDER
-from loramix.data.batches import Encoded, encode
+from loramix.data.batches import Encoded
+from loramix.data.encoding import encode
 from loramix.data.samples import Sample, hash_fraction
 from loramix.data.tasks import Task
 from loramix.experiment.progress import track
