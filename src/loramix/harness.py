@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 
 from torch import Tensor
 
+from loramix.data.answers import end_ids
 from loramix.errors import MissingExtraError, MixtureError
 from loramix.mixture.model import MixtureModel
 
@@ -127,6 +128,9 @@ class MixtureLM(HFLM):  # type: ignore[misc]
 
     def _model_generate(self, *args: object, **settings: object) -> Tensor:
         weights = {} if self._weights is None else {"weights": self._weights}
+        chat = self._mixture.prompting.chat
+        ends = end_ids(self.tokenizer, self._mixture.generation_config, chat=chat)
+        settings = {"eos_token_id": ends or None, **settings}
         tokens: Tensor = super()._model_generate(*args, **settings, **weights)
         return tokens
 

@@ -25,17 +25,25 @@ def generate(mixture: str, prompt: str, task: str | None, max_new_tokens: int, d
       loramix generate results/demo/cgm/models "rain" --task haiku --max-new-tokens 32
     """
     from loramix.bases.devices import accelerator
+    from loramix.data.answers import end_ids, read_answer
     from loramix.mixture.model import MixtureModel
 
     silence_libraries()
     model = MixtureModel.from_pretrained(mixture, dtype=dtype).to(accelerator())
     inputs = model.text_inputs(prompt, task=task)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    chat = model.prompting.chat
+    ends = end_ids(model.tokenizer, model.generation_config, chat=chat)
     tokens = model.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=ends or None,
     )
-    answer = tokens[0] if model.config.is_encoder_decoder else tokens[0, ids.shape[1] :]
-    click.echo(str(model.tokenizer.decode(answer, skip_special_tokens=True)).strip())
+    # generate() returns a decoder's prompt too, and an encoder-decoder's start token
+    new = tokens[0, 1 if model.config.is_encoder_decoder else ids.shape[1] :].tolist()
+    click.echo(read_answer(model.tokenizer, new, ends, chat=chat).text)
 
 
 @click.command("explain")

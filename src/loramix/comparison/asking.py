@@ -10,10 +10,10 @@ import torch
 from loramix.bases.loading import Base, encoder_path
 from loramix.comparison.comparison import ComparedModel, Comparison
 from loramix.comparison.testsets import QUESTIONS, Question, asked_task, read_questions
+from loramix.data.answers import Answer
 from loramix.data.batches import Encoded
 from loramix.data.leaks import RECORD, refuse_leaks
 from loramix.experiment.answers import (
-    Answer,
     Loss,
     Model,
     encode_all,
@@ -153,8 +153,8 @@ def _answers(
         model,
         base.tokenizer,
         recipe,
+        asked_task(recipe, questions[0]),
         encoded[:limit],
-        asked_task(recipe, questions[0]).max_new_tokens,
         label=title,
         use_cache=compared.cached,
     )

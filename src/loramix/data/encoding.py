@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from loramix.data.batches import Encoded
-from loramix.data.chat import answer_as_data, as_data, chat_answer, chat_prompt, one_turn, shortened
+from loramix.data.chat import as_data, chat_answer, chat_prompt, message_as_data, shortened
 from loramix.data.conversations import Conversation, answer_message
 from loramix.data.special_tokens import hide, token_ids
 from loramix.data.tasks import Task
+from loramix.data.template import one_turn
 from loramix.errors import BaseModelError, DataError
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _of_prompt(
     if target is None:
         target_ids = []
     elif chat:
-        message = answer_as_data(tokenizer, {"role": "assistant", "content": target})
+        message = message_as_data(tokenizer, {"role": "assistant", "content": target})
         target_ids = chat_answer(tokenizer, one_turn(prompt(kept)), message)
     else:
         target_ids = _target_ids(tokenizer, hide(tokenizer, target), causal=causal)
@@ -111,7 +112,7 @@ def _of_conversation(
     turns = _fitting_turns(ids, whole, task.max_input_tokens)
     target_ids: list[int] = []
     if target is not None:
-        message = answer_as_data(tokenizer, answer_message(target))
+        message = message_as_data(tokenizer, answer_message(target))
         target_ids = chat_answer(tokenizer, as_data(tokenizer, turns), message)
     return _encoded(task, ids(turns), target_ids, input_cut=turns != whole)
 

@@ -12,6 +12,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from loramix.data.answers import Answer, end_ids, read_answer
 from loramix.data.batches import IGNORED, Collator, Encoded, generation_batch, length_order
 from loramix.data.encoding import encode
 from loramix.data.tasks import Task
@@ -24,17 +25,6 @@ from loramix.storage.files import write_csv
 Model: TypeAlias = PreTrainedModel | PeftModel | MixtureModel
 
 _BYTES_OF_LOGITS = 2**29  # in float32, of one batch whose losses are measured
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A generated text, its white space as single spaces.
-
-    finished: whether it ended before the length limit.
-    """
-
-    text: str
-    finished: bool
 
 
 @dataclass(frozen=True)
@@ -68,8 +58,8 @@ def write_answers(
             model,
             tokenizer,
             recipe,
+            task,
             encoded,
-            task.max_new_tokens,
             label=f"{label} answers {task.name}",
         )
         pairs = zip(samples, answers, strict=True)
@@ -101,17 +91,18 @@ def generate_answers(
     model: Model,
     tokenizer: PreTrainedTokenizerBase,
     recipe: Recipe,
+    task: Task,
     encoded: Sequence[Encoded],
-    max_new_tokens: int,
     *,
     label: str,
     use_cache: bool = True,
 ) -> list[Answer]:
-    """Return the model's answer to every prompt, in order.
+    """Return the model's answer to every prompt of a task, in order.
 
     Batches hold prompts of similar length, which need less padding.
     """
-    causal = not model.config.is_encoder_decoder
+    causal, chat = not model.config.is_encoder_decoder, recipe.base.chat
+    ends = end_ids(tokenizer, model.generation_config, chat=chat)
     order = length_order([len(sample.prompt) for sample in encoded])
     answers = [Answer("", finished=False)] * len(encoded)  # filled in the order of the batches
     for chunk in track(_chunks(order, recipe.generation.batch_size), label):
@@ -121,21 +112,21 @@ def generate_answers(
             tokens = model.generate(
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=task.max_new_tokens,
                 num_beams=recipe.generation.num_beams,
                 repetition_penalty=recipe.generation.repetition_penalty,
                 do_sample=False,
                 use_cache=use_cache,
                 pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
+                eos_token_id=ends or None,
             )
         # generate() returns a decoder's prompt too, and an encoder-decoder's start token
         new = tokens[:, batch["input_ids"].shape[1] :] if causal else tokens[:, 1:]
         for index, ids in zip(chunk, new, strict=True):
-            text = " ".join(tokenizer.decode(ids, skip_special_tokens=True).split())
             # a row that ends before its batch is padded; the pad token may be the end token
-            ended = bool((ids == tokenizer.eos_token_id).any())
-            answers[index] = Answer(text, finished=ended)
+            answers[index] = read_answer(
+                tokenizer, ids.tolist(), ends, chat=chat, whitespace=task.cleaning.whitespace
+            )
     return answers
 
 

@@ -7,6 +7,7 @@ from pydantic_core import ErrorDetails
 
 from loramix.bases import loading
 from loramix.data.sources import locate_all
+from loramix.data.chat import chat_problem
 from loramix.errors import DataError, LoramixError, did_you_mean
 from loramix.experiment.labels import run_labels
 from loramix.experiment.recipe import GateSpec, Recipe
@@ -18,8 +19,8 @@ def recipe_problems(recipe: Recipe) -> list[str]:
     return [
         *_missing_sources(recipe),
         *_repeated_names(recipe),
-        *_chats_without_a_template(recipe),
         *_missing_base(recipe),
+        *_chats(recipe),
         *_gates(recipe),
         *_mixtures(recipe),
     ]
@@ -39,15 +40,6 @@ def _repeated_names(recipe: Recipe) -> Iterator[str]:
         yield f"tasks: names must differ, found {names}"
 
 
-def _chats_without_a_template(recipe: Recipe) -> Iterator[str]:
-    for task in recipe.tasks:
-        if task.conversational and not recipe.base.chat:
-            yield (
-                f"task '{task.name}': its conversations need the base's chat template; "
-                "set base.chat=true, with a base that has one"
-            )
-
-
 def _missing_base(recipe: Recipe) -> Iterator[str]:
     if recipe.base.name in loading.base_names():
         return
@@ -55,6 +47,25 @@ def _missing_base(recipe: Recipe) -> Iterator[str]:
         loading.resolve_revision(recipe.base.name, recipe.base.revision)
     except LoramixError as error:
         yield f"base.name: {error}"
+
+
+def _chats(recipe: Recipe) -> Iterator[str]:
+    """Yield why the recipe's prompts, or its conversations, cannot go through a chat template."""
+    if not recipe.base.chat:
+        for task in recipe.tasks:
+            if task.conversational:
+                yield (
+                    f"task '{task.name}': its conversations need the base's chat template; "
+                    "set base.chat=true, with a base that has one"
+                )
+        return
+    try:
+        tokenizer = loading.load_tokenizer(recipe.base.name, revision=recipe.base.revision)
+    except LoramixError:
+        return  # a missing base is a problem of its own
+    problem = chat_problem(tokenizer)
+    if problem is not None:
+        yield f"base.chat: {problem}"
 
 
 def _gates(recipe: Recipe) -> Iterator[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from loramix.data.conversations import Conversation, Message
 from loramix.mixture.model import MixtureModel
 
 
@@ -24,19 +25,33 @@ class Explanation:
     tokens: list[tuple[str, list[float]]]
 
 
-def explain(mixture: MixtureModel, text: str, *, task: str | None = None) -> Explanation:
-    """Return the weights for a prompt, or for the input of a task."""
+def explain(
+    mixture: MixtureModel,
+    text: str | Sequence[Message] | Conversation,
+    *,
+    task: str | None = None,
+) -> Explanation:
+    """Return the weights for a prompt, for the input of a task, or for a conversation."""
     inputs = mixture.text_inputs(text, task=task)
     layers: dict[str, list[float]] = {}
     for name, weights_BE in mixture.mean_weights(**inputs).items():
         layers[name] = weights_BE[0].tolist()  # of the only row
     return Explanation(
-        prompt=mixture.prompting.render(text, task),
+        prompt=_shown(mixture, text, task),
         experts=mixture.expert_names,
         layers=layers,
         mean=_mean(list(layers.values())),
         tokens=_token_weights(mixture, inputs) if mixture.gate_config.per_token else [],
     )
+
+
+def _shown(
+    mixture: MixtureModel, text: str | Sequence[Message] | Conversation, task: str | None
+) -> str:
+    if isinstance(text, str):
+        return mixture.prompting.render(text, task)
+    messages = text.messages if isinstance(text, Conversation) else text
+    return "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in messages)
 
 
 def _token_weights(

@@ -15,6 +15,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from loramix.bases.loading import load_base, load_tokenizer
 from loramix.config import GateConfig, Prompting
+from loramix.data.conversations import Conversation, Message
 from loramix.errors import ExpertError, LoramixError, MixtureError
 from loramix.mixture.fitting import fitted
 from loramix.mixture.folding import Folding
@@ -22,7 +23,7 @@ from loramix.mixture.gate import ContextGate, load_state, state_of
 from loramix.mixture.generation import folds, prompt_of, refuse_generation
 from loramix.mixture.groups import check_readers, check_token_weights, roles
 from loramix.mixture.hooks import Backbone, attach, leave_labels
-from loramix.mixture.inputs import text_inputs, with_first_step
+from loramix.mixture.inputs import asked, text_inputs, with_first_step
 from loramix.mixture.layer import MixtureLinear
 from loramix.mixture.layout import observe
 from loramix.mixture.linear import is_transposed
@@ -374,11 +375,15 @@ class MixtureModel(TransformersModel):
         """The tokenizer of the base."""
         return load_tokenizer(self.base_name, revision=self.revision)
 
-    def text_inputs(self, text: str, *, task: str | None = None) -> dict[str, Tensor]:
-        """Return the model's inputs for a prompt, or for the input of a task: tensors (1, T)."""
+    def text_inputs(
+        self, text: str | Sequence[Message] | Conversation, *, task: str | None = None
+    ) -> dict[str, Tensor]:
+        """Return the model's inputs, tensors (1, T), for a prompt, for the input of a task, or for
+        the messages of a conversation in the tokenizer's chat template.
+        """
         return text_inputs(
             self.tokenizer,
-            self.prompting.render(text, task),
+            asked(self.tokenizer, self.prompting, text, task),
             causal=not self.config.is_encoder_decoder,
             chat=self.prompting.chat,
             device=self.device,

@@ -18,6 +18,7 @@ from loramix.experiment.progress import track
 from loramix.experiment.recipe import Recipe
 from loramix.storage.files import atomic_folder
 
+_ENCODING = 2  # counts the ways in which `encode` made other ids of the same samples
 _IDS = datasets.List(datasets.Value("int32"))
 _COLUMNS = datasets.Features(
     {
@@ -79,6 +80,8 @@ def encode_samples(
             causal,
             bare,
             tokenizer.chat_template,
+            tokenizer.eos_token_id,
+            _ENCODING,
         ]
         folder = cache / f"{task.name}-{_fingerprint(settings, tokenizer, samples)}"
         if not folder.exists():
