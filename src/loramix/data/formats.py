@@ -163,10 +163,11 @@ def _require(task: Task, columns: Sequence[str], found: Sequence[str]) -> None:
         raise DataError(f"it has several columns '{twice[0]}'; rename all but one")
     missing = [column for column in columns if column not in found]
     if missing:
-        named = " and ".join(f"'{column}'{did_you_mean(column, found)}" for column in missing)
+        separator = _other_separator(found)
+        near = ["" if separator else did_you_mean(column, found) for column in missing]
+        named = " and ".join(f"'{name}'{hint}" for name, hint in zip(missing, near, strict=True))
         raise DataError(
-            f"it has no column {named}; it has: "
-            f"{', '.join(found) or 'none at all'}{_other_separator(found)}"
+            f"it has no column {named}; it has: {', '.join(found) or 'none at all'}{separator}"
         )
 
 
@@ -178,7 +179,7 @@ def _other_separator(header: Sequence[str]) -> str:
     between = next((mark for mark in names if len(header) == 1 and mark in header[0]), None)
     if between is None:
         return ""
-    instead = "save it as .csv" if between in ",\t" else "save it with commas between them"
+    instead = "name it .csv" if between == "," else "save it with commas between them"
     return f"; its columns are separated by {names[between]}: {instead}"
 
 

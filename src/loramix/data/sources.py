@@ -50,7 +50,7 @@ def resolved(task: Task) -> Task:
     columns: list[str] = []
 
     def note(found: list[str]) -> Sequence[str]:
-        columns.extend(name for name in found if name not in columns)
+        columns[:] = columns or found
         return list(dict.fromkeys(found))
 
     rows = _read(task, task.split, note, rows=_FIRST_ROWS)
@@ -58,9 +58,13 @@ def resolved(task: Task) -> Task:
     if changes["format"] == "messages" and "duplicates" not in task.cleaning.model_fields_set:
         changes["cleaning"] = task.cleaning.model_copy(update={"duplicates": "pair"})
     try:
-        return Task.model_validate(task.model_copy(update=changes).model_dump())
+        definite = Task.model_validate(task.model_copy(update=changes).model_dump())
+        columns_of(definite, columns)
     except ValidationError as error:
         raise DataError(f"task '{task.name}': {error.errors()[0]['msg']}") from error
+    except DataError as error:
+        raise DataError(f"task '{task.name}': {task.source}: {error}") from error
+    return definite
 
 
 def read_split(task: Task, split: str) -> list[Pair]:
@@ -208,7 +212,7 @@ def _read_dataset(
     try:
         table = datasets.load_dataset(name, revision=task.revision, split=split, **config)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise _unreachable(task, split, error) from error
+        raise _unreachable(task, split, error, _configs(task, name)) from error
     try:
         chosen = list(choose(table.column_names))
     except DataError as error:
@@ -303,10 +307,23 @@ def _nearest_file(path: Path) -> str:
     return did_you_mean(path.name, sorted(file.name for file in path.parent.iterdir()))
 
 
-def _unreachable(task: Task, split: str, error: Exception) -> DataError:
+def _configs(task: Task, name: str) -> list[str]:
+    """Return the configurations of a data set, where it tells them."""
+    import datasets
+
+    try:
+        return list(datasets.get_dataset_config_names(name, revision=task.revision))
+    except (OSError, ValueError, datasets.exceptions.DatasetsError):
+        return []  # it cannot be reached, which its error says
+
+
+def _unreachable(task: Task, split: str, error: Exception, configs: Sequence[str]) -> DataError:
     """Return the error for a data set that does not load, on disk or on the Hub."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     message = f"task '{task.name}': cannot load {task.source}, split '{split}': {reason}"
+    if len(configs) > 1 and task.config not in configs:
+        near = did_you_mean(task.config or "", configs)
+        message += f"; choose one with config: NAME{near}; there are: {', '.join(configs)}"
     if locate_all(task.source) is None:
         path = Path(str(task.source))
         message += f"; nor is there a file or folder of this name{_nearest_file(path)}"

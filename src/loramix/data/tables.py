@@ -102,7 +102,8 @@ def _read_csv(lines: Iterable[str], choose: Choose, rows: int | None, separator:
                 raise ValueError(f"line {reader.line_num} has more cells than the header")
             read.append({column: row[column] for column in chosen})
     except csv.Error as error:
-        raise ValueError(f"line {reader.line_num}: {error}; look for a quotation mark") from error
+        begins = reader.line_num + 1  # the row that is not whole
+        raise ValueError(f"line {begins}: {error}; look for a quotation mark") from error
     return read
 
 
@@ -125,7 +126,7 @@ def _json_object(number: int, line: str) -> dict[str, object]:
     except json.JSONDecodeError as error:
         whole = array or "; every line must hold one whole object"
         raise ValueError(
-            f"line {number} is no JSON ({error.msg} at character {error.colno}){whole}"
+            f"line {number} is no JSON ({error.msg} at character {error.pos + 1}){whole}"
         ) from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"line {number}: {error}") from error
