@@ -90,6 +90,7 @@ def make_report() -> ComparisonReport:
         losses={"LoRA haiku": [LossRow(10, 0.5, 4.2, 4.4)]},
         samples=[sample(), sample(test_set="mixed", task="title")],
         recipe="name: compare\n",
+        verses=frozenset({"haiku"}),
     )
 
 

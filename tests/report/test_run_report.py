@@ -49,6 +49,7 @@ def make_report(output: str = "snow on pines / a long quiet / bell", samples: in
         weights=weights([f"model.layers.{n}.self_attn.{p}_proj" for n in range(2) for p in "qv"]),
         samples={"haiku": [sample] * samples},
         recipe="name: demo\n# see https://example.org\n",
+        verses=frozenset({"haiku"}),
     )
 
 
@@ -86,6 +87,13 @@ def test_samples_show_lines_empty_answers_and_collapsed_inputs() -> None:
     assert "<div>snow on pines</div><div>a long quiet</div><div>bell</div>" in text
     assert text.count("(empty)") == 1
     assert "show less" in text
+
+
+def test_texts_of_other_tasks_keep_their_slashes_and_spaces() -> None:
+    code = "if a:\n    b = c / d\n"
+    page = run_page(replace(make_report(output=code), verses=frozenset()))
+    assert f"<div>{code}</div>" in page
+    assert "white-space: pre-wrap" in page
 
 
 def test_at_most_twenty_samples_are_shown() -> None:

@@ -6,9 +6,11 @@ from typing import Literal
 from loramix.comparison.collapse import routing_weights
 from loramix.comparison.comparison import ComparedModel, Comparison
 from loramix.comparison.scores import ModelScores, Scores, read_scores
+from loramix.comparison.testsets import UNKNOWN
 from loramix.comparison.verdict import verdict
 from loramix.experiment.labels import BASE, ORACLE, expert_key
 from loramix.experiment.run import LOSSES, ROUTING_STEPS, read_losses
+from loramix.experiment.stages.report import verses
 from loramix.metrics.measures import MEASURES, Group, tokenizer
 from loramix.report.comparison import comparison_page
 from loramix.report.content import (
@@ -39,7 +41,7 @@ _IN_WORDS = {"higher": ", higher is better", "lower": ", lower is better", "neit
 def run(comparison: Comparison, models: Sequence[ComparedModel], left_out: Sequence[str]) -> None:
     """Write report.html."""
     recipe, scores = comparison.recipe, read_scores(comparison, models)
-    gated = _first_seeds(models)
+    gated, in_lines = _first_seeds(models), verses(recipe.tasks)
     report = ComparisonReport(
         title=f"loramix: {recipe.name}",
         claims=verdict(recipe, scores),
@@ -52,6 +54,9 @@ def run(comparison: Comparison, models: Sequence[ComparedModel], left_out: Seque
         losses=dict(_losses(comparison, models)),
         samples=[*_samples(scores)],
         recipe=recipe.to_yaml(),
+        verses=frozenset(
+            task for _, task in scores.asked if task.removesuffix(UNKNOWN) in in_lines
+        ),
     )
     write_text(comparison.root / "report.html", comparison_page(report))
 

@@ -63,7 +63,10 @@ class RunSample:
 
 @dataclass(frozen=True)
 class RunReport:
-    """The page of a run, in the order of its sections; `losses` are keyed by model."""
+    """The page of a run, in the order of its sections; `losses` are keyed by model.
+
+    verses: the tasks in whose texts ` / ` stands for a line break.
+    """
 
     title: str
     summary: list[tuple[str, str]]
@@ -72,6 +75,7 @@ class RunReport:
     weights: list[WeightRow]
     samples: dict[str, list[RunSample]]
     recipe: str
+    verses: frozenset[str] = frozenset()
 
 
 # --- on the page of a comparison
@@ -163,6 +167,7 @@ class ComparisonReport:
     """The page of a comparison, in the order of its sections.
 
     The first table is the headline; `weight_steps` and `losses` are keyed by model.
+    verses: the tasks in whose texts ` / ` stands for a line break.
     """
 
     title: str
@@ -176,3 +181,4 @@ class ComparisonReport:
     losses: dict[str, list[LossRow]]
     samples: list[ComparisonSample]
     recipe: str
+    verses: frozenset[str] = frozenset()

@@ -19,7 +19,8 @@ def fill_template(template: str, **values: object) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,  # a misspelt name is an error, not an empty cell
     )
-    return str(environment.get_template(template).render(**values))
+    page = str(environment.get_template(template).render(**values))
+    return page.replace("\0", "\u2400")  # HTML has no NUL; browsers drop it or show U+FFFD
 
 
 def read_asset(name: str) -> str:

@@ -11,9 +11,10 @@ from pathlib import Path
 from stat import S_IMODE
 from threading import RLock
 
-from loramix.errors import OutputError
+from loramix.errors import DataError, OutputError
 
 _LONGEST_FIELD = 2**31 - 1  # the most that the csv module takes on every system
+_AROUND = 20  # characters on each side of what an error shows
 _limit = RLock()  # the csv module's limit is one for the whole process
 
 
@@ -21,6 +22,8 @@ _limit = RLock()  # the csv module's limit is one for the whole process
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; on success it replaces `path`, on any error nothing
     changes.
+
+    Raises DataError for a text with half of a character, which no file in UTF-8 holds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f"{_hidden(path)}{path.suffix}"
@@ -31,6 +34,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.chmod(mode)
         _sync(temporary)
         temporary.replace(path)
+    except UnicodeEncodeError as error:
+        raise DataError(_half_character(path, error)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -68,7 +73,7 @@ def check_replaceable(path: Path, marker: str) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` atomically."""
     with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="")  # line ends as they are
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -106,6 +111,16 @@ def sha256(content: Path | str) -> str:
         return hashlib.sha256(content.encode()).hexdigest()
     with content.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _half_character(path: Path, error: UnicodeEncodeError) -> str:
+    found = error.object[error.start]
+    around = error.object[max(0, error.start - _AROUND) : error.end + _AROUND]
+    return (
+        f"cannot write {path}: the text {around!r} holds U+{ord(found):04X}, one half of a "
+        "character, as texts have that were cut within an emoji; replace it, with U+FFFD for "
+        "instance (loramix.data.texts.whole_characters does)"
+    )
 
 
 def _swap(new: Path, path: Path) -> None:

@@ -1,8 +1,10 @@
 """Report: the scores, losses, routing weights and samples of a run on one HTML page."""
 
 import json
+from collections.abc import Sequence
 from typing import Literal
 
+from loramix.data.tasks import Task
 from loramix.experiment.labels import BASE, label
 from loramix.experiment.run import MODELS, WEIGHTS, Run, read_losses
 from loramix.experiment.stages.evaluate import AnswerRows, read_answers, tables
@@ -33,8 +35,14 @@ def run(run: Run) -> None:
         weights=_weights(run),
         samples={task.name: _samples(answers, task.name) for task in run.recipe.tasks},
         recipe=run.recipe.to_yaml(),
+        verses=verses(run.recipe.tasks),
     )
     write_text(run.root / "report.html", run_page(report))
+
+
+def verses(tasks: Sequence[Task]) -> frozenset[str]:
+    """Return the tasks in whose texts ` / ` stands for a line break."""
+    return frozenset(task.name for task in tasks if task.cleaning.whitespace == "lines")
 
 
 def _describe_mixture(run: Run) -> None:
