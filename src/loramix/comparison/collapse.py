@@ -5,6 +5,7 @@ from statistics import fmean
 
 from loramix.comparison.asking import ROUTING
 from loramix.comparison.comparison import ComparedModel, Comparison
+from loramix.experiment.recipe import Recipe
 from loramix.report.content import RoutingWeights, WeightRow, mean_weights
 from loramix.storage.files import read_csv
 
@@ -24,7 +25,7 @@ def routing_weights(
             file = comparison.folder(model, test_set) / ROUTING
             if file.is_file():
                 title = f"{model.label}, seed {model.seed}, {test_set}"
-                found.append(_routing_weights(title, read_csv(file)))
+                found.append(_routing_weights(title, read_csv(file), comparison.recipe))
     return found
 
 
@@ -50,7 +51,9 @@ def _collapsed(means: Means) -> Iterator[str]:
         yield f"no routing: no expert's mean weight differs by {EVEN} or more between the tasks"
 
 
-def _routing_weights(title: str, rows: Sequence[Mapping[str, str]]) -> RoutingWeights:
+def _routing_weights(
+    title: str, rows: Sequence[Mapping[str, str]], recipe: Recipe
+) -> RoutingWeights:
     weights = []
     by_task: dict[str, list[Mapping[str, str]]] = {}
     for row in rows:
@@ -61,4 +64,8 @@ def _routing_weights(title: str, rows: Sequence[Mapping[str, str]]) -> RoutingWe
         entropy = fmean(float(row["entropy"]) for row in of_task)
         squares = fmean(float(row["concentration"]) for row in of_task)
         facts.append((task, f"mean entropy {entropy:.3f} nats, mean Σw² {squares:.3f}"))
-    return RoutingWeights(title, weights, facts, collapse(mean_weights(weights)))
+    own = recipe.own_experts
+    routed = {task: means for task, means in mean_weights(weights).items() if task in own}
+    # tasks of a single expert rightly get the same weights
+    warnings = collapse(routed) if len({own[task] for task in routed}) > 1 else []
+    return RoutingWeights(title, weights, facts, warnings)

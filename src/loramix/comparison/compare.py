@@ -17,6 +17,7 @@ from loramix.experiment.graph import (
     TEST_SET_FIELDS,
     Settings,
     Step,
+    expert_settings,
     run_steps,
     task_settings,
 )
@@ -104,6 +105,7 @@ def _results(comparison: Comparison, models: Sequence[ComparedModel], needs: Seq
     settings: Settings = {
         "comparison": comparison.recipe.comparison.model_dump(mode="json", include=fields),
         "tokenizer": TOKENIZER,  # answers stay, and are scored anew
+        **expert_settings(comparison.recipe),
     }
 
     def work() -> None:

@@ -7,7 +7,14 @@ from pathlib import Path
 
 from loramix.bases.loading import Base
 from loramix.experiment.answers import Model
-from loramix.experiment.graph import PROMPT_FIELDS, Settings, Step, lora_step, task_settings
+from loramix.experiment.graph import (
+    PROMPT_FIELDS,
+    Settings,
+    Step,
+    expert_settings,
+    expert_steps,
+    task_settings,
+)
 from loramix.experiment.recipe import Recipe, TestSet
 from loramix.experiment.run import CHECKPOINTS, Run
 
@@ -73,13 +80,15 @@ class Comparison:
 
     @property
     def expert_steps(self) -> tuple[str, ...]:
-        """The steps that train the experts."""
-        return tuple(lora_step(task) for task in self.recipe.tasks)
+        """The steps that leave the samples and the experts."""
+        return expert_steps(self.recipe)
 
     @property
     def expert_folders(self) -> tuple[Path, ...]:
-        """The folders with the experts' records."""
-        return tuple(self.run.folder("lora", task.name) for task in self.recipe.tasks)
+        """The folders with the records of the trained experts; of given ones, nobody knows what
+        they have learned from.
+        """
+        return tuple(self.run.folder("lora", task.name) for task in self.recipe.trained)
 
     def step_key(self, name: str) -> str:
         """Return the key of one of this comparison's steps."""
@@ -101,7 +110,7 @@ class Comparison:
         return Step(
             self.step_key(key),
             STAGE,
-            {**common, **settings, "prompts": prompts},
+            {**common, **settings, **expert_settings(self.recipe), "prompts": prompts},
             tuple(needs),
             tuple(folder / name for name in leaves),
             work,

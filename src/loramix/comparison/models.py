@@ -14,12 +14,14 @@ from loramix.data.leaks import RECORD
 from loramix.data.tasks import Task
 from loramix.errors import RecipeError
 from loramix.experiment.answers import Model
+from loramix.experiment.given import unequal_ranks
 from loramix.experiment.graph import GATE_OUTPUTS, Settings, Step, lora_step
 from loramix.experiment.labels import BASE, FINETUNE, expert_key, label
 from loramix.experiment.recipe import GateSpec
 from loramix.experiment.run import MODELS, Run
 from loramix.experiment.stages.gate import learn_gates
 from loramix.mixture.model import MixtureModel
+from loramix.storage.files import path_part
 
 
 def compared_models(comparison: Comparison) -> tuple[list[ComparedModel], list[str]]:
@@ -29,9 +31,12 @@ def compared_models(comparison: Comparison) -> tuple[list[ComparedModel], list[s
     Raises RecipeError if two rows of the tables had one label.
     """
     models: list[ComparedModel] = []
-    left_out = []
+    left_out: list[str] = []
     for name in comparison.recipe.comparison.models:
         baseline = BASELINES.get(name)
+        if name == "mixtures":
+            models += _mixtures(comparison, left_out)
+            continue
         if baseline is None:
             models += _of_run(comparison, name)
             continue
@@ -50,20 +55,29 @@ def mixture_row(name: str) -> str:
 
 
 def _of_run(comparison: Comparison, name: str) -> list[ComparedModel]:
-    """Return the models that the run itself trains, or those of the mixtures."""
-    tasks = comparison.recipe.tasks
+    """Return the models that the run itself trains."""
     if name == "base":
         return [_base(comparison)]
     if name == "finetune":
-        return [_finetune(comparison, task) for task in tasks]
+        return [_finetune(comparison, task) for task in comparison.recipe.tasks]
     if name == "experts":
-        return [_expert(comparison, task) for task in tasks]
-    if name == "oracle":
-        return []  # the answers of every task's own expert once more: see `scores`
-    seeds = comparison.recipe.comparison.seeds
+        return [_expert(comparison, expert) for expert in comparison.recipe.expert_names]
+    return []  # the oracle: the answers of every task's own expert once more, see `scores`
+
+
+def _mixtures(comparison: Comparison, left_out: list[str]) -> list[ComparedModel]:
+    """Return the mixtures of all seeds; add why others cannot be made of these experts to
+    `left_out`.
+    """
     models = []
-    for mixture, spec in comparison.recipe.mixtures().items():
-        models += [_mixture(comparison, mixture, spec, seed) for seed in seeds]
+    for name, spec in comparison.recipe.mixtures().items():
+        unequal = unequal_ranks(comparison.recipe) if spec.mixing == "parameter" else None
+        if unequal:
+            left_out.append(f"{name}: parameter mixing needs experts of one rank: {unequal}")
+            continue
+        models += [
+            _mixture(comparison, name, spec, seed) for seed in comparison.recipe.comparison.seeds
+        ]
     return models
 
 
@@ -96,16 +110,17 @@ def _finetune(comparison: Comparison, task: Task) -> ComparedModel:
     )
 
 
-def _expert(comparison: Comparison, task: Task) -> ComparedModel:
-    run, key = comparison.run, expert_key(task.name)
+def _expert(comparison: Comparison, name: str) -> ComparedModel:
+    run, row = comparison.run, expert_key(name)
+    folder = run.folder("lora", name)
     return ComparedModel(
-        key,
-        key,
-        label(key),
+        path_part(row),
+        row,
+        label(row),
         run.recipe.seed,
-        partial(with_adapter, folder=run.adapter(task)),
-        needs=(lora_step(task),),
-        learned=(run.folder("lora", task.name),),
+        partial(with_adapter, folder=run.adapter(name)),
+        needs=(lora_step(name),),
+        learned=(folder,) if folder in comparison.expert_folders else (),
     )
 
 

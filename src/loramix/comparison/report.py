@@ -87,6 +87,12 @@ def _facts(
             "of the first set; differences are paired on those"
         )
         facts.append(("Fewer samples", fact))
+    if recipe.experts:
+        fact = (
+            f"{', '.join(recipe.experts)}: given adapters, and nobody can tell whether they have "
+            "learned from the test samples"
+        )
+        facts.append(("Not checked", fact))
     return [*facts, *(("Left out", reason) for reason in left_out)]
 
 
@@ -202,8 +208,9 @@ def _forests(scores: Scores) -> Iterator[Forest]:
 
 def _matrix(comparison: Comparison, scores: Scores) -> Matrix | None:
     """Return the scores of the base and of every expert on all tasks; None without any."""
-    tasks = [task.name for task in comparison.recipe.tasks]
-    rows = [row for row in (BASE, *map(expert_key, tasks)) if row in scores.rows]
+    recipe = comparison.recipe
+    tasks = [task.name for task in recipe.tasks]
+    rows = [row for row in (BASE, *map(expert_key, recipe.expert_names)) if row in scores.rows]
     cells: list[list[float | None]] = []
     measured = False
     for row in rows:

@@ -164,8 +164,8 @@ def read_scores(comparison: Comparison, models: Sequence[ComparedModel]) -> Scor
             rows = current_scores(recipe, test_set, folder)
             parts += _of_model(model, test_set, rows, folder / ANSWERS)
     if "oracle" in recipe.comparison.models:
-        own = {expert_key(task.name): task.name for task in recipe.tasks}
-        experts = [part for part in parts if own.get(part.row) == part.task]
+        own = {task: expert_key(expert) for task, expert in recipe.own_experts.items()}
+        experts = [part for part in parts if own.get(part.task) == part.row]
         parts += [replace(part, row=ORACLE, label=label(ORACLE)) for part in experts]
     return Scores(parts, replicates=recipe.comparison.replicates)
 

@@ -5,7 +5,7 @@ other single model of the same experts, and to need no task name in the prompt. 
 `combined`, the mean of the scores against the reference, with paired intervals.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from loramix.comparison.models import mixture_row
 from loramix.comparison.scores import Scores
@@ -25,13 +25,13 @@ def verdict(recipe: Recipe, scores: Scores) -> list[Claim]:
     mixture = mixture_row(next(iter(recipe.mixtures())))
     if mixture not in scores.rows:
         return []
-    tasks = [task.name for task in recipe.tasks]
-    told = {ORACLE, *(expert_key(task) for task in tasks)}  # they know the task, or one alone
-    claims = [_as_good(scores, mixture, task) for task in tasks]
+    tasks, with_expert = [task.name for task in recipe.tasks], list(recipe.own_experts)
+    told = {ORACLE, *map(expert_key, recipe.expert_names)}  # they know the task, or one alone
+    claims = [_as_good(scores, mixture, task) for task in with_expert]
     for other in scores.rows:
         if other != mixture and other not in told:
             claims.append(_better(scores, mixture, other, tasks))
-    claims.append(_keeps(scores, mixture, tasks))
+    claims.append(_keeps(scores, mixture, with_expert, without=set(tasks) - set(with_expert)))
     return [claim for claim in claims if claim is not None]
 
 
@@ -52,7 +52,10 @@ def _better(scores: Scores, mixture: str, other: str, tasks: Sequence[str]) -> C
     return Claim(text, _beyond(found, 0.0), _in_words(found))
 
 
-def _keeps(scores: Scores, mixture: str, tasks: Sequence[str]) -> Claim | None:
+def _keeps(
+    scores: Scores, mixture: str, tasks: Sequence[str], *, without: Collection[str]
+) -> Claim | None:
+    """Return the claim about `tasks`; those `without` an expert have nothing to keep."""
     means = [scores.over(row, "bare", tasks, _MEASURE) for row in (mixture, ORACLE, BASE)]
     known = [mean for mean in means if mean is not None]
     if len(known) < len(means):
@@ -61,6 +64,8 @@ def _keeps(scores: Scores, mixture: str, tasks: Sequence[str]) -> Claim | None:
         f"without any task name in the prompt, {scores.labels[mixture]} keeps {KEPT_GAIN:.0%} of "
         "what the right expert gains over base"
     )
+    if without:
+        text += f" (without {', '.join(sorted(without))}, which no expert is right for)"
     own, oracle, base = known
     gain = oracle - base
     if gain.low <= 0:

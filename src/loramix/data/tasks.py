@@ -10,6 +10,9 @@ from loramix.config import PLACEHOLDER, fill
 # so that they are the same on every machine.
 PACKAGE = "package:"
 
+# What `Task.expert` says beside the names of given adapters, none of which may be called so.
+OWN, NO_EXPERT = "own", "none"
+
 Metric = Literal["rouge", "bertscore", "haiku", "exact-match", "bleu", "chrf"]
 Format = Literal["auto", "columns", "prompt-completion", "messages", "instruction", "text"]
 Whitespace = Literal["keep", "lines", "collapse"]
@@ -73,6 +76,9 @@ class Task(BaseModel):
     paraphrases: the prompt in other words.
     inverse: a prompt that takes a target and asks for the input.
     samples: the number of cleaned samples to keep; None leaves it to the recipe.
+    expert: the adapter that is right for the task: `own`, which is trained on it and has its name,
+        one of the recipe's `experts` by name, or `none`. What a task without an expert asks is
+        answered and scored, and nothing learns from it but its own full finetune.
     max_input_tokens: the longest whole prompt, template included.
     """
 
@@ -96,6 +102,7 @@ class Task(BaseModel):
     cleaning: Cleaning = Cleaning()
     metrics: tuple[Metric, ...] = ("rouge", "bertscore")
     samples: int | None = Field(default=None, ge=1)
+    expert: str = OWN
     max_input_tokens: int = Field(default=512, ge=1)
     max_new_tokens: int = Field(default=64, ge=1)
 

@@ -1,13 +1,15 @@
 """The stage graph: the steps of a run, each with its settings, needs, outputs and work."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from loramix.data.catalogue import BUILT_IN
 from loramix.data.leaks import RECORD
 from loramix.data.tasks import Cleaning, Task
+from loramix.experiment.given import digests
+from loramix.experiment.recipe import Recipe
 from loramix.experiment.run import (
     CHECKPOINTS,
     LOSSES,
@@ -21,6 +23,7 @@ from loramix.experiment.stages import benchmark, evaluate, finetune, gate, lora,
 from loramix.experiment.training.gate_trainer import AUXILIARY_LOSSES
 from loramix.metrics.words import TOKENIZER
 from loramix.storage.card import METRICS
+from loramix.storage.files import path_part
 
 Settings = dict[str, object]
 
@@ -29,7 +32,10 @@ Settings = dict[str, object]
 PROMPT_FIELDS = frozenset({"name", "prompt", "max_input_tokens", "max_new_tokens"})
 METRIC_FIELDS = frozenset({"name", "metrics"})
 TEST_SET_FIELDS = frozenset({"paraphrases", "inverse"})  # of comparisons
-DATA_FIELDS = Task.model_fields.keys() - PROMPT_FIELDS - METRIC_FIELDS - TEST_SET_FIELDS | {"name"}
+EXPERT_FIELDS = frozenset({"expert"})  # see `expert_settings`
+DATA_FIELDS = (
+    Task.model_fields.keys() - PROMPT_FIELDS - METRIC_FIELDS - TEST_SET_FIELDS - EXPERT_FIELDS
+) | {"name"}
 # Fields of a task that finished runs know nothing of, with the value that is as if there were none.
 OLD_WAYS: Settings = {
     "format": "columns",
@@ -67,15 +73,19 @@ def run_steps(run: Run, sources: Mapping[str, str]) -> list[Step]:
 
     sources: a fingerprint of every task's data, by task.
     """
-    tasks = run.recipe.tasks
+    recipe = run.recipe
+    given = [_given(run, name) for name in recipe.experts]
     trained: list[Step] = []
-    for task in tasks:
+    for task in recipe.tasks:
         trained += _finetune(run, task)
-    for task in tasks:
+    for task in recipe.trained:
         trained += _lora(run, task)
+    for step, name in zip(given, recipe.experts, strict=True):
+        trained.append(_expert_answers(run, step, name))
     trained += _gate(run)
     answers = [step.key for step in trained if step.key.endswith("-answers")]
     return [
+        *given,  # first: what cannot be mixed is refused before hours of training
         _prepare(run, sources),
         _benchmark(run),
         *trained,
@@ -120,7 +130,7 @@ def _finetune(run: Run, task: Task) -> list[Step]:
 def _lora(run: Run, task: Task) -> list[Step]:
     folder = run.folder("lora", task.name)
     learn = Step(
-        lora_step(task),
+        lora_step(task.name),
         "lora",
         _training(run, "lora", [task]),
         ("prepare",),
@@ -128,8 +138,25 @@ def _lora(run: Run, task: Task) -> list[Step]:
         partial(lora.learn, run, task),
         scratch=folder / CHECKPOINTS,
     )
-    answer = partial(lora.answer, run, task)
-    return [learn, _answers(run, learn, folder, run.recipe.tasks, answer)]
+    return [learn, _expert_answers(run, learn, task.name)]
+
+
+def _given(run: Run, name: str) -> Step:
+    """Return the step that takes a given adapter over: again when its files change."""
+    spec = run.recipe.experts[name]
+    settings: Settings = {
+        **run.recipe.model_dump(mode="json", include={"base"}),
+        "adapter": {"files": digests(name, spec), "lossy": list(spec.lossy)},
+    }
+    work = partial(lora.take_over, run, name)
+    return Step(lora_step(name), "lora", settings, (), (run.adapter(name),), work)
+
+
+def _expert_answers(run: Run, learn: Step, name: str) -> Step:
+    """Return the step in which an expert answers all tasks, its own and the others."""
+    tasks, work = run.recipe.tasks, partial(lora.answer, run, name)
+    step = _answers(run, learn, run.folder("lora", name), tasks, work)
+    return step if "prepare" in learn.needs else replace(step, needs=("prepare", *step.needs))
 
 
 def _gate(run: Run) -> list[Step]:
@@ -137,8 +164,8 @@ def _gate(run: Run) -> list[Step]:
     learn = Step(
         "gate",
         "gate",
-        _training(run, "gate", tasks),
-        tuple(lora_step(task) for task in tasks),  # each of which needs `prepare`
+        {**_training(run, "gate", run.recipe.routed), **expert_settings(run.recipe)},
+        expert_steps(run.recipe),
         _outputs(folder, *GATE_OUTPUTS),
         partial(gate.learn, run),
         scratch=folder / CHECKPOINTS,
@@ -182,9 +209,24 @@ def _report(run: Run) -> Step:
     return Step("report", "report", settings, ("evaluate",), outputs, partial(report.run, run))
 
 
-def lora_step(task: Task) -> str:
-    """Return the key of the step that trains a task's adapter."""
-    return f"lora-{task.name}"
+def lora_step(expert: str) -> str:
+    """Return the key of the step that trains an expert's adapter, or takes a given one over."""
+    return f"lora-{path_part(expert)}"
+
+
+def expert_steps(recipe: Recipe) -> tuple[str, ...]:
+    """Return the keys of the steps that leave the samples and all experts."""
+    steps = tuple(map(lora_step, recipe.expert_names))
+    return ("prepare", *steps) if recipe.experts else steps  # trained experts need `prepare`
+
+
+def expert_settings(recipe: Recipe) -> Settings:
+    """Return which experts there are and whose tasks are whose, where a task could have another
+    than the one that is trained on it.
+    """
+    if recipe.trained == recipe.tasks and not recipe.experts:
+        return {}
+    return {"experts": {"order": recipe.expert_names, "of tasks": recipe.own_experts}}
 
 
 def task_settings(tasks: Iterable[Task], fields: Iterable[str]) -> list[Settings]:

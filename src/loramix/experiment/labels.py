@@ -10,9 +10,11 @@ _LABELS = {BASE: "base", FINETUNE: "full finetune", MIXTURE: "CGM LoRA", ORACLE:
 _EXPERT = "lora-"  # begins the keys of experts
 
 
-def expert_key(task: str) -> str:
-    """Return the key of the expert that was trained on a task."""
-    return f"{_EXPERT}{task}"
+def expert_key(expert: str) -> str:
+    """Return the key of an expert: of a trained one, which has its task's name, or of a given
+    one.
+    """
+    return f"{_EXPERT}{expert}"
 
 
 def label(key: str) -> str:
@@ -22,7 +24,7 @@ def label(key: str) -> str:
 
 def model_keys(recipe: Recipe) -> list[str]:
     """Return the keys of the run's models, in the order of its tables."""
-    return [BASE, FINETUNE, *(expert_key(task.name) for task in recipe.tasks), MIXTURE]
+    return [BASE, FINETUNE, *map(expert_key, recipe.expert_names), MIXTURE]
 
 
 def run_labels(recipe: Recipe) -> set[str]:

@@ -8,6 +8,7 @@ from pydantic_core import ErrorDetails
 from loramix.bases import loading
 from loramix.data.chat import chat_problem
 from loramix.data.sources import locate_all
+from loramix.data.tasks import NO_EXPERT, OWN
 from loramix.errors import DataError, LoramixError, did_you_mean
 from loramix.experiment.labels import run_labels
 from loramix.experiment.recipe import GateSpec, Recipe
@@ -19,7 +20,9 @@ def recipe_problems(recipe: Recipe) -> list[str]:
     return [
         *_missing_sources(recipe),
         *_repeated_names(recipe),
+        *_experts(recipe),
         *_missing_base(recipe),
+        *_given(recipe),
         *_chats(recipe),
         *_gates(recipe),
         *_mixtures(recipe),
@@ -38,6 +41,46 @@ def _repeated_names(recipe: Recipe) -> Iterator[str]:
     names = [task.name for task in recipe.tasks]
     if len(set(names)) < len(names):
         yield f"tasks: names must differ, found {names}"
+
+
+def _experts(recipe: Recipe) -> Iterator[str]:
+    """Yield the names of experts that cannot be, and tasks whose expert there is not."""
+    names, trained = recipe.expert_names, [task.name for task in recipe.trained]
+    for name in recipe.experts:
+        if name in (OWN, NO_EXPERT) or name != name.strip() or not name:
+            yield (
+                f"experts: '{name}' cannot be a name: it must not be empty, begin or end with a "
+                f"space, or be '{OWN}' or '{NO_EXPERT}', which tasks say for other things"
+            )
+        if name in trained:
+            yield (
+                f"experts: task '{name}' trains an expert of this name; choose another one, or let "
+                f"the task have the given one (expert: {name})"
+            )
+    for name in names:
+        if f"{name}-answers" in names:
+            yield f"experts: '{name}-answers' would be filed as the answers of '{name}'; rename it"
+    known = ", ".join(recipe.experts) or "there are none"
+    for task in recipe.routed:
+        if task.expert not in (OWN, *recipe.experts):
+            yield (
+                f"task '{task.name}': there is no expert '{task.expert}'"
+                f"{did_you_mean(task.expert, recipe.experts)}; a task's expert is '{OWN}', "
+                f"'{NO_EXPERT}' or one of `experts`: {known}"
+            )
+    if not recipe.routed:
+        yield (
+            "tasks: none has an expert, so there is nothing to train the gates on; say which "
+            "expert is right for one of them (expert: NAME)"
+        )
+
+
+def _given(recipe: Recipe) -> Iterator[str]:
+    """Yield the given adapters that cannot be had, or not be mixed on this base."""
+    if recipe.experts:
+        from loramix.experiment.given import given_problems  # reads tensors: torch takes seconds
+
+        yield from given_problems(recipe)
 
 
 def _missing_base(recipe: Recipe) -> Iterator[str]:
@@ -98,12 +141,18 @@ def _of_gates(recipe: Recipe, gate: GateSpec, key: str) -> Iterator[str]:
     # the base's kind matters to `arrow` alone; to learn it may need a download
     found = gate_problems(
         gate.config,
-        experts=len(recipe.tasks),
+        experts=len(recipe.expert_names),
         init=gate.init,
         encoder_decoder=gate.init == "arrow" and _is_encoder_decoder(recipe),
     )
     for setting, problem in found:
         yield f"{key}.{setting}: {problem}"
+    idle = [name for name in recipe.expert_names if name not in recipe.own_experts.values()]
+    if gate.init == "prototype" and idle:
+        yield (
+            f"{key}.init: 'prototype' takes prompts of every expert, and no task has the expert "
+            f"{', '.join(idle)}; give it a task (expert: {idle[0]}), or use init 'zero' or 'arrow'"
+        )
 
 
 def _is_encoder_decoder(recipe: Recipe) -> bool:

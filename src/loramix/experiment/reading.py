@@ -13,7 +13,7 @@ from loramix.data.sources import resolved
 from loramix.data.tasks import Task
 from loramix.errors import DataError, RecipeError, did_you_mean
 from loramix.experiment.problems import recipe_problems
-from loramix.experiment.recipe import Recipe
+from loramix.experiment.recipe import ExpertSpec, Recipe
 from loramix.storage.texts import EncodingError, read_text
 
 
@@ -186,6 +186,8 @@ def _siblings(location: tuple[int | str, ...]) -> list[str]:
     for part in location[:-1]:
         if part == "tasks":
             model = Task
+        elif part == "experts":
+            model = ExpertSpec
         elif isinstance(part, str) and part in model.model_fields:
             annotation = model.model_fields[part].annotation
             if isinstance(annotation, type) and issubclass(annotation, BaseModel):

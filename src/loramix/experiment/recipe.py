@@ -1,12 +1,13 @@
 """A recipe: everything that a run depends on, as checked settings; see `reading` for its YAML."""
 
+from pathlib import Path
 from typing import Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from loramix.config import Context, GateConfig
-from loramix.data.tasks import Task
+from loramix.data.tasks import NO_EXPERT, OWN, Task
 from loramix.mixture.problems import Init
 
 STAGES = ("prepare", "benchmark", "finetune", "lora", "gate", "evaluate", "report")
@@ -48,6 +49,36 @@ class BaseSpec(Strict):
     chat: bool = False
 
 
+class ExpertSpec(Strict):
+    """A given adapter, trained elsewhere; a text alone is its source.
+
+    source: a folder, relative to the current folder, or a Hub id, see
+        `loramix.storage.adapter_files.find_adapter`.
+    subfolder: of the source.
+    lossy: the parts of it that are left out, see `loramix.storage.experts.LOSSY`.
+    """
+
+    source: str = Field(min_length=1)
+    revision: str | None = None
+    subfolder: str | None = None
+    lossy: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _source_alone(cls, value: object) -> object:
+        return {"source": value} if isinstance(value, str) else value
+
+    @property
+    def place(self) -> str:
+        """The source and the folder in it, in the one text that names both."""
+        if self.subfolder is None:
+            return self.source
+        if Path(self.source).expanduser().exists():
+            return f"{self.source.rstrip('/')}/{self.subfolder}"
+        repository, at, revision = self.source.partition("@")
+        return f"{repository}/{self.subfolder}{at}{revision}"
+
+
 class TrainSpec(Strict):
     """A training of at most `epochs` passes over the training samples.
 
@@ -81,7 +112,7 @@ class FinetuneSpec(TrainSpec):
 
 
 class LoraSpec(TrainSpec):
-    """One LoRA adapter per task.
+    """One LoRA adapter for every task that trains its own.
 
     targets: names of linear layers; None: q, k, v and o of every attention block.
     """
@@ -97,9 +128,9 @@ class LoraSpec(TrainSpec):
 class GateSpec(TrainSpec, GateConfig):
     """The gates of the mixture and their training.
 
-    init: their start: at the uniform mixture (`zero`), at the `prototype` of each task's first
-        training prompts, or at the directions that each adapter amplifies most (`arrow`); see
-        `loramix.mixture.prototypes`.
+    init: their start: at the uniform mixture (`zero`), at the `prototype` of the first training
+        prompts of each expert's tasks, or at the directions that each adapter amplifies most
+        (`arrow`); see `loramix.mixture.prototypes`.
     entropy, balance, supervised: coefficients of the auxiliary losses, see
         `loramix.experiment.training.gate_losses`.
     bare: the share of the training prompts that are the input alone, without the task's prompt
@@ -178,6 +209,7 @@ class ComparisonSpec(Strict):
 class Recipe(Strict):
     """All settings of a run and of its comparison.
 
+    experts: given adapters by name, beside those that tasks train; see `Task.expert`.
     seed: of the splits and of every training.
     samples: kept of every task; None: as many as the smallest task has.
     """
@@ -185,6 +217,7 @@ class Recipe(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     seed: int = Field(default=0, ge=0)
     base: BaseSpec = BaseSpec()
+    experts: dict[str, ExpertSpec] = {}
     tasks: tuple[Task, ...] = Field(min_length=1)
     samples: int | None = Field(default=None, ge=1)
     finetune: FinetuneSpec = FinetuneSpec()
@@ -193,6 +226,26 @@ class Recipe(Strict):
     generation: GenerationSpec = GenerationSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     comparison: ComparisonSpec = ComparisonSpec()
+
+    @property
+    def trained(self) -> tuple[Task, ...]:
+        """The tasks that an adapter of their own is trained on."""
+        return tuple(task for task in self.tasks if task.expert == OWN)
+
+    @property
+    def routed(self) -> tuple[Task, ...]:
+        """The tasks that have an expert: gates learn from them, and so does what competes."""
+        return tuple(task for task in self.tasks if task.expert != NO_EXPERT)
+
+    @property
+    def expert_names(self) -> list[str]:
+        """The experts of the mixture in their order: the trained ones, then the given ones."""
+        return [*(task.name for task in self.trained), *self.experts]
+
+    @property
+    def own_experts(self) -> dict[str, str]:
+        """The name of its expert for every task that has one."""
+        return {task.name: task.name if task.expert == OWN else task.expert for task in self.routed}
 
     def mixtures(self) -> dict[str, GateSpec]:
         """Return the gates of every mixture of the comparison, by its name.

@@ -14,7 +14,7 @@ from loramix.experiment.labels import BASE, FINETUNE, MIXTURE, expert_key, label
 from loramix.experiment.recipe import GateSpec, Recipe, TrainSpec
 from loramix.report.content import LossRow
 from loramix.storage.experts import Expert, load_expert
-from loramix.storage.files import read_csv
+from loramix.storage.files import path_part, read_csv
 
 CHECKPOINTS = "checkpoints"  # in the folder of a model, while it is trained
 MODELS = "models"  # in the folder of a model: what training left
@@ -54,11 +54,11 @@ class Run:
         recipe = self.recipe.model_copy(update={"gate": gate, "seed": seed})
         return replace(self, recipe=recipe)
 
-    def folder(self, stage: str, task: str | None = None) -> Path:
-        """Return a stage's folder; finetune and lora have one for every task."""
+    def folder(self, stage: str, part: str | None = None) -> Path:
+        """Return a stage's folder; finetune has one for every task, lora one for every expert."""
         # not the stages' names: finished run folders have these
         folder = self.root / {"prepare": "data", "gate": "cgm"}.get(stage, stage)
-        return folder / task if task else folder
+        return folder / path_part(part) if part else folder
 
     @property
     def manifest_file(self) -> Path:
@@ -99,13 +99,21 @@ class Run:
         base.model.to(accelerator())
         return base
 
-    def adapter(self, task: Task) -> Path:
-        """Return the folder of the adapter that was trained on a task."""
-        return self.folder("lora", task.name) / MODELS
+    def adapter(self, expert: str) -> Path:
+        """Return the folder of an expert's adapter: as it was trained, or as it was given."""
+        return self.folder("lora", expert) / MODELS
 
     def experts(self) -> list[Expert]:
-        """Return the adapters of all tasks, in the order of the recipe."""
-        return [load_expert(task.name, self.adapter(task)) for task in self.recipe.tasks]
+        """Return all experts in their order, the given ones with the places they came from."""
+        experts = []
+        for name in self.recipe.expert_names:
+            expert, given = load_expert(name, self.adapter(name)), self.recipe.experts.get(name)
+            if given is not None:
+                expert = replace(
+                    expert, source=given.place, revision=given.revision, lossy=given.lossy
+                )
+            experts.append(expert)
+        return experts
 
     def answer_folders(self) -> dict[str, dict[str, Path]]:
         """Return the folders of the answers, by model and then by the tasks that it answers.
@@ -115,8 +123,8 @@ class Run:
         tasks = [task.name for task in self.recipe.tasks]
         folders = {BASE: dict.fromkeys(tasks, self.folder("benchmark"))}
         folders[FINETUNE] = {task: self.folder("finetune", task) for task in tasks}
-        for task in tasks:
-            folders[expert_key(task)] = dict.fromkeys(tasks, self.folder("lora", task))
+        for expert in self.recipe.expert_names:
+            folders[expert_key(expert)] = dict.fromkeys(tasks, self.folder("lora", expert))
         folders[MIXTURE] = dict.fromkeys(tasks, self.folder("gate"))
         return folders
 
@@ -126,7 +134,8 @@ class Run:
         files = {
             f"{label(FINETUNE)}, {task}": self.folder("finetune", task) / LOSSES for task in tasks
         }
-        files |= {label(expert_key(task)): self.folder("lora", task) / LOSSES for task in tasks}
+        for task in self.recipe.trained:
+            files[label(expert_key(task.name))] = self.folder("lora", task.name) / LOSSES
         return {**files, f"gates of {label(MIXTURE)}": self.folder("gate") / LOSSES}
 
 

@@ -18,6 +18,7 @@ import yaml
 from loramix.bases.loading import resolve_revision
 from loramix.data.sources import pinned, source_fingerprint
 from loramix.errors import StageError, did_you_mean
+from loramix.experiment import given
 from loramix.experiment.graph import Step, run_steps
 from loramix.experiment.processes import refuse_several_processes
 from loramix.experiment.recipe import STAGES, Recipe
@@ -47,12 +48,17 @@ def run(recipe: Recipe, root: Path, *, stage: str | None = None) -> Run:
 
 
 def begin(recipe: Recipe, folder: Path) -> dict[str, str]:
-    """Write the resolved recipe, package versions and data fingerprints to `folder`.
+    """Write the resolved recipe, package versions and the fingerprints of data and given adapters
+    to `folder`.
 
-    Returns the fingerprints by task.
+    Returns the fingerprints of the data by task.
     """
     sources = {task.name: source_fingerprint(task) for task in recipe.tasks}
-    environment = {"versions": versions(), "sources": sources}
+    environment: dict[str, object] = {"versions": versions(), "sources": sources}
+    if recipe.experts:
+        environment["experts"] = {
+            name: given.digests(name, spec) for name, spec in recipe.experts.items()
+        }
     write_text(folder / RECIPE, recipe.to_yaml())
     write_text(folder / "environment.json", json.dumps(environment, indent=2))
     return sources
@@ -77,17 +83,19 @@ def versions() -> dict[str, str]:
 
 
 def pin(recipe: Recipe, earlier: Path) -> Recipe:
-    """Return the recipe with the commits of its Hub model and data.
+    """Return the recipe with the commits of its Hub model, data and adapters.
 
     earlier: the file of the recipe with which the same folder was begun, if there is one: a run
         goes on with the commits that it began with.
     """
     model_commits: dict[str, str | None] = {}
     data_commits: dict[str, str | None] = {}
+    adapters: dict[str, dict[str, str | None]] = {}
     if earlier.is_file():
         began = yaml.safe_load(earlier.read_text(encoding="utf-8"))
         model_commits[began["base"]["name"]] = began["base"]["revision"]
         data_commits = {str(task["source"]): task["revision"] for task in began["tasks"]}
+        adapters = began.get("experts", {})
     base = recipe.base
     revision = resolve_revision(base.name, base.revision or model_commits.get(base.name))
     tasks = []
@@ -95,7 +103,11 @@ def pin(recipe: Recipe, earlier: Path) -> Recipe:
         commit = task.revision or data_commits.get(str(task.source))
         tasks.append(pinned(task.model_copy(update={"revision": commit})))
     base = base.model_copy(update={"revision": revision})
-    return recipe.model_copy(update={"base": base, "tasks": tuple(tasks)})
+    experts = {
+        name: given.pinned(name, spec, began=adapters.get(name))
+        for name, spec in recipe.experts.items()
+    }
+    return recipe.model_copy(update={"base": base, "experts": experts, "tasks": tuple(tasks)})
 
 
 def fingerprint(step: Step, known: Mapping[str, str]) -> str:

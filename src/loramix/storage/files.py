@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from stat import S_IMODE
 from threading import RLock
+from urllib.parse import quote
 
 from loramix.errors import DataError, OutputError
 
@@ -58,6 +59,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         _swap(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def path_part(name: str) -> str:
+    """Return the name of a file or folder for an expert's name, which may hold what a path must
+    not; different ones for different names.
+    """
+    quoted = quote(name, safe=" ").replace("..", "%2E%2E")
+    return "%2E" if quoted == "." else quoted
 
 
 def check_replaceable(path: Path, marker: str) -> None:

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
-from urllib.parse import quote
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -29,7 +28,7 @@ from loramix.storage.adapter_config import ADAPTER_CONFIG
 from loramix.storage.adapter_files import ADAPTER_WEIGHTS, read_tensors
 from loramix.storage.card import write_card
 from loramix.storage.experts import LOADED, Expert, load_expert
-from loramix.storage.files import atomic_folder, check_replaceable, sha256
+from loramix.storage.files import atomic_folder, check_replaceable, path_part, sha256
 from loramix.storage.hub import find
 from loramix.storage.manifest import CONFIG, ExpertRecord, MixtureConfig, read_config
 
@@ -153,8 +152,7 @@ def _folder(path: str | Path, revision: str | None) -> Path:
 
 def _record(expert: Expert, root: Path, *, copied: bool) -> ExpertRecord:
     """Copy the expert into the mixture's folder, unless it is only referred to, and describe it."""
-    name = quote(expert.name, safe=" ").replace("..", "%2E%2E")  # it may hold what a path must not
-    inner = f"{_EXPERTS}/{name}"
+    inner = f"{_EXPERTS}/{path_part(expert.name)}"
     files = _copy(expert, root / inner) if copied else (expert.config_file, expert.weights_file)
     return ExpertRecord(
         name=expert.name,

@@ -1,5 +1,5 @@
-"""Joint: one adapter of all tasks, trained on them in turn, with as many parameters as the experts
-together.
+"""Joint: one adapter of all tasks that have an expert, trained on them in turn, with as many
+parameters as the experts together; a given one counts as much as one that is trained.
 """
 
 from contextlib import AbstractContextManager
@@ -24,7 +24,7 @@ def settings(recipe: Recipe) -> Settings:
 def fit(run: Run, folder: Path) -> None:
     """Train the adapter."""
     title = "LoRA of all tasks at once"
-    learn_adapter(run, _spec(run.recipe), run.recipe.tasks, folder=folder, title=title)
+    learn_adapter(run, _spec(run.recipe), run.recipe.routed, folder=folder, title=title)
 
 
 def load(run: Run, folder: Path, base: Base) -> AbstractContextManager[PeftModel]:
@@ -36,7 +36,7 @@ def _spec(recipe: Recipe) -> LoraSpec:
     """Return the experts' settings with their ranks added up, and alpha with them: the update keeps
     its scale.
     """
-    spec, count = recipe.lora, len(recipe.tasks)
+    spec, count = recipe.lora, len(recipe.expert_names)
     return spec.model_copy(update={"rank": spec.rank * count, "alpha": spec.alpha * count})
 
 

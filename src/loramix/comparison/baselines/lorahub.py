@@ -20,6 +20,7 @@ from loramix.comparison.baselines.shared import (
     search_weights,
 )
 from loramix.errors import MissingExtraError
+from loramix.experiment.given import unequal_ranks
 from loramix.experiment.graph import Settings
 from loramix.experiment.progress import track
 from loramix.experiment.recipe import Recipe
@@ -28,6 +29,12 @@ from loramix.mixture.model import MixtureModel
 
 BOUND, PENALTY = 1.5, 0.05  # of the paper
 FIRST_STEP = 0.5  # standard deviation of the search's first steps
+
+
+def problem(recipe: Recipe) -> str | None:
+    """Return why LoraHub cannot compose the experts' matrices; None if it can."""
+    unequal = unequal_ranks(recipe)
+    return f"LoraHub needs experts of one rank: {unequal}" if unequal else None
 
 
 def settings(recipe: Recipe) -> Settings:
@@ -42,7 +49,7 @@ def fit(run: Run, folder: Path) -> None:
         import cma
     except ImportError as error:
         raise MissingExtraError("cma", "comparison") from error
-    experts, steps = len(run.recipe.tasks), run.recipe.comparison.search_steps
+    experts, steps = len(run.recipe.expert_names), run.recipe.comparison.search_steps
     options = {"bounds": [-BOUND, BOUND], "seed": run.recipe.seed + 1, "verbose": -9}
     strategy = cma.CMAEvolutionStrategy([1 / experts] * experts, FIRST_STEP, options)
 
@@ -74,4 +81,5 @@ BASELINE = Baseline(
     fit=fit,
     leaves=SEARCH_LEAVES,
     settings=settings,
+    problem=problem,
 )

@@ -3,6 +3,7 @@ such weights, a merge by PEFT.
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 
 from loramix.bases.loading import Base
 from loramix.config import GateConfig, Mixing
@@ -34,7 +36,7 @@ def with_adapter(base: Base, folder: Path) -> Iterator[PeftModel]:
 
 
 def untrained_mixture(run: Run, base: Base, gate: GateConfig) -> MixtureModel:
-    """Return an untrained mixture of the experts that a run has trained."""
+    """Return an untrained mixture of a run's experts."""
     return MixtureModel(
         base.model, run.experts(), gate, base_name=base.name, revision=base.revision
     )
@@ -66,18 +68,18 @@ def search_weights(
     """Write the best weights of a search, all that were tried, and the record of the samples to
     `folder`.
 
-    search: takes the mean of the tasks' validation losses as a function of the weights, and returns
-        rows of weights and their score, the lower the better.
+    search: takes the mean validation loss of the tasks that have an expert, as a function of the
+        weights, and returns rows of weights and their score, the lower the better.
     """
     recipe, base = run.recipe, run.load_base()
     mixture = untrained_mixture(run, base, GateConfig(mixing=mixing))
-    names = [task.name for task in recipe.tasks]
+    names = recipe.expert_names
     samples = [
         run.manifest.of(task, "validation")[: recipe.comparison.search_samples]
-        for task in recipe.tasks
+        for task in recipe.routed
     ]
     encoded = []
-    for task, part in zip(recipe.tasks, samples, strict=True):
+    for task, part in zip(recipe.routed, samples, strict=True):
         asked = [(task, sample.input, sample.target) for sample in part]
         encoded.append(encode_all(mixture, base.tokenizer, recipe, asked))
 
@@ -104,22 +106,24 @@ def merge(run: Run, folder: Path, *, combination: str) -> None:
     """Write the run's experts, merged by PEFT into one adapter, to `folder`/models.
 
     The merges act on the experts' whole updates B A, not on the matrices one by one, and the result
-    is cut back to an adapter of the experts' ranks together. Every expert has weight 1.
+    is cut back to an adapter of the experts' ranks together, or of the full rank of the smallest
+    layer. Every expert has weight 1.
     """
     recipe, base = run.recipe, run.load_base(dtype="float32")
-    first, *others = recipe.tasks
-    model = PeftModel.from_pretrained(base.model, run.adapter(first), adapter_name=first.name)
-    for task in others:
-        model.load_adapter(run.adapter(task), adapter_name=task.name)
+    # PEFT's names of adapters may not hold a dot
+    adapters = {str(index): run.adapter(name) for index, name in enumerate(recipe.expert_names)}
+    model = PeftModel.from_pretrained(base.model, adapters["0"], adapter_name="0")
+    for name, adapter in list(adapters.items())[1:]:
+        model.load_adapter(adapter, adapter_name=name)
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)  # DARE drops at random
         model.add_weighted_adapter(
-            [task.name for task in recipe.tasks],
-            [1.0] * len(recipe.tasks),
+            list(adapters),
+            [1.0] * len(adapters),
             "merged",
             combination_type=combination,
             density=recipe.comparison.density,
-            svd_rank=recipe.lora.rank * len(recipe.tasks),
+            svd_rank=_merged_rank(model),
         )
     with atomic_folder(folder / MODELS) as models:
         model.save_pretrained(models, selected_adapters=["merged"], save_embedding_layers=False)
@@ -127,3 +131,15 @@ def merge(run: Run, folder: Path, *, combination: str) -> None:
         for file in (models / "merged").iterdir():
             file.rename(models / file.name)
         (models / "merged").rmdir()
+
+
+def _merged_rank(model: PeftModel) -> int:
+    """Return the ranks of all adapters of a model together, but no more than the least that an
+    adapted layer can have.
+    """
+    ranks: int = sum(config.r for config in model.peft_config.values())
+    limit = sys.maxsize
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            limit = min(limit, module.in_features, module.out_features)
+    return min(ranks, limit)

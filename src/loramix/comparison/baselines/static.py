@@ -33,7 +33,7 @@ def settings(recipe: Recipe) -> Settings:
 
 def fit(run: Run, folder: Path) -> None:
     """Write the weights of the grid with the lowest mean of the tasks' validation losses."""
-    points = list(itertools.product(GRID, repeat=len(run.recipe.tasks)))
+    points = list(itertools.product(GRID, repeat=len(run.recipe.expert_names)))
     if len(points) > MOST_POINTS:
         generator = torch.Generator().manual_seed(run.recipe.seed)
         chosen = torch.randperm(len(points), generator=generator)[:MOST_POINTS]

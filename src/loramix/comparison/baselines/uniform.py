@@ -12,7 +12,7 @@ from loramix.mixture.model import MixtureModel
 
 def load(run: Run, folder: Path, base: Base) -> AbstractContextManager[MixtureModel]:
     """Return the run's experts at equal weights."""
-    names = [task.name for task in run.recipe.tasks]
+    names = run.recipe.expert_names
     return at_weights(run, base, dict.fromkeys(names, 1 / len(names)), mixing="output")
 
 

@@ -55,7 +55,7 @@ def fit(run: Run, folder: Path) -> None:
         model,
         base.tokenizer,
         spec,
-        recipe.tasks,
+        recipe.routed,
         folder=folder,
         label="classifier of X-LoRA",
     )
@@ -74,8 +74,8 @@ def load(run: Run, folder: Path, base: Base) -> Iterator[PeftModel]:
 def untrained(run: Run, base: Base) -> PeftModel:
     """Return X-LoRA over the run's experts before its training; the same one for the same seed."""
     base.model.config.use_cache = False
-    tasks = run.recipe.tasks
-    adapters = {str(index): str(run.adapter(task)) for index, task in enumerate(tasks)}
+    names = run.recipe.expert_names
+    adapters = {str(index): str(run.adapter(name)) for index, name in enumerate(names)}
     with torch.random.fork_rng():
         torch.manual_seed(run.recipe.seed)
         config = XLoraConfig(

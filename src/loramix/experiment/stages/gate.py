@@ -1,4 +1,6 @@
-"""Gate: all adapters frozen in one mixture, its gates trained on every task in turn."""
+"""Gate: all adapters frozen in one mixture, its gates trained in turn on every task that has an
+expert.
+"""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -33,8 +35,9 @@ def learn(run: Run) -> None:
 
 def learn_gates(run: Run, *, folder: Path, title: str) -> None:
     """Write the mixture of the recipe's `gate` and `seed`, and its gates' losses, to `folder`."""
-    base, spec, tasks = run.load_base(), run.recipe.gate, run.recipe.tasks
+    base, spec, tasks = run.load_base(), run.recipe.gate, run.recipe.routed
     mixture = _untrained(run, base)
+    own = [run.recipe.own_experts[task.name] for task in tasks]
     if spec.init == "prototype":
         from_examples(mixture, _examples(run, mixture, base.tokenizer), sharpness=SHARPNESS)
     elif spec.init == "arrow":
@@ -47,7 +50,9 @@ def learn_gates(run: Run, *, folder: Path, title: str) -> None:
         tasks,
         folder=folder,
         label=f"gates of {title}",
-        trainer_class=partial(GateTrainer, spec=spec, tasks=tasks),
+        trainer_class=partial(
+            GateTrainer, spec=spec, tasks=tasks, own=own, experts=mixture.expert_names
+        ),
         bare=spec.bare,
     )
     mixture.save_pretrained(folder / MODELS)
@@ -96,17 +101,18 @@ def _untrained(run: Run, base: Base) -> MixtureModel:
 def _examples(
     run: Run, mixture: MixtureModel, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, list[dict[str, torch.Tensor]]]:
-    """Return the first training prompts of every task, one by one."""
+    """Return the first training prompts of every expert's tasks, one by one."""
     recipe, bare = run.recipe, run.recipe.gate.bare
-    chosen = run.training_samples(recipe.gate, recipe.tasks)["train"]
-    examples = {}
-    for task, samples in zip(recipe.tasks, chosen, strict=True):
+    chosen = run.training_samples(recipe.gate, recipe.routed)["train"]
+    examples: dict[str, list[dict[str, torch.Tensor]]] = {}
+    for task, samples in zip(recipe.routed, chosen, strict=True):
         asked = [
             (as_trained(task, sample, bare=bare), sample.input, None)
             for sample in samples[:EXAMPLES]
         ]
         encoded = encode_all(mixture, tokenizer, recipe, asked)
-        examples[task.name] = list(prompt_batches(mixture, tokenizer, encoded, size=1))
+        prompts = list(prompt_batches(mixture, tokenizer, encoded, size=1))
+        examples.setdefault(recipe.own_experts[task.name], []).extend(prompts)
     return examples
 
 

@@ -1,4 +1,6 @@
-"""LoRA finetune: one adapter per task, trained alone on a frozen base with PEFT."""
+"""LoRA finetune: one adapter for every task that trains its own, alone on a frozen base with PEFT;
+given adapters are taken over.
+"""
 
 import json
 from collections.abc import Sequence
@@ -12,10 +14,15 @@ from loramix.bases.loading import Base
 from loramix.data.tasks import Task
 from loramix.errors import StageError
 from loramix.experiment.answers import write_answers
+from loramix.experiment.given import read_given
 from loramix.experiment.labels import expert_key, label
 from loramix.experiment.recipe import LoraSpec
 from loramix.experiment.run import MODELS, Run
 from loramix.experiment.training.trainer import train
+from loramix.mixture.fitting import fitted
+from loramix.mixture.linear import is_transposed
+from loramix.storage.experts import LowRank
+from loramix.storage.export import short_names, write_adapter
 from loramix.storage.files import atomic_folder
 
 # as T5, Llama, BART and GPT-2 name them
@@ -40,17 +47,44 @@ def learn_adapter(
         _name_base(models / "adapter_config.json", run.recipe.base.name)
 
 
-def answer(run: Run, task: Task) -> None:
-    """Write the adapter's answers to every task under lora/<task>."""
+def take_over(run: Run, name: str) -> None:
+    """Write a given adapter to lora/<expert> as it acts on the recipe's base.
+
+    In one plain form, whatever PEFT made it with: scale 1, one rank, layers by name, nothing of
+    what is left out. So it can be merged and routed like the trained ones.
+    """
     base = run.load_base()
-    model = PeftModel.from_pretrained(base.model, run.adapter(task))
+    updates = fitted(read_given(name, run.recipe.experts[name]), base.model).updates
+    modules = dict(base.model.named_modules())
+    plain = {
+        layer: LowRank(
+            updates[layer].down_RD.float(), updates[layer].up_OR.float() * updates[layer].scale, 1.0
+        )
+        for layer in modules
+        if layer in updates
+    }
+    write_adapter(
+        plain,
+        run.adapter(name),
+        targets=short_names(plain, list(modules)),
+        fan_in_fan_out=any(is_transposed(modules[layer]) for layer in plain),
+        base_name=base.name,
+        revision=base.revision,
+        task_type="SEQ_2_SEQ_LM" if base.model.config.is_encoder_decoder else "CAUSAL_LM",
+    )
+
+
+def answer(run: Run, expert: str) -> None:
+    """Write the adapter's answers to every task under lora/<expert>."""
+    base = run.load_base()
+    model = PeftModel.from_pretrained(base.model, run.adapter(expert))
     write_answers(
         run,
         model,
         base.tokenizer,
-        folder=run.folder("lora", task.name),
+        folder=run.folder("lora", expert),
         tasks=run.recipe.tasks,
-        label=label(expert_key(task.name)),
+        label=label(expert_key(expert)),
     )
 
 

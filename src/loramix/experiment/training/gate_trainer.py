@@ -25,15 +25,24 @@ _WEIGHT = "weight/"  # begins the names under which the log keeps mean weights
 class GateTrainer(MixingTrainer):
     """Trainer that measures the gates' auxiliary losses, and adds those with a coefficient.
 
-    A batch holds one task, whose expert has the task's index in the mixture. The balance over tasks
-    takes the other tasks' means from their last batches.
+    A batch holds one task. The balance takes the other tasks' means from their last batches; an
+    expert's tasks count as one.
+
+    own: the expert of every task. experts: those of the mixture, in its order.
     """
 
     def __init__(
-        self, *args: object, spec: GateSpec, tasks: Sequence[Task], **kwargs: object
+        self,
+        *args: object,
+        spec: GateSpec,
+        tasks: Sequence[Task],
+        own: Sequence[str],
+        experts: Sequence[str],
+        **kwargs: object,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._tasks = [task.name for task in tasks]
+        self._tasks, self._experts = [task.name for task in tasks], list(experts)
+        self._own = [self._experts.index(expert) for expert in own]
         self._coefficients = {name: float(getattr(spec, name)) for name in AUXILIARY}
         self._measured: dict[str, list[float]] = defaultdict(list)  # since the last log entry
         self._last_means: dict[int, Tensor] = {}  # (L, E) by task index, detached
@@ -85,7 +94,7 @@ class GateTrainer(MixingTrainer):
             for key in entry:
                 if key.startswith(_WEIGHT):  # weight/<task>/<expert>, both by index
                     task, expert = map(int, key.removeprefix(_WEIGHT).split("/"))
-                    weights.append((step, self._tasks[task], self._tasks[expert], entry[key]))
+                    weights.append((step, self._tasks[task], self._experts[expert], entry[key]))
         write_csv(folder / AUXILIARY_LOSSES, ("step", "epoch", *AUXILIARY), losses)
         write_csv(folder / ROUTING_STEPS, ROUTING_STEP_COLUMNS, weights)
 
@@ -93,10 +102,14 @@ class GateTrainer(MixingTrainer):
         """Return every auxiliary loss, the mean over layers."""
         weights_LBE = torch.stack([each.row_mean for each in used.values()])
         means_LE = weights_LBE.mean(1)
-        others = [means for other, means in self._last_means.items() if other != task]
+        by_expert = {self._own[task]: [means_LE]}
+        for other, means in self._last_means.items():
+            if other != task:
+                by_expert.setdefault(self._own[other], []).append(means)
         self._last_means[task] = means_LE.detach()
+        uses = [torch.stack(of_expert).mean(0) for of_expert in by_expert.values()]
         return {
             "entropy": entropy(weights_LBE).mean(),
-            "balance": imbalance(torch.stack([means_LE, *others], dim=1)),
-            "supervised": label_loss(weights_LBE, task),
+            "balance": imbalance(torch.stack(uses, dim=1)),
+            "supervised": label_loss(weights_LBE, self._own[task]),
         }
