@@ -111,13 +111,13 @@ def _examples(prepared: "Prepared") -> "Iterator[tuple[str, str]]":
 
 
 def _cut(task: "Task", encoded: "Sequence[Encoded]") -> str:
-    """Return how many of the first samples reach the task's limits."""
-    inputs = sum(len(sample.prompt) >= task.max_input_tokens for sample in encoded)
-    targets = sum(len(sample.target) >= task.max_new_tokens for sample in encoded)
+    """Return how many of the first samples are longer than the task's limits."""
+    inputs = sum(sample.input_cut for sample in encoded)
+    targets = sum(sample.target_cut for sample in encoded)
     return (
-        f"  at the limit, and cut where longer: {inputs:,} of {len(encoded):,} prompts "
-        f"(max_input_tokens {task.max_input_tokens}), {targets:,} targets (max_new_tokens "
-        f"{task.max_new_tokens})"
+        f"  cut, of {len(encoded):,} samples: {inputs:,} inputs "
+        f"(max_input_tokens {task.max_input_tokens}), {targets:,} targets "
+        f"(max_new_tokens {task.max_new_tokens})"
     )
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from loramix.data import chats
+from loramix.data import messages
 from loramix.data.tasks import Cleaning, Pair, Split, Task
 from loramix.data.texts import digest, normalise, tidy, whole_characters
 
@@ -91,13 +91,13 @@ def without_overlaps(task: Task, parts: Mapping[Split, Cleaned]) -> Cleaned:
 
 def plain(task: Task, pair: Pair) -> Pair:
     """Return the words of a pair, by which it is measured and compared."""
-    source = chats.plain_text(pair[0]) if task.conversational else pair[0]
+    source = messages.plain_text(pair[0]) if task.conversational else pair[0]
     return normalise(source).casefold(), normalise(pair[1]).casefold()
 
 
 def split_key(task: Task, pair: Pair) -> str:
     """Return what decides on the split of a pair: its input, or the opening of its conversation."""
-    return chats.opening(pair[0]) if task.conversational else pair[0]
+    return messages.opening(pair[0]) if task.conversational else pair[0]
 
 
 def pair_id(pair: Pair) -> str:
@@ -111,7 +111,7 @@ def _tidied(task: Task, pair: Pair) -> Pair:
 
     if not task.conversational:
         return change(pair[0]), change(pair[1])
-    source, target = chats.changed(pair, change)
+    source, target = messages.changed(pair, change)
     return whole_characters(source), whole_characters(target)  # of keys that are no content
 
 

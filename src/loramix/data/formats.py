@@ -12,8 +12,8 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from loramix.data.chats import are_messages, samples_of
 from loramix.data.choices import MultipleChoice, multiple_choice
+from loramix.data.messages import are_messages, samples_of
 from loramix.data.tables import Row
 from loramix.data.tasks import Format, Pair, Task
 from loramix.errors import DataError, did_you_mean

@@ -1,4 +1,4 @@
-"""Chats: the messages of a source, one sample for every answer of the assistant.
+"""Messages of chats as sources hold them: one sample for every answer of the assistant.
 
 A message is `{"role": ..., "content": ...}` or, in ShareGPT's words, `{"from": ..., "value": ...}`.
 All other keys, such as `tool_calls` and `reasoning_content`, are passed on.
