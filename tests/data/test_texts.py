@@ -94,3 +94,28 @@ def test_the_metric_haiku_refuses_references_of_another_form(target: str, tmp_pa
         prepare([task], samples=None, seed=0)
     plain = task.model_copy(update={"metrics": ("rouge",)})
     assert prepare([plain], samples=None, seed=0)["t"].counts["kept"] == 60
+
+
+@pytest.mark.parametrize(
+    "poem",
+    [
+        "古池や{} / 蛙飛び込む / 水の音",
+        "старый пруд {}\nпрыгнула лягушка\nвсплеск",
+        "고요 {} / 개구리 / 물",
+    ],
+)
+def test_the_metric_haiku_refuses_references_in_other_scripts(poem: str, tmp_path: Path) -> None:
+    rows = [(f"word {number}", poem.format(number)) for number in range(60)]
+    source = write_jsonl(tmp_path / "a.jsonl", rows)
+    with pytest.raises(
+        DataError, match=r"'t': 100% of the 60 references are in another script.* English syllables"
+    ):
+        prepare([make_task(source, metrics=("rouge", "haiku"))], samples=None, seed=0)
+    assert prepare([make_task(source, metrics=("rouge", "chrf"))], samples=None, seed=0)
+
+
+def test_some_poems_in_other_scripts_and_accents_are_no_reason_to_refuse(tmp_path: Path) -> None:
+    rows = [(f"word {number}", f"café {number} / déjà vu / naïveté") for number in range(40)]
+    rows += [(f"mot {number}", f"古池や {number} / 蛙 / 水の音") for number in range(20)]
+    task = make_task(write_jsonl(tmp_path / "a.jsonl", rows), metrics=("haiku",))
+    assert len(prepare([task], samples=None, seed=0)["t"].samples) == 60

@@ -5,11 +5,14 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+import regex
+
 from loramix.data.tasks import Task, Whitespace
 from loramix.errors import DataError
 
 LINES_OF_HAIKU = 3
 FEWEST_IN_FORM = 0.1  # of a task's references; below, the data are no haikus in lines
+_LETTER, _LATIN = regex.compile(r"\p{L}"), regex.compile(r"\p{Latin}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -59,9 +62,19 @@ def poem_lines(text: str) -> list[str]:
 
 
 def refuse_other_forms(task: Task, targets: Sequence[str]) -> None:
-    """Raise DataError if hardly any target of a task with the metric haiku has three lines."""
+    """Raise DataError if a task with the metric haiku has references that it cannot measure: hardly
+    any of three lines, or most of them in another script than Latin.
+    """
     if "haiku" not in task.metrics or not targets:
         return
+    foreign = [target for target in targets if _is_foreign(target)]
+    if len(foreign) > len(targets) / 2:
+        raise DataError(
+            f"task '{task.name}': {len(foreign) / len(targets):.0%} of the {len(targets):,} "
+            "references are in another script than Latin, and the metric haiku counts English "
+            f"syllables; the first is {foreign[0][:80]!r}; leave haiku out of the task's metrics "
+            "(rouge and chrf measure every script)"
+        )
     in_form = sum(len(poem_lines(target)) == LINES_OF_HAIKU for target in targets)
     if in_form < FEWEST_IN_FORM * len(targets):
         raise DataError(
@@ -70,3 +83,8 @@ def refuse_other_forms(task: Task, targets: Sequence[str]) -> None:
             f"breaks; the first reference is {targets[0][:80]!r}; give the column "
             f"'{task.target_column}' its lines, or leave haiku out of the task's metrics"
         )
+
+
+def _is_foreign(text: str) -> bool:
+    """Return whether most letters of `text` are not Latin."""
+    return len(_LETTER.findall(text)) > 2 * len(_LATIN.findall(text))

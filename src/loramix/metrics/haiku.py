@@ -1,4 +1,9 @@
-"""The form of a haiku: three lines of five, seven and five syllables."""
+"""The form of a haiku: three lines of five, seven and five English syllables.
+
+Words in another script than Latin count no syllables, so that such an answer among English ones is
+of another form; tasks whose references are in other scripts are refused when their data is read
+(`loramix.data.texts.refuse_other_forms`).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
