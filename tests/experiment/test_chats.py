@@ -200,3 +200,15 @@ def test_a_chat_task_runs_from_its_file_to_its_page(folder: Path, tmp_path: Path
     assert rows[0]["reference"].replace("<", "&lt;").replace(">", "&gt;") in page
     mixture = MixtureModel.from_pretrained(tmp_path / "run" / "cgm" / "models")
     assert mixture.prompting.chat
+
+
+def test_lm_eval_ends_an_answer_with_its_turn(mixture: Path) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    from lm_eval.api.instance import Instance
+
+    from loramix.harness import MixtureLM
+
+    harness = MixtureLM(str(mixture), device="cpu")
+    context = harness.apply_chat_template(TURNS)
+    asked = Instance("generate_until", {}, (context, {"until": ["\n\n"], "max_gen_toks": CAP}), 0)
+    assert harness.generate_until([asked], disable_tqdm=True) == [ANSWER]
