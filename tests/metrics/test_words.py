@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
 
 from loramix.metrics.diversity import distinct, repetition, words
 from loramix.metrics.matching import exact_match, keyword_use
@@ -143,3 +145,23 @@ def test_half_of_the_words_are_half_of_the_score() -> None:
 @pytest.mark.parametrize("text", ["", " \n", "…", "--"])
 def test_texts_without_words_have_no_rouge(text: str) -> None:
     assert rouge([text, text, "水"], [text, "水", text]) == {kind: [0.0] * 3 for kind in KINDS}
+
+
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        ("我在2020年买了iPhone 12，价格是¥5,999.00。", "我在2021年买了iPhone 12，价格：¥4,999。"),
+        ("今天，天气很好。Hello, world!", "今天天气不好（很冷）。Hello, you!"),
+    ],
+)
+def test_bleu_of_chinese_is_that_of_sacrebleu_for_chinese(text: str, reference: str) -> None:
+    expected = BLEU(effective_order=True, tokenize="zh").sentence_score(text, [reference]).score
+    assert 0 < expected < 100
+    assert bleu([text], [reference]) == [expected / 100]
+
+
+@given(GENERATED, GENERATED)
+def test_bleu_and_chrf_of_ascii_are_those_of_sacrebleu(text: str, reference: str) -> None:
+    for score, scorer in ((bleu, BLEU(effective_order=True)), (chrf, CHRF())):
+        expected = float(scorer.sentence_score(text, [reference]).score) / 100
+        assert score([text], [reference]) == [min(expected, 1.0)]

@@ -16,9 +16,9 @@ def bleu(generated: Sequence[str], references: Sequence[str]) -> list[float]:
     """Return the sentence BLEU (0 to 1) of each text.
 
     This is BLEU-4 (Papineni et al. 2002) with sacrebleu's standard tokens (13a), case kept and
-    exponential smoothing. Every character of a script without spaces is a token, as in sacrebleu's
-    `zh` and `char`, and not a word of a dictionary, as in `ja-mecab`. A text of fewer than four
-    tokens is scored by the n-grams that it has; an empty text scores 0.
+    exponential smoothing. Every character of a script without spaces is a token: in Chinese as in
+    sacrebleu's `zh`, and in Japanese unlike `ja-mecab`, which has a dictionary's words. A text of
+    fewer than four tokens is scored by the n-grams that it has; an empty text scores 0.
     """
     return _scores(_bleu(), list(map(spaced, generated)), list(map(spaced, references)))
 

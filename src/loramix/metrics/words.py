@@ -23,7 +23,8 @@ _WORDS = {
     joined: regex.compile(rf"{_CHARACTER}|(?={_EMOJI})\X|{run}", regex.V1)
     for joined, run in {True: rf"{_RUN}(?:'{_RUN})*+", False: _RUN}.items()
 }
-_CHARACTERS = regex.compile(_CHARACTER, regex.V1)
+_MARKS = rf"[\p{{P}}&&{_UNSPACED}]|[[\p{{P}}\p{{S}}]&&\p{{Block=Halfwidth_and_Fullwidth_Forms}}]"
+_APART = regex.compile(rf"{_CHARACTER}|{_MARKS}", regex.V1)
 _INVISIBLE = regex.compile(_IGNORED, regex.V1)
 
 # Unicode's tags of characters that are another one in a different width, or in joined handwriting
@@ -62,10 +63,10 @@ def plain_letters(text: str) -> str:
 
 
 def spaced(text: str) -> str:
-    """Return `text` in composed form (NFC) with spaces around the characters that are words of
-    their own (`split_words`), for tokenizers that split at spaces.
+    """Return `text` in composed form (NFC) with spaces around the characters of scripts that have
+    none between words, and around their punctuation, for tokenizers that split at spaces.
     """
-    return str(_CHARACTERS.sub(r" \g<0> ", unicodedata.normalize("NFC", text)))
+    return str(_APART.sub(r" \g<0> ", unicodedata.normalize("NFC", text)))
 
 
 @lru_cache(maxsize=2**16)
