@@ -27,6 +27,7 @@ from transformers import (
 
 from loramix import MixtureModel
 from loramix.bases import loading
+from loramix.bases.tiny import tiny_model as tiny_base
 from loramix.cli.main import main
 
 VOCABULARY = 97
@@ -105,6 +106,20 @@ def save_expert(folder: Path, shape: str, *, seed: int, **settings: object) -> P
             parameter.data = torch.randn(parameter.shape, generator=generator) * (
                 0.1 if shape == "t5" else 0.3
             )
+    model.save_pretrained(folder)
+    return folder
+
+
+def save_given(
+    folder: Path, *, seed: int = 1, base: str = "tiny-llama", **settings: object
+) -> Path:
+    """Save a random adapter of one of the tiny bases that recipes name, and return its folder."""
+    defaults = {"r": 6, "lora_alpha": 8, "target_modules": ["q_proj", "up_proj"]}
+    model = get_peft_model(tiny_base(base), LoraConfig(**{**defaults, **settings}))
+    generator = torch.Generator().manual_seed(seed)
+    for key, parameter in model.named_parameters():
+        if "lora_" in key:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
     model.save_pretrained(folder)
     return folder
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from conftest import save_given
+from peft import PeftModel
 
 from loramix import MixtureModel
 from loramix.bases.tiny import tiny_model
@@ -36,20 +37,6 @@ tasks:
   - {{use: demo-command, name: command, max_new_tokens: 4, expert: terse texts}}
   - {{use: demo-title, name: spare, max_new_tokens: 4, expert: none}}
 """
-
-
-def save_given(
-    folder: Path, *, seed: int = 1, base: str = "tiny-llama", **settings: object
-) -> Path:
-    """Save an adapter unlike those of the recipe: other ranks, layers and scale."""
-    defaults = {"r": 6, "lora_alpha": 8, "target_modules": ["q_proj", "up_proj"]}
-    model = get_peft_model(tiny_model(base), LoraConfig(**{**defaults, **settings}))
-    generator = torch.Generator().manual_seed(seed)
-    for key, parameter in model.named_parameters():
-        if "lora_" in key:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
-    model.save_pretrained(folder)
-    return folder
 
 
 def recipe_of(folder: Path, terse: object, *settings: str) -> Recipe:

@@ -110,10 +110,12 @@ def merge(run: Run, folder: Path, *, combination: str) -> None:
     layer. Every expert has weight 1.
     """
     recipe, base = run.recipe, run.load_base(dtype="float32")
-    # PEFT's names of adapters may not hold a dot
-    adapters = {str(index): run.adapter(name) for index, name in enumerate(recipe.expert_names)}
-    model = PeftModel.from_pretrained(base.model, adapters["0"], adapter_name="0")
-    for name, adapter in list(adapters.items())[1:]:
+    names = recipe.expert_names
+    # to PEFT, an adapter's name must hold no dot, and be no part of a layer's name
+    adapters = {f"expert-{index}": run.adapter(name) for index, name in enumerate(names)}
+    (first, folder_of_first), *others = adapters.items()
+    model = PeftModel.from_pretrained(base.model, folder_of_first, adapter_name=first)
+    for name, adapter in others:
         model.load_adapter(adapter, adapter_name=name)
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)  # DARE drops at random
