@@ -168,6 +168,28 @@ def make_expert(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def make_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that saves a random adapter for the base tiny-llama, once for each name
+    and seed, and returns its folder.
+    """
+    root = tmp_path_factory.mktemp("adapters")
+
+    def make(name: str, *, seed: int, **settings: object) -> Path:
+        folder = root / str(seed) / name
+        if not folder.exists():
+            config = {"r": 4, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
+            base = loading.load_base("tiny-llama").model
+            base.name_or_path = "tiny-llama"  # as PEFT writes it down
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                model = get_peft_model(base, LoraConfig(**{**config, **settings}))
+            model.save_pretrained(folder, save_embedding_layers=False)  # or it looks them up
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def experts(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Path]]:
     """Return a function that gives adapters of rank 4 for a shape, by name: saved once, and not to
     be changed.

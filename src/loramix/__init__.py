@@ -5,10 +5,11 @@ adapter to use.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from loramix.assembly.fit import fit
     from loramix.config import GateConfig
     from loramix.mixture.model import MixtureModel
 
-__all__ = ["GateConfig", "MixtureModel", "__version__"]
+__all__ = ["GateConfig", "MixtureModel", "__version__", "fit"]
 __version__ = "0.1.0"
 
 
@@ -22,4 +23,8 @@ def __getattr__(name: str) -> object:
         from loramix.config import GateConfig
 
         return GateConfig
+    if name == "fit":
+        from loramix.assembly.fit import fit
+
+        return fit
     raise AttributeError(f"module 'loramix' has no attribute {name!r}")

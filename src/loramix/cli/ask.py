@@ -1,11 +1,18 @@
 """`generate` and `explain`: ask a saved mixture."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from loramix.cli import options
 from loramix.cli.display import silence_libraries
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loramix.mixture.model import MixtureModel
 
 
 @click.command()
@@ -25,25 +32,29 @@ def generate(mixture: str, prompt: str, task: str | None, max_new_tokens: int, d
       loramix generate results/demo/cgm/models "rain" --task haiku --max-new-tokens 32
     """
     from loramix.bases.devices import accelerator
-    from loramix.data.answers import end_ids, read_answer
     from loramix.mixture.model import MixtureModel
 
     silence_libraries()
     model = MixtureModel.from_pretrained(mixture, dtype=dtype).to(accelerator())
-    inputs = model.text_inputs(prompt, task=task)
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    chat = model.prompting.chat
+    click.echo(answer(model, model.text_inputs(prompt, task=task), max_new_tokens))
+
+
+def answer(model: "MixtureModel", inputs: "Mapping[str, Tensor]", max_new_tokens: int) -> str:
+    """Return the mixture's answer to one prompt, always the same one."""
+    from loramix.data.answers import end_ids, read_answer
+
+    ids, chat = inputs["input_ids"], model.prompting.chat
     ends = end_ids(model.tokenizer, model.generation_config, chat=chat)
     tokens = model.generate(
         input_ids=ids,
-        attention_mask=mask,
+        attention_mask=inputs["attention_mask"],
         max_new_tokens=max_new_tokens,
         do_sample=False,
         eos_token_id=ends or None,
     )
     # generate() returns a decoder's prompt too, and an encoder-decoder's start token
     new = tokens[0, 1 if model.config.is_encoder_decoder else ids.shape[1] :].tolist()
-    click.echo(read_answer(model.tokenizer, new, ends, chat=chat).text)
+    return read_answer(model.tokenizer, new, ends, chat=chat).text
 
 
 @click.command("explain")

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from loramix import __version__
-from loramix.cli import ask, check, convert, options
+from loramix.cli import ask, chat, check, convert, mix, options
 from loramix.cli.display import show_messages, silence_libraries
 from loramix.errors import LoramixError
 
@@ -22,6 +22,7 @@ def cli() -> None:
 
     \b
     Examples:
+      loramix mix --help               adapters that you have, as one model
       loramix recipes                  what can be run
       loramix run demo                 train two adapters and a mixture of them
       loramix explain results/demo/cgm/models "write a haiku about rain"
@@ -114,6 +115,7 @@ def recipes() -> None:
 
 
 for command in (
+    *(mix.mix, mix.add, mix.remove, chat.chat),
     *(check.check, ask.generate, ask.explain_),
     *(convert.export, convert.import_, convert.push, convert.pull),
     check.env,

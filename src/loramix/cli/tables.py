@@ -1,7 +1,7 @@
 """Tables for the terminal: scores of a run, results of a comparison, weights of a prompt."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from loramix.assembly.verdict import ExpertVerdict
 from loramix.metrics.measures import ORIGINS, SCORE_FILES
 from loramix.mixture.explanation import Explanation
 from loramix.storage.files import read_csv
@@ -58,6 +59,54 @@ def show_comparison(folder: Path) -> None:
             Text(model), *(f"{of_model[c]:.3f}" if c in of_model else "" for c in columns)
         )
     console.print(table)
+
+
+def show_verdict(
+    verdicts: Sequence[ExpertVerdict], warnings: Sequence[str], facts: Mapping[str, str]
+) -> None:
+    """Print the verdict on a mixture to standard output, and its warnings below."""
+    console = Console()
+    for name, value in facts.items():
+        console.print(Text(f"{name}: {value}"))
+    if verdicts:
+        console.print(_routing_table(verdicts))
+        answered = [each for each in verdicts if each.losses is not None]
+        if answered:
+            console.print(_losses_table(answered))
+    for warning in warnings:
+        console.print(Text(f"warning: {warning}"))
+
+
+def _routing_table(verdicts: Sequence[ExpertVerdict]) -> Table:
+    experts = list(verdicts[0].weights)
+    title = "mean weight of each expert on held-out prompts"
+    numbers = [Column(Text(name), justify="right") for name in experts]
+    table = Table(Column("prompts of", no_wrap=True), *numbers, title=title, box=SIMPLE_HEAD)
+    for each in verdicts:
+        cells = [
+            Text(f"{each.weights[name]:.2f}", style="bold" if name == each.expert else "")
+            for name in experts
+        ]
+        table.add_row(Text(each.expert), *cells)
+    return table
+
+
+def _losses_table(verdicts: Sequence[ExpertVerdict]) -> Table:
+    columns = ("base", "uniform", "best other", "own", "mixture", "share of gain")
+    table = Table(
+        Column("examples of", no_wrap=True),
+        *(Column(name, justify="right") for name in columns),
+        title="loss per token on held-out answers",
+        box=SIMPLE_HEAD,
+    )
+    for each in verdicts:
+        if (losses := each.losses) is None:
+            continue
+        values = (losses.base, losses.uniform, losses.other, losses.own, losses.mixture)
+        shown = [*values, losses.share_of_gain]
+        cells = ["–" if value is None else f"{value:.3f}" for value in shown]
+        table.add_row(Text(each.expert), *cells)
+    return table
 
 
 def show_weights(explanation: Explanation) -> None:

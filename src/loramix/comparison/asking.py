@@ -58,7 +58,8 @@ def ask(comparison: Comparison, compared: ComparedModel, test_set: TestSet) -> N
             losses: list[Loss] = []
             if of_task[0].reference:
                 title = f"{title}, losses"
-                losses = target_losses(model, base.tokenizer, recipe, encoded, label=title)
+                size = recipe.generation.batch_size
+                losses = target_losses(model, base.tokenizer, encoded, batch_size=size, label=title)
             answer_rows += _answer_rows(of_task, answers)
             score_rows += _scores(recipe, of_task, answers, losses)
             if isinstance(model, MixtureModel) and compared.gated:

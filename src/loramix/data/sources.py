@@ -67,6 +67,18 @@ def resolved(task: Task) -> Task:
     return definite
 
 
+def column_names(task: Task) -> list[str]:
+    """Return the columns of a task's source; DataError if it cannot be read."""
+    columns: list[str] = []
+
+    def note(found: list[str]) -> Sequence[str]:
+        columns.extend(found)
+        return list(dict.fromkeys(found))
+
+    _read(task, task.split, note, rows=1)
+    return list(dict.fromkeys(columns))
+
+
 def read_split(task: Task, split: str) -> list[Pair]:
     """Return the texts of one split of a resolved task, as they stand in the source."""
 

@@ -66,7 +66,11 @@ def write_answers(
         rows = [(sample.input, answer.text, sample.target) for sample, answer in pairs]
         write_csv(folder / f"{task.name}.csv", ANSWER_COLUMNS, rows)
         losses = target_losses(
-            model, tokenizer, recipe, encoded, label=f"{label} reads {task.name}"
+            model,
+            tokenizer,
+            encoded,
+            batch_size=recipe.generation.batch_size,
+            label=f"{label} reads {task.name}",
         )
         means.append((task.name, round(mean_loss(losses), 6)))
     write_csv(folder / TEST_LOSS, TEST_LOSS_COLUMNS, means)
@@ -134,18 +138,21 @@ def generate_answers(
 def target_losses(
     model: Model,
     tokenizer: PreTrainedTokenizerBase,
-    recipe: Recipe,
     encoded: Sequence[Encoded],
     *,
+    batch_size: int,
     label: str | None = None,
 ) -> list[Loss]:
-    """Return the model's loss on the target of every sample, in order."""
+    """Return the model's loss on the target of every sample, in order.
+
+    batch_size: of short targets; their logits bound it otherwise.
+    """
     causal = not model.config.is_encoder_decoder
     collate = Collator(tokenizer, causal, accepted_inputs(model))
     losses = [Loss(0.0, 0)] * len(encoded)
     longest = max(len(sample.target) for sample in encoded) + 1
     bytes_of_row = 4 * longest * model.config.get_text_config().vocab_size
-    size = min(recipe.generation.batch_size, max(1, _BYTES_OF_LOGITS // bytes_of_row))
+    size = min(batch_size, max(1, _BYTES_OF_LOGITS // bytes_of_row))
     order = length_order([len(sample.prompt) for sample in encoded])
     for chunk in track(_chunks(order, size), label):
         batch = collate([encoded[index] for index in chunk])

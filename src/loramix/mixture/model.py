@@ -255,6 +255,11 @@ class MixtureModel(TransformersModel):
             raise MixtureError(f"'{name}' is the only expert, and a mixture needs at least one")
         self._rearrange([self.experts[other] for other in order], order, hidden=hidden)
 
+    def widen(self, hidden: int) -> None:
+        """Give every gate at least this many hidden units; further ones have no effect yet."""
+        if hidden > self.gate_config.hidden:
+            self._rearrange(self.experts, range(len(self.experts)), hidden=hidden)
+
     def _rearrange(
         self, experts: Sequence[Expert], order: Sequence[int | None], *, hidden: int | None
     ) -> None:

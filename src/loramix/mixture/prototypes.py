@@ -8,7 +8,7 @@ so that an expert can be added later without the prompts of the others.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -59,6 +59,14 @@ def from_examples(
         torch.tensor([each.rows for each in seen]),
         sharpness,
     )
+    follow(mixture, sharpness=sharpness)
+
+
+@torch.no_grad()
+def follow(mixture: MixtureModel, *, sharpness: float) -> None:
+    """Set every gate anew to the prototypes that the mixture remembers, with another sharpness."""
+    assert mixture.prototypes is not None, "from_examples comes first"
+    mixture.prototypes = replace(mixture.prototypes, sharpness=sharpness)
     for reader, gate in mixture.gates.items():
         write_rule(gate, mixture.prototypes.means[reader].to(gate.prior.device), sharpness)
 
@@ -105,6 +113,23 @@ def add_expert(
         else:
             write_newcomer(gate, means_ED, grown.spreads[reader], grown.sharpness)
     mixture.prototypes = grown
+
+
+@torch.no_grad()
+def remembered_weights(mixture: MixtureModel) -> dict[str, float]:
+    """Return the weight that every expert gets at its own remembered prompts, the mean over gates;
+    without those of which nothing is remembered.
+    """
+    if (held := mixture.prototypes) is None:
+        return {}
+    known = [index for index, count in enumerate(held.counts.tolist()) if count]
+    sums = torch.zeros(len(mixture.experts))
+    for reader, gate in mixture.gates.items():
+        means_1ED = held.means[reader].to(gate.prior.device)[None]
+        mask = torch.ones(means_1ED.shape[:2], dtype=torch.bool, device=means_1ED.device)
+        sums += gate(means_1ED, mask)[0].diagonal().cpu()
+    means = (sums / len(mixture.gates)).tolist()
+    return {mixture.expert_names[index]: means[index] for index in known}
 
 
 def check_start(mixture: MixtureModel, init: Init) -> None:

@@ -85,7 +85,10 @@ def search_weights(
 
     def loss(weights: Sequence[float]) -> float:
         with mixture.fixed(dict(zip(names, weights, strict=True))):
-            losses = [target_losses(mixture, base.tokenizer, recipe, part) for part in encoded]
+            size = recipe.generation.batch_size
+            losses = [
+                target_losses(mixture, base.tokenizer, part, batch_size=size) for part in encoded
+            ]
         return sum(mean_loss(part) for part in losses) / len(losses)
 
     _write_search(folder, names, tried=search(loss))

@@ -93,21 +93,25 @@ def encode_samples(
                     tokenizer, asked, sample.input, sample.target, causal=causal, chat=chat
                 )
                 rows.append(ids)
-            _write(folder, rows, index)
+            with atomic_folder(folder) as temporary:
+                _table(rows, index).save_to_disk(temporary)
         found.append(datasets.load_from_disk(str(folder)))
     return Samples(found)
 
 
-def _write(folder: Path, rows: Sequence[Encoded], task: int) -> None:
-    """Write the token ids of one task's samples as Arrow files."""
+def as_samples(parts: Sequence[Sequence[Encoded]]) -> Samples:
+    """Return encoded samples of every task as a data set in memory."""
+    return Samples([_table(rows, task) for task, rows in enumerate(parts)])
+
+
+def _table(rows: Sequence[Encoded], task: int) -> datasets.Dataset:
     columns = {
         "prompt": [row.prompt for row in rows],
         "target": [row.target for row in rows],
         "task": [task] * len(rows),
         "length": [len(row.prompt) + len(row.target) for row in rows],
     }
-    with atomic_folder(folder) as temporary:
-        datasets.Dataset.from_dict(columns, features=_COLUMNS).save_to_disk(temporary)
+    return datasets.Dataset.from_dict(columns, features=_COLUMNS)
 
 
 def _fingerprint(

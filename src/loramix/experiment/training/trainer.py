@@ -26,7 +26,7 @@ from loramix.data.leaks import RECORD, record
 from loramix.data.tasks import Task
 from loramix.experiment.answers import Model, accepted_inputs
 from loramix.experiment.progress import TrainingProgress
-from loramix.experiment.recipe import Recipe, TrainSpec
+from loramix.experiment.recipe import TrainSpec
 from loramix.experiment.run import CHECKPOINTS, LOSS_COLUMNS, LOSSES, Run
 from loramix.experiment.training.sampler import TurnSampler
 from loramix.experiment.training.tokens import Samples, encode_samples
@@ -166,10 +166,43 @@ def train(
         bare=bare,
         cache=run.token_folder,
     )
-    training, validation = encoded(chosen["train"]), encoded(chosen["validation"])
+    learn(
+        model,
+        tokenizer,
+        encoded(chosen["train"]),
+        encoded(chosen["validation"]),
+        spec,
+        seed=recipe.seed,
+        dtype=recipe.base.dtype,
+        folder=folder,
+        label=label,
+        trainer_class=trainer_class,
+    )
+    record(folder / RECORD, chain(*chosen["train"], *chosen["validation"]))
+
+
+def learn(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    training: Samples,
+    validation: Samples,
+    spec: TrainSpec,
+    *,
+    seed: int,
+    dtype: str,
+    folder: Path,
+    label: str,
+    trainer_class: Callable[..., MixingTrainer] = MixingTrainer,
+) -> None:
+    """Train `model` on encoded samples, and leave the best weights in it; see `train`.
+
+    dtype: the number format of the base.
+    """
+    causal = not model.config.is_encoder_decoder
+    steps, checkpoints = _steps(training, spec), folder / CHECKPOINTS
     trainer = trainer_class(
         model=model,
-        args=_arguments(recipe, spec, folder / CHECKPOINTS, steps=_steps(training, spec)),
+        args=_arguments(spec, checkpoints, steps=steps, seed=seed, dtype=dtype),
         train_dataset=training,
         eval_dataset=validation,
         data_collator=Collator(tokenizer, causal, accepted_inputs(model)),
@@ -178,15 +211,14 @@ def train(
     # compute_loss divides by the tokens of the whole accumulated batch
     trainer.model_accepts_loss_kwargs = True
     trainer.remove_callback(PrinterCallback)
-    _announce(model, recipe, spec, training, validation, label)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS))
+    _announce(model, dtype, spec, training, validation, label)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
     trainer.write_history(folder, label)
-    record(folder / RECORD, chain(*chosen["train"], *chosen["validation"]))
 
 
 def _announce(
     model: Model,
-    recipe: Recipe,
+    dtype: str,
     spec: TrainSpec,
     training: Samples,
     validation: Samples,
@@ -200,7 +232,7 @@ def _announce(
         label,
         f"{trained:,}",
         f"{total:,}",
-        number_format(recipe.base.dtype),
+        number_format(dtype),
         len(training),
         len(validation),
         spec.optimizer,
@@ -214,7 +246,9 @@ def _steps(data: Samples, spec: TrainSpec) -> int:
     return -(-batches // spec.accumulation)
 
 
-def _arguments(recipe: Recipe, spec: TrainSpec, folder: Path, *, steps: int) -> TrainingArguments:
+def _arguments(
+    spec: TrainSpec, folder: Path, *, steps: int, seed: int, dtype: str
+) -> TrainingArguments:
     schedule: str = spec.schedule
     if spec.schedule == "constant" and spec.warmup_steps:
         schedule = "constant_with_warmup"
@@ -238,10 +272,10 @@ def _arguments(recipe: Recipe, spec: TrainSpec, folder: Path, *, steps: int) -> 
         restore_callback_states_from_checkpoint=True,  # of early stopping: the patience used up
         logging_steps=max(1, steps // 10),  # about ten entries an epoch
         train_sampling_strategy="group_by_length" if spec.group_by_length else "random",
-        seed=recipe.seed,
+        seed=seed,
         use_cpu=not torch.cuda.is_available(),
         # what is trained stays in float32 and is computed with in bfloat16
-        bf16=number_format(recipe.base.dtype) == "bfloat16",
+        bf16=number_format(dtype) == "bfloat16",
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,  # `task` is no input of the model

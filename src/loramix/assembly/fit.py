@@ -1,0 +1,142 @@
+"""Fitting: gates that learn from a few examples which expert a prompt belongs to.
+
+Three depths, by what is given: nothing (rules from the adapters alone), prompts (prototypes, in
+seconds and without a gradient), prompts and answers (prototypes, which training refines and may
+never make worse).
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+from torch import Tensor
+
+from loramix.assembly.examples import Examples, Given, read_examples
+from loramix.assembly.refinement import Refinement, refine
+from loramix.assembly.verdict import encoded_examples
+from loramix.data.batches import Encoded, generation_batch
+from loramix.errors import DataError, did_you_mean
+from loramix.mixture.arrow import from_adapters
+from loramix.mixture.model import MixtureModel
+from loramix.mixture.prototypes import from_examples
+
+log = logging.getLogger("loramix")
+Depth = Literal["nothing", "prompts", "answers"]
+PROMPTS = 32  # of one expert, from which prototypes are made
+ENOUGH = 32  # examples with answers of every expert, from which training is worth its time
+HELD_OUT = 0.25  # of the examples
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the gates of a mixture were fitted.
+
+    held_out: the examples of every expert from which nothing was learned.
+    refinement: what training did; None where there was none.
+    """
+
+    depth: Depth
+    held_out: Mapping[str, Examples]
+    refinement: Refinement | None
+
+
+def fit(
+    mixture: MixtureModel,
+    examples: Mapping[str, Given | Examples],
+    *,
+    training: bool | None = None,
+    held_out: float = HELD_OUT,
+    seed: int = 0,
+    folder: Path | None = None,
+) -> Fit:
+    """Fit the gates of a mixture to examples of its experts, in place.
+
+    examples: for every expert a source as tasks read them, a task, or the examples themselves, see
+        `loramix.assembly.examples.read_examples`; empty: from the adapters alone.
+    training: whether to train on the answers; None: where every expert has enough of them.
+    held_out: the share of the examples from which nothing is learned, for `loramix.assembly.judge`.
+    folder: of the training's checkpoints, from which it goes on if it was killed.
+
+    Raises DataError if some experts have examples and others not, or fewer than two.
+    """
+    found = read_all(mixture.expert_names, examples)
+    if not found:
+        _from_adapters(mixture)
+        return Fit("nothing", {}, None)
+    parts = {name: each.divided(held_out) for name, each in found.items()}
+    learned = {name: part for name, (part, _) in parts.items()}
+    withheld = {name: part for name, (_, part) in parts.items()}
+    _check_chat(mixture, learned)
+    mixture.widen(len(mixture.experts))
+    rows = {name: encoded_examples(mixture, each) for name, each in learned.items()}
+    prompts = {name: _inputs(mixture, part[:PROMPTS]) for name, part in rows.items()}
+    log.info("prototypes: %d prompts of %d experts", sum(map(len, prompts.values())), len(rows))
+    from_examples(mixture, prompts)
+    if not _worth_training(found, training):
+        return Fit("prompts", withheld, None)
+    asked = {name: encoded_examples(mixture, each) for name, each in withheld.items()}
+    with TemporaryDirectory() as temporary:
+        refinement = refine(mixture, rows, asked, folder=folder or Path(temporary), seed=seed)
+    return Fit("answers", withheld, refinement)
+
+
+def read_all(experts: list[str], examples: Mapping[str, Given | Examples]) -> dict[str, Examples]:
+    """Return the examples of every expert, in their order; none at all if none are given."""
+    check_names(experts, examples)
+    missing = [name for name in experts if name not in examples]
+    if examples and missing:
+        raise DataError(
+            f"there are examples for some experts and none for {', '.join(missing)}; every expert "
+            "needs some, to be told from the others, or give none at all"
+        )
+    return {
+        name: each if isinstance(each := examples[name], Examples) else read_examples(name, each)
+        for name in experts
+        if name in examples
+    }
+
+
+def check_names(experts: Sequence[str], named: Iterable[str]) -> None:
+    """Raise DataError if a name is not that of an expert."""
+    for name in named:
+        if name not in experts:
+            raise DataError(
+                f"examples: there is no expert '{name}'{did_you_mean(name, experts)}; there are "
+                f"{', '.join(experts)}"
+            )
+
+
+def prompts_of(mixture: MixtureModel, examples: Examples) -> list[dict[str, Tensor]]:
+    """Return an expert's prompts as the model's inputs, as many as prototypes need."""
+    return _inputs(mixture, encoded_examples(mixture, examples)[:PROMPTS])
+
+
+def _from_adapters(mixture: MixtureModel) -> None:
+    mixture.widen(2 * len(mixture.experts))
+    from_adapters(mixture)
+
+
+def _check_chat(mixture: MixtureModel, examples: Mapping[str, Examples]) -> None:
+    """Let prompts go through the chat template where examples are conversations."""
+    if any(each.task.conversational for each in examples.values()):
+        mixture.prompting = mixture.prompting.model_copy(update={"chat": True})
+
+
+def _inputs(mixture: MixtureModel, rows: Sequence[Encoded]) -> list[dict[str, Tensor]]:
+    """Return prompts as the model's inputs, one by one."""
+    causal = not mixture.config.is_encoder_decoder
+    batches = [generation_batch(mixture.tokenizer, [row], causal) for row in rows]
+    return [{key: value.to(mixture.device) for key, value in each.items()} for each in batches]
+
+
+def _worth_training(examples: Mapping[str, Examples], wanted: bool | None) -> bool:
+    without = [name for name, each in examples.items() if not each.answered]
+    if wanted and without:
+        raise DataError(
+            f"training needs answers, and the examples of {', '.join(without)} have none"
+        )
+    fewest = min(len(each.pairs) for each in examples.values())
+    return wanted if wanted is not None else not without and fewest >= ENOUGH

@@ -1,0 +1,29 @@
+"""Losses of two models on the same examples, compared pair by pair."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from loramix.experiment.answers import Loss
+
+NOISE = 2.0  # standard errors
+NEGLIGIBLE = 0.002  # nats per token
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean of paired differences of losses, and its standard error (infinite for one pair)."""
+
+    mean: float
+    error: float
+
+    @property
+    def positive(self) -> bool:
+        """Whether the mean lies above zero by more than noise, and by enough to matter."""
+        return self.mean > max(NOISE * self.error, NEGLIGIBLE)
+
+
+def difference(left: Sequence[Loss], right: Sequence[Loss]) -> Difference:
+    pairs = [one.mean - other.mean for one, other in zip(left, right, strict=True)]
+    error = stdev(pairs) / len(pairs) ** 0.5 if len(pairs) > 1 else float("inf")
+    return Difference(fmean(pairs), error)

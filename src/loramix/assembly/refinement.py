@@ -1,0 +1,95 @@
+"""Refinement: gates trained on answers from where prototypes have put them, and never below.
+
+A gate that is all but sure of an expert gets no gradient, so training starts from a softer rule; a
+tenth of the usual rate keeps what the rule knows.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loramix.assembly.paired import Difference, difference
+from loramix.data.batches import Encoded
+from loramix.experiment.answers import Loss, mean_loss, target_losses
+from loramix.experiment.recipe import TrainSpec
+from loramix.experiment.training.tokens import as_samples
+from loramix.experiment.training.trainer import learn
+from loramix.mixture.model import MixtureModel
+from loramix.mixture.prototypes import follow
+
+log = logging.getLogger("loramix")
+SOFT = 4.0  # the sharpness from which training starts
+SPEC = TrainSpec(epochs=1, batch_size=4, learning_rate=1e-3, patience=2)
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What training has done to the mean loss on held-out examples, by expert.
+
+    kept: whether the trained gates are; otherwise they are where they started.
+    """
+
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    kept: bool
+
+
+def refine(
+    mixture: MixtureModel,
+    learned: Mapping[str, Sequence[Encoded]],
+    held_out: Mapping[str, Sequence[Encoded]],
+    *,
+    folder: Path,
+    seed: int,
+) -> Refinement:
+    """Train the gates on the answers; go back to the start unless held-out examples gain by it.
+
+    They gain if the mean over experts falls and no expert's loss rises by more than noise.
+    """
+    start, remembered = mixture.gate_state(), mixture.prototypes
+    start = {key: value.clone() for key, value in start.items()}
+    before = _losses(mixture, held_out, "before training")
+    follow(mixture, sharpness=SOFT)
+    mixture.train()
+    learn(
+        mixture,
+        mixture.tokenizer,
+        as_samples(list(learned.values())),
+        as_samples(list(held_out.values())),
+        SPEC,
+        seed=seed,
+        dtype=str(mixture.base.dtype).removeprefix("torch."),
+        folder=folder,
+        label="gates",
+    )
+    mixture.eval()
+    after = _losses(mixture, held_out, "after training")
+    kept = _gains(before, after)
+    if not kept:
+        mixture.load_gate_state(start)
+        mixture.prototypes = remembered
+    log.info(
+        "training: mean loss on held-out examples %.4f before, %.4f after; %s",
+        *(sum(map(mean_loss, each.values())) / len(each) for each in (before, after)),
+        "kept" if kept else "not kept: the gates stay where they were",
+    )
+    means = [{name: mean_loss(part) for name, part in each.items()} for each in (before, after)]
+    return Refinement(means[0], means[1], kept)
+
+
+def _losses(
+    mixture: MixtureModel, rows: Mapping[str, Sequence[Encoded]], label: str
+) -> dict[str, list[Loss]]:
+    return {
+        name: target_losses(mixture, mixture.tokenizer, each, batch_size=BATCH, label=label)
+        for name, each in rows.items()
+    }
+
+
+def _gains(before: Mapping[str, list[Loss]], after: Mapping[str, list[Loss]]) -> bool:
+    changes: list[Difference] = [difference(after[name], before[name]) for name in before]
+    return sum(change.mean for change in changes) < 0 and not any(
+        change.positive for change in changes
+    )
