@@ -7,6 +7,7 @@ from chat_templates import (
     GEMMA,
     LLAMA2,
     LLAMA3,
+    NEMOTRON,
     PHI3,
     PLAIN,
     QWEN2,
@@ -71,10 +72,15 @@ def encoded(tokenizer, messages, answer, *, tools=(), **changes: object) -> Enco
             "<|im_start|>user\nwhat is white?<|im_end|>\n<|im_start|>assistant\n",
             "<think>\n\n</think>\n\nsnow<|im_end|>",
         ),
+        (
+            NEMOTRON,
+            "<|im_start|>user\nwhat is white?<|im_end|>\n<|im_start|>assistant\n<think></think>",
+            "snow<|im_end|>",
+        ),
         (LLAMA2, "<s>[INST] what is white? [/INST]", " snow </s>"),
         (PLAIN, "user: what is white?\nassistant: ", "snow</s>"),
     ],
-    ids=["gemma", "llama3", "phi3", "qwen2", "qwen3", "llama2", "plain"],
+    ids=["gemma", "llama3", "phi3", "qwen2", "qwen3", "nemotron", "llama2", "plain"],
 )
 @pytest.mark.parametrize("conversational", [True, False])
 def test_a_target_is_what_the_template_writes_to_the_end_of_the_turn(
@@ -93,7 +99,7 @@ def test_a_target_is_what_the_template_writes_to_the_end_of_the_turn(
     assert not found.target_cut
 
 
-@pytest.mark.parametrize("template", [GEMMA, LLAMA3, PHI3, QWEN2, QWEN3, LLAMA2])
+@pytest.mark.parametrize("template", [GEMMA, LLAMA3, PHI3, QWEN2, QWEN3, NEMOTRON, LLAMA2])
 @pytest.mark.parametrize("make", [byte_level, unigram])
 def test_prompt_and_target_are_the_tokens_of_the_whole_conversation(template, make):
     """No token more or less at the boundary, as the first tokens of the template's own."""

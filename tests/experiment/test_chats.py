@@ -20,7 +20,7 @@ from loramix.data.batches import Collator
 from loramix.data.conversations import Conversation
 from loramix.data.encoding import encode
 from loramix.data.tasks import Task
-from loramix.errors import MixtureError, RecipeError
+from loramix.errors import DataError, MixtureError, RecipeError
 from loramix.experiment import runner
 from loramix.experiment.answers import encode_all, generate_answers
 from loramix.experiment.reading import load_recipe
@@ -185,6 +185,21 @@ generation: {{test_samples: 3}}
         encoding="utf-8",
     )
     return recipe
+
+
+def test_a_conversation_that_the_template_does_not_take_is_refused_before_any_training(
+    folder: Path, tmp_path: Path
+) -> None:
+    recipe = chat_recipe(folder, tmp_path)
+    file = tmp_path / "talk.jsonl"
+    rows = file.read_text(encoding="utf-8").splitlines()
+    odd = json.loads(rows[-1])
+    odd["messages"].insert(0, {"role": "system", "content": "be brief"})
+    file.write_text("\n".join([*rows[:-1], json.dumps(odd)]), encoding="utf-8")
+    said = r"task 'talk'.*System role not supported; the sample is .*be brief"
+    with pytest.raises(DataError, match=said):
+        runner.run(load_recipe(str(recipe)), tmp_path / "run")
+    assert not (tmp_path / "run" / "benchmark").exists()
 
 
 def test_a_chat_task_runs_from_its_file_to_its_page(folder: Path, tmp_path: Path) -> None:

@@ -112,8 +112,8 @@ def _after(prompt: str, whole: str) -> str:
     raise DataError(
         f"the tokenizer's chat template ends a prompt with {prompt[same:][:60]!r} and writes "
         f"{whole[same:][:60]!r} in its place before an answer, so there is no saying where "
-        "answers begin; give the tokenizer a template that begins both alike, or set base.chat: "
-        "false"
+        "answers begin; give the tokenizer a template that begins both alike, or set "
+        "base.chat: false"
     )
 
 
@@ -136,7 +136,8 @@ def _refuse_losses(
         ):
             raise DataError(
                 f"the tokenizer's chat template does not know an answer's {held[0]}, and would "
-                "leave it out; take it out of the data, or choose another base"
+                "leave it out; name it as the template does, take it out of the data, or choose "
+                "another base"
             )
 
 

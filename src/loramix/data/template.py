@@ -38,22 +38,14 @@ def rendered(
 ) -> str:
     """Return a conversation in the template's markup; as a `prompt`, up to where an answer begins.
 
+    A template whose prompts open a part for thinking that it does not write before plain answers is
+    asked for prompts without thinking (`enable_thinking`), if that makes both alike.
+
     Raises BaseModelError without a template, and DataError, in the template's words, if it does not
     take such a conversation.
     """
-    from jinja2 import TemplateError
-
-    _key(tokenizer)
-    try:
-        text: str = tokenizer.apply_chat_template(
-            [dict(message) for message in conversation.messages],
-            tools=list(conversation.tools) or None,
-            tokenize=False,
-            add_generation_prompt=prompt,
-        )
-    except (TemplateError, TypeError, ValueError) as error:
-        raise DataError(f"the tokenizer's chat template says: {error}") from error
-    return text
+    thinking = _thinking(tokenizer, _key(tokenizer))
+    return _rendered(tokenizer, conversation, prompt=prompt, **thinking)
 
 
 def with_answer(
@@ -77,6 +69,44 @@ def continued(tokenizer: "PreTrainedTokenizerBase", prompt: str, answer: str) ->
 def answer_turn(tokenizer: "PreTrainedTokenizerBase") -> AnswerTurn:
     """Return what the tokenizer's chat template puts around an answer."""
     return _answer_turn(tokenizer, _key(tokenizer), len(tokenizer))
+
+
+def _rendered(
+    tokenizer: "PreTrainedTokenizerBase",
+    conversation: Conversation,
+    *,
+    prompt: bool,
+    **settings: bool,
+) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        text: str = tokenizer.apply_chat_template(
+            [dict(message) for message in conversation.messages],
+            tools=list(conversation.tools) or None,
+            tokenize=False,
+            add_generation_prompt=prompt,
+            **settings,
+        )
+    except (TemplateError, TypeError, ValueError) as error:
+        raise DataError(f"the tokenizer's chat template says: {error}") from error
+    return text
+
+
+@lru_cache(maxsize=16)
+def _thinking(tokenizer: "PreTrainedTokenizerBase", key: str) -> dict[str, bool]:
+    """Return the setting with which the template begins prompts as it begins plain answers."""
+    asked = one_turn("a")
+    whole = replace(asked, messages=[*asked.messages, {"role": "assistant", "content": _PROBE}])
+    choices: list[dict[str, bool]] = [{}, {"enable_thinking": False}]
+    for settings in choices:
+        try:
+            prompt = _rendered(tokenizer, asked, prompt=True, **settings)
+            if _rendered(tokenizer, whole, prompt=False, **settings).startswith(prompt):
+                return settings
+        except DataError:
+            break  # which is told where the template is needed
+    return {}
 
 
 @lru_cache(maxsize=16)  # by all that makes the turn another one
