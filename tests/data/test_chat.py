@@ -16,7 +16,7 @@ from chat_templates import (
     byte_level,
     unigram,
 )
-from transformers import GenerationConfig
+from transformers import ByT5Tokenizer, GenerationConfig
 
 from loramix.data.answers import end_ids, read_answer
 from loramix.data.batches import Encoded
@@ -308,6 +308,18 @@ def test_texts_without_special_tokens_are_encoded_as_ever_beside_texts_with_them
     assert found[: start + 1] == clean[: start + 1]
     rest = clean[::-1].index(tokenizer.convert_tokens_to_ids("<|im_end|>"), 20)
     assert found[-rest:] == clean[-rest:]
+
+
+def test_a_tokenizer_in_python_reads_them_as_characters_or_refuses():
+    tokenizer = ByT5Tokenizer()
+    asks = task(format="columns", input_column="a", target_column="b", prompt="on {input}")
+    found = encode(tokenizer, asks, "</s> rain", "a<pad>b", causal=False, chat=False)
+    assert tokenizer.decode(found.prompt) == "on </s> rain</s>"
+    assert found.prompt.count(1) == found.target.count(1) == 1
+    assert 0 not in found.target
+    special = asks.model_copy(update={"prompt": "<extra_id_0>{input}"})
+    with pytest.raises(DataError, match=r"'talk': '<extra_id_0>' is special.*fast tokenizer"):
+        encode(tokenizer, special, "</s> rain", None, causal=False, chat=False)
 
 
 # --- ends and texts of answers

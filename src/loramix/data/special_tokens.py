@@ -62,27 +62,28 @@ def token_ids(
 
     target: whether the text is an encoder-decoder's target.
     """
+    settings: dict[str, object] = {"add_special_tokens": add_special_tokens, "verbose": False}
     if _HIDDEN.search(text):
-        tokenizer, text = _revealed(tokenizer, text)
-    name = "text_target" if target else "text"
-    encoding = tokenizer(**{name: text}, add_special_tokens=add_special_tokens, verbose=False)
-    return list(encoding.input_ids)
+        known = special_tokens(tokenizer)
+        if tokenizer.is_fast:
+            text = _pattern(tuple(known)).sub(lambda found: _name(known[found[0]]), text)
+            tokenizer = _renamed(tokenizer, tuple(known.items()))
+        else:
+            _refuse_both(text, known)
+            settings["split_special_tokens"] = True
+        texts = {index: token for token, index in known.items()}
+        text = _HIDDEN.sub(lambda found: texts[int(found[1])], text)
+    return list(tokenizer(**{"text_target" if target else "text": text}, **settings).input_ids)
 
 
-def _revealed(
-    tokenizer: "PreTrainedTokenizerBase", text: str
-) -> tuple["PreTrainedTokenizerBase", str]:
-    """Return a tokenizer to which hidden special tokens are characters, and the text for it."""
-    known = special_tokens(tokenizer)
-    texts = {index: token for token, index in known.items()}
-    if not tokenizer.is_fast:
+def _refuse_both(text: str, known: Mapping[str, int]) -> None:
+    """Raise DataError if a text has special tokens beside hidden ones."""
+    special = next((token for token in known if token in text), None)
+    if special is not None:
         raise DataError(
-            f"special tokens such as {next(iter(known))!r} stand in a text as characters, which "
-            "needs a fast tokenizer; take them out of the texts, or convert the tokenizer"
+            f"'{special}' is special in this text, where others stand as characters, which needs "
+            "a fast tokenizer; take those out of the data, or convert the tokenizer"
         )
-    named = _pattern(tuple(known)).sub(lambda found: _name(known[found[0]]), text)
-    shown = _HIDDEN.sub(lambda found: texts[int(found[1])], named)
-    return _renamed(tokenizer, tuple(known.items())), shown
 
 
 @lru_cache(maxsize=16)  # by all that makes the answer another one: tokenizers can grow
@@ -91,7 +92,8 @@ def _special_tokens(
 ) -> dict[str, int]:
     added = tokenizer.added_tokens_decoder.items()
     found = {token.content: index for index, token in added if token.special}
-    found |= {text: int(tokenizer.convert_tokens_to_ids(text)) for text in named}
+    ids = {text: tokenizer.convert_tokens_to_ids(text) for text in named}
+    found |= {text: int(index) for text, index in ids.items() if index is not None}
     return {text: found[text] for text in sorted(found, key=len, reverse=True) if text}
 
 
