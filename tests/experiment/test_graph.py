@@ -19,7 +19,7 @@ from loramix.experiment.graph import Step, run_steps
 from loramix.experiment.reading import load_recipe
 from loramix.experiment.recipe import Recipe
 from loramix.experiment.run import Run
-from loramix.experiment.runner import fingerprint
+from loramix.experiment.runner import fingerprint, pin
 
 RECIPE = load_recipe("tiny")
 SOURCES = {"haiku": "the haikus", "title": "the titles"}
@@ -127,3 +127,31 @@ def test_finished_runs_of_earlier_versions_stay_done() -> None:
     """
     found = fingerprints([*of_run(RECIPE), *of_comparison(RECIPE)])
     assert found == json.loads(FINGERPRINTS.read_text())
+
+
+@pytest.mark.parametrize(
+    ("metrics", "whitespace"), [(["rouge", "haiku"], "lines"), (["rouge"], "collapse")]
+)
+def test_a_folder_of_an_earlier_version_goes_on_with_its_white_space(
+    metrics: list[str], whitespace: str, tmp_path: Path
+) -> None:
+    """Its samples were made before it could be chosen, and are called what they are."""
+    task = {"name": "t", "source": __file__, "input_column": "a", "target_column": "b"}
+    settings = {
+        "name": "a",
+        "base": {"name": "tiny-llama"},
+        "tasks": [{**task, "metrics": metrics}],
+    }
+    recipe = Recipe.model_validate(settings)
+    began = tmp_path / "recipe.yaml"
+    assert pin(recipe, began).tasks[0].cleaning.whitespace == "keep"
+    began.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert pin(recipe, began).tasks[0].cleaning.whitespace == "keep"
+    began.write_text(recipe.to_yaml().replace("    whitespace: keep\n", ""), encoding="utf-8")
+    pinned = pin(recipe, began)
+    assert pinned.tasks[0].cleaning.whitespace == whitespace
+    assert "whitespace" not in json.dumps([step.settings for step in of_run(pinned)], default=str)
+    chosen = {**task, "metrics": metrics, "cleaning": {"whitespace": "keep"}}
+    asked = Recipe.model_validate({**settings, "tasks": [chosen]})
+    assert pin(asked, began).tasks[0].cleaning.whitespace == "keep"
+    assert fingerprints(of_run(asked))["prepare"] != fingerprints(of_run(pinned))["prepare"]

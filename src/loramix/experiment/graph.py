@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loramix.data.catalogue import BUILT_IN
 from loramix.data.leaks import RECORD
-from loramix.data.tasks import Cleaning, Task
+from loramix.data.tasks import Task, Whitespace
 from loramix.experiment.given import digests
 from loramix.experiment.recipe import Recipe
 from loramix.experiment.run import (
@@ -234,15 +234,20 @@ def task_settings(tasks: Iterable[Task], fields: Iterable[str]) -> list[Settings
     return [_as_before(task, task.model_dump(mode="json", include=set(fields))) for task in tasks]
 
 
+def earlier_whitespace(task: Task) -> Whitespace:
+    """Return what was done to the white space of a task before it could be chosen."""
+    for known in BUILT_IN.values():
+        if known.source == task.source:
+            return known.cleaning.whitespace
+    return "lines" if "haiku" in task.metrics else "collapse"
+
+
 def _as_before(task: Task, settings: Settings) -> Settings:
     """Leave out younger settings that change nothing: they must not redo finished runs."""
     kept = {name: value for name, value in settings.items() if OLD_WAYS.get(name, ...) != value}
-    if isinstance(cleaning := kept.get("cleaning"), dict):
-        # once it was the metric haiku that kept the lines of the built-in poems
-        same_source = (known.cleaning for known in BUILT_IN.values() if known.source == task.source)
-        before = next(same_source, Cleaning(whitespace="collapse")).whitespace
-        if cleaning["whitespace"] == before:
-            kept["cleaning"] = {key: cleaning[key] for key in cleaning if key != "whitespace"}
+    cleaning = kept.get("cleaning")
+    if isinstance(cleaning, dict) and cleaning["whitespace"] == earlier_whitespace(task):
+        kept["cleaning"] = {key: cleaning[key] for key in cleaning if key != "whitespace"}
     return kept
 
 

@@ -19,7 +19,7 @@ from loramix.bases.loading import resolve_revision
 from loramix.data.sources import pinned, source_fingerprint
 from loramix.errors import StageError, did_you_mean
 from loramix.experiment import given
-from loramix.experiment.graph import Step, run_steps
+from loramix.experiment.graph import Step, earlier_whitespace, run_steps
 from loramix.experiment.processes import refuse_several_processes
 from loramix.experiment.recipe import STAGES, Recipe
 from loramix.experiment.run import Run
@@ -86,8 +86,10 @@ def pin(recipe: Recipe, earlier: Path) -> Recipe:
     """Return the recipe with the commits of its Hub model, data and adapters.
 
     earlier: the file of the recipe with which the same folder was begun, if there is one: a run
-        goes on with the commits that it began with.
+        goes on with the commits that it began with, and with its tasks' white space if it began
+        before that could be chosen.
     """
+    earlier_tasks: set[str] = set()
     model_commits: dict[str, str | None] = {}
     data_commits: dict[str, str | None] = {}
     adapters: dict[str, dict[str, str | None]] = {}
@@ -96,12 +98,18 @@ def pin(recipe: Recipe, earlier: Path) -> Recipe:
         model_commits[began["base"]["name"]] = began["base"]["revision"]
         data_commits = {str(task["source"]): task["revision"] for task in began["tasks"]}
         adapters = began.get("experts", {})
+        whole = {task["name"] for task in began["tasks"] if "whitespace" in task["cleaning"]}
+        earlier_tasks = {task["name"] for task in began["tasks"]} - whole
     base = recipe.base
     revision = resolve_revision(base.name, base.revision or model_commits.get(base.name))
     tasks = []
     for task in recipe.tasks:
         commit = task.revision or data_commits.get(str(task.source))
-        tasks.append(pinned(task.model_copy(update={"revision": commit})))
+        changes: dict[str, object] = {"revision": commit}
+        if task.name in earlier_tasks and "whitespace" not in task.cleaning.model_fields_set:
+            whitespace = earlier_whitespace(task)
+            changes["cleaning"] = task.cleaning.model_copy(update={"whitespace": whitespace})
+        tasks.append(pinned(task.model_copy(update=changes)))
     base = base.model_copy(update={"revision": revision})
     experts = {
         name: given.pinned(name, spec, began=adapters.get(name))
