@@ -15,10 +15,12 @@ import torch
 from safetensors.torch import load_file
 
 from loramix import MixtureModel
+from loramix.cli.tables import show_scores
 from loramix.data.samples import read_manifest
 from loramix.experiment import runner
 from loramix.experiment.reading import load_recipe
 from loramix.metrics.words import TOKENIZER
+from loramix.storage.files import write_csv
 
 SMALL = [
     *("samples=60", "generation.test_samples=3", "finetune.epochs=1", "gate.init=zero"),
@@ -128,6 +130,44 @@ def test_other_questions_need_no_new_training(finished: Path, tmp_path: Path) ->
     answered = {key for key in after if key.endswith("-answers")}
     assert redone == {"benchmark", *answered, "evaluate", "report"}
     assert len(rows(root / "cgm" / "haiku.csv")) == 2
+
+
+def test_other_metrics_are_measured_on_the_answers_that_are_there(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(finished, root)
+    before = stamps(root)
+    runner.run(load_recipe("tiny", [*SMALL, "tasks.title.metrics=[rouge, bleu, chrf]"]), root)
+    after = stamps(root)
+    assert {key for key in after if after[key] != before[key]} == {"evaluate", "report"}
+    columns = ["model", "title BLEU", "title chrF", "BLEU signature", "chrF signature"]
+    assert list(rows(root / "accuracy.csv")[0]) == columns
+    assert "chrF signature: nrefs:1|case:mixed" in (root / "report.html").read_text()
+    show_scores(root)
+    shown = capsys.readouterr().out
+    assert "chrF" in shown
+    assert "nrefs" not in shown
+
+
+def test_tables_of_earlier_versions_are_shown_and_measured_anew(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their tables name no tokenizer, and their evaluation was done with other settings."""
+    root = tmp_path / "copy"
+    shutil.copytree(finished, root)
+    earlier = [{**row, "title rouge1": "0.777"} for row in rows(root / "rouge.csv")]
+    columns = [column for column in earlier[0] if column != "tokenizer"]
+    write_csv(root / "rouge.csv", columns, [[row[key] for key in columns] for row in earlier])
+    show_scores(root)
+    assert "0.777" in capsys.readouterr().out
+    marker = root / ".stages" / "evaluate.json"
+    marker.write_text(marker.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+    before = stamps(root)
+    runner.run(load_recipe("tiny", SMALL), root)
+    after = stamps(root)
+    assert {key for key in after if after[key] != before[key]} == {"evaluate"}
+    assert rows(root / "rouge.csv") == rows(finished / "rouge.csv")
 
 
 def test_one_stage_runs_what_it_needs_and_no_more(tmp_path: Path) -> None:

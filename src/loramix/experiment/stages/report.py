@@ -72,13 +72,14 @@ def _table(run: Run, table: ScoreFile) -> RunTable:
     rows = read_csv(run.root / table.file)
     origins = [column for column in rows[0] if column in ORIGINS.values()]
     columns = [column for column in rows[0] if column not in origins]
-    measured = [f" {column[0].upper()}{column[1:]}: {rows[0][column]}." for column in origins]
+    measured = ""
+    for column in origins:
+        name = column.capitalize() if column.islower() else column  # chrF is written so
+        measured += f" {name}: {rows[0][column]}."
     cells: list[list[str | float | None]] = []
     for row in rows:
         cells.append([row["model"], *(float(row[column]) for column in columns[1:])])
-    return RunTable(
-        table.title, table.note + "".join(measured), columns, cells, _BEST[table.better]
-    )
+    return RunTable(table.title, table.note + measured, columns, cells, _BEST[table.better])
 
 
 def _weights(run: Run) -> list[WeightRow]:
