@@ -3,8 +3,11 @@
 import csv
 import json
 import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from conftest import save_given
@@ -16,7 +19,10 @@ from loramix.errors import RecipeError
 from loramix.experiment import runner
 from loramix.experiment.reading import load_recipe
 from loramix.experiment.recipe import Recipe
+from loramix.experiment.run import Run
+from loramix.experiment.stages.lora import take_over
 
+Call = Callable[..., subprocess.CompletedProcess[str]]
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
 )
@@ -107,6 +113,85 @@ def test_a_given_adapter_computes_what_it_computes_in_peft(finished: Path, place
     with mixture.fixed({"terse texts": 1.0}):
         torch.testing.assert_close(mixture(input_ids=ids).logits, expected, atol=1e-5, rtol=1e-4)
     assert mixture.experts[1].source == str(place / "terse")
+
+
+@pytest.mark.parametrize(
+    ("base", "settings", "lossy"),
+    [
+        (
+            "tiny-llama",
+            {"r": 5, "rank_pattern": {"up_proj": 2}, "alpha_pattern": {"q_proj": 3}},
+            [],
+        ),
+        ("tiny-llama", {"init_lora_weights": "pissa"}, []),
+        ("tiny-llama", {"target_modules": r".*layers\.1.*(q_proj|up_proj)"}, []),
+        ("tiny-llama", {"modules_to_save": ["embed_tokens"]}, ["modules_to_save"]),
+        ("tiny-gpt2", {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}, []),
+        ("tiny-t5", {"target_modules": ["q", "wo"]}, []),
+    ],
+)
+def test_an_adapter_of_any_kind_is_taken_over_as_it_is(
+    base: str, settings: dict[str, object], lossy: list[str], tmp_path: Path
+) -> None:
+    source = save_given(tmp_path / "terse", base=base, **settings)
+    terse = {"source": str(source), "lossy": lossy}
+    run = Run(recipe_of(tmp_path, terse, f"base.name={base}"), tmp_path / "run")
+    take_over(run, "terse texts")
+    ids = torch.arange(5, 25)[None]
+    given = {"input_ids": ids, "labels": ids} if base == "tiny-t5" else {"input_ids": ids}
+    whole = PeftModel.from_pretrained(tiny_model(base), source).eval()
+    alone = PeftModel.from_pretrained(tiny_model(base), run.adapter("terse texts")).eval()
+    expected = whole(**given).logits
+    torch.testing.assert_close(alone(**given).logits, expected, atol=1e-4, rtol=1e-3)
+    assert not torch.allclose(tiny_model(base)(**given).logits, expected, atol=1e-2)
+
+
+def test_the_example_of_the_documents_can_be_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text(encoding="utf-8")
+    (tmp_path / "example.yaml").write_text(text.partition("```text\n")[2].partition("```")[0])
+    monkeypatch.chdir(tmp_path)
+    save_given(tmp_path / "adapters" / "sql")
+    save_given(tmp_path / "adapters" / "legal" / "checkpoint-10", seed=2)
+    recipe = load_recipe("example.yaml")
+    assert recipe.expert_names == ["demo-haiku", "terse sql", "legal"]
+    assert recipe.own_experts["demo-title"] == "legal"
+    checked = call("check", "example.yaml", "samples=60")
+    assert checked.returncode == 0, checked.stderr
+    gate = 64 * 8 + 8 + 8 * 3 + 3  # of three experts
+    assert f"gates {10 * gate:,}" in checked.stdout, "8 layers of attention, 2 of up_proj"
+
+
+COMMITS = "a" * 40, "b" * 40
+
+
+def test_adapters_of_the_hub_are_pinned_and_a_run_goes_on_with_its_commits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "hub" / "models--someone--terse"
+    (repository / "refs").mkdir(parents=True)
+    for seed, commit in enumerate(COMMITS):
+        save_given(repository / "snapshots" / commit / "deep", seed=seed)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def pin(terse: object, main: str) -> tuple[str, str | None]:
+        (repository / "refs" / "main").write_text(main)
+        (repository / "refs" / "v1").write_text(COMMITS[0])
+        pinned = runner.pin(recipe_of(tmp_path, terse), tmp_path / "recipe.yaml")
+        (tmp_path / "recipe.yaml").write_text(pinned.to_yaml())
+        assert load_recipe(str(tmp_path / "recipe.yaml")) == pinned
+        spec = pinned.experts["terse texts"]
+        return spec.place, spec.revision
+
+    old, new = COMMITS
+    place = "someone/terse/deep"
+    assert pin(place, old) == (place, old)
+    assert pin(place, new) == (place, old), "the run was begun with it"
+    assert pin({"source": "someone/terse", "subfolder": "deep"}, new) == (place, new)
+    assert pin({"source": "someone/terse", "subfolder": "deep"}, old) == (place, new)
+    assert pin("someone/terse/deep@v1", new) == (place, old)
+    assert pin({"source": place, "revision": "main"}, new) == (place, new)
 
 
 def test_a_changed_adapter_redoes_what_depends_on_it_and_nothing_else(

@@ -128,6 +128,7 @@ def _sizes(recipe: "Recipe") -> str:
 
     from loramix.bases.devices import number_format
     from loramix.bases.loading import load_config
+    from loramix.experiment.given import given_layers
     from loramix.experiment.stages.lora import attention_layers
     from loramix.mixture.groups import roles
     from loramix.mixture.linear import linear_shape
@@ -146,8 +147,9 @@ def _sizes(recipe: "Recipe") -> str:
         if name.rpartition(".")[2] in targets and (shape := linear_shape(module))
     }
     adapter = sum(recipe.lora.rank * (wide + out) for wide, out in shapes.values())
-    planned = roles(model, shapes.keys(), recipe.gate.scope, None)
-    modules = new_gates(model, planned, recipe.gate.config, len(recipe.tasks)).values()
+    layers = given_layers(recipe, model) | (set(shapes) if recipe.trained else set())
+    planned = roles(model, layers, recipe.gate.scope, None)
+    modules = new_gates(model, planned, recipe.gate.config, len(recipe.expert_names)).values()
     gates = sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
     width = 4 if number_format(recipe.base.dtype) == "float32" else 2
     full = total * width * (2 if recipe.finetune.optimizer == "adafactor" else 4)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from loramix.experiment.training.gate_losses import imbalance, label_loss
+from loramix.experiment.training.gate_losses import imbalance, label_loss, means_of_experts
 from loramix.mixture.routing_measures import entropy
 
 
@@ -40,3 +40,12 @@ def test_descending_each_does_what_it_is_for(start: torch.Tensor) -> None:
             loss(scores.softmax(-1)[None]).backward()
             optimizer.step()
         assert done(scores.detach().softmax(-1))
+
+
+def test_an_expert_of_two_tasks_is_used_no_more_than_one_of_one() -> None:
+    first, second = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    right = means_of_experts({0: first, 1: second, 2: second}, own=[0, 1, 1])
+    assert float(imbalance(right)) == pytest.approx(0.0, abs=1e-6)
+    alone = means_of_experts({1: second, 2: first}, own=[0, 1, 1])
+    torch.testing.assert_close(alone, torch.full((1, 1, 2), 0.5))
+    assert torch.equal(means_of_experts({1: second, 0: first}, own=[0, 1])[0], torch.eye(2).flip(0))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from loramix.data.tasks import Task
-from loramix.experiment.labels import BASE, label
+from loramix.experiment.labels import BASE, expert_key, label
 from loramix.experiment.run import MODELS, WEIGHTS, Run, read_losses
 from loramix.experiment.stages.evaluate import AnswerRows, read_answers, tables
 from loramix.experiment.stages.prepare import COUNTS
@@ -50,8 +50,12 @@ def _describe_mixture(run: Run) -> None:
     scores = {table.title: read_csv(run.root / table.file) for table in tables(run.recipe)}
     weights: list[dict[str, object]] = []
     for task, means in mean_weights(_weights(run)).items():
-        rounded = {expert: round(float(mean), 4) for expert, mean in means.items()}
-        weights.append({"task": task, **rounded})
+        row: dict[str, object] = {"task": task}
+        for expert, mean in means.items():
+            # an expert may be called as the first column is
+            column = label(expert_key(expert)) if expert in row else expert
+            row[column] = round(float(mean), 4)
+        weights.append(row)
     add_measurements(run.folder("gate") / MODELS, run.recipe.to_yaml(), scores, weights)
 
 
@@ -59,6 +63,10 @@ def _summary(run: Run) -> list[tuple[str, str]]:
     recipe = run.recipe
     environment = json.loads((run.root / "environment.json").read_text())
     facts = [("Base model", recipe.base.name), ("Seed", str(recipe.seed))]
+    for name, spec in recipe.experts.items():
+        left_out = f", without its {', '.join(spec.lossy)}" if spec.lossy else ""
+        commit = f" at {spec.revision}" if spec.revision else ""
+        facts.append((f"Given adapter {name}", f"{spec.place}{commit}{left_out}"))
     for row in read_csv(run.folder("prepare") / COUNTS):
         sizes = f"{row['train']} train, {row['validation']} validation, {row['test']} test"
         facts.append((row["task"], sizes))

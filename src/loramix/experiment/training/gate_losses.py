@@ -1,13 +1,30 @@
 """Auxiliary losses: on the gates' weights, added to the language model's loss in training.
 
-Axes: `L` layers, `B` rows, `E` experts, `K` tasks. Weights are read as shares: each row is divided
-by its sum, so that sigmoid gates and gates with a base slot count as well.
+Axes: `L` layers, `B` rows, `E` experts, `K` tasks, those of one expert taken together. Weights are
+read as shares: each row is divided by its sum, so that sigmoid gates and gates with a base slot
+count as well.
 """
 
+from collections.abc import Mapping, Sequence
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from loramix.mixture.routing_measures import shares
+
+
+def means_of_experts(
+    task_means: Mapping[int, Float[Tensor, "L E"]], own: Sequence[int]
+) -> Float[Tensor, "L K E"]:
+    """Return the mean weights on the tasks of every expert that has some, in the order given.
+
+    task_means: by the index of the task. own: the expert of every task.
+    """
+    of_experts: dict[int, list[Tensor]] = {}
+    for task, means_LE in task_means.items():
+        of_experts.setdefault(own[task], []).append(means_LE)
+    return torch.stack([torch.stack(means).mean(0) for means in of_experts.values()], dim=1)
 
 
 def imbalance(task_means_LKE: Float[Tensor, "L K E"]) -> Float[Tensor, ""]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from loramix.data.tasks import Task
 from loramix.experiment.recipe import GateSpec
 from loramix.experiment.run import ROUTING_STEP_COLUMNS, ROUTING_STEPS
-from loramix.experiment.training.gate_losses import imbalance, label_loss
+from loramix.experiment.training.gate_losses import imbalance, label_loss, means_of_experts
 from loramix.experiment.training.trainer import MixingTrainer
 from loramix.mixture.routing_measures import entropy
 from loramix.mixture.state import recording
@@ -102,14 +102,11 @@ class GateTrainer(MixingTrainer):
         """Return every auxiliary loss, the mean over layers."""
         weights_LBE = torch.stack([each.row_mean for each in used.values()])
         means_LE = weights_LBE.mean(1)
-        by_expert = {self._own[task]: [means_LE]}
-        for other, means in self._last_means.items():
-            if other != task:
-                by_expert.setdefault(self._own[other], []).append(means)
+        others = {other: means for other, means in self._last_means.items() if other != task}
         self._last_means[task] = means_LE.detach()
-        uses = [torch.stack(of_expert).mean(0) for of_expert in by_expert.values()]
+        of_experts_LKE = means_of_experts({task: means_LE, **others}, self._own)
         return {
             "entropy": entropy(weights_LBE).mean(),
-            "balance": imbalance(torch.stack(uses, dim=1)),
+            "balance": imbalance(of_experts_LKE),
             "supervised": label_loss(weights_LBE, self._own[task]),
         }
