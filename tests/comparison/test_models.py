@@ -33,6 +33,12 @@ def test_no_mixture_takes_the_name_of_a_baseline() -> None:
         compared_models(Comparison(Run(recipe, Path("nowhere"))))
 
 
+def test_no_two_models_share_a_folder() -> None:
+    recipe = load_recipe("tiny", ["comparison.mixtures={so wide: {}, so-wide: {hidden: 9}}"])
+    with pytest.raises(RecipeError, match="'so-wide' and 'so wide' would be filed in one folder"):
+        compared_models(Comparison(Run(recipe, Path("nowhere"))))
+
+
 def test_x_lora_is_left_out_where_it_does_not_run() -> None:
     recipe = load_recipe("tiny", ["base.name=tiny-t5"])
     found, left_out = compared_models(Comparison(Run(recipe, Path("nowhere"))))

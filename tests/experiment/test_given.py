@@ -212,6 +212,20 @@ def test_a_changed_adapter_redoes_what_depends_on_it_and_nothing_else(
     }
 
 
+def test_a_run_may_train_no_adapter_and_have_one_that_no_task_asks_for(tmp_path: Path) -> None:
+    source, idle = save_given(tmp_path / "terse"), save_given(tmp_path / "idle", seed=5, r=3)
+    settings = ["gate.init=arrow", "gate.balance=0.1", "tasks.haiku.expert=terse texts"]
+    recipe = recipe_of(tmp_path, str(source), f"experts.idle={idle}", *settings)
+    runner.run(recipe, tmp_path / "run", stage="gate")
+    assert set(stamps(tmp_path / "run")) == {
+        *("prepare", "lora-terse texts", "lora-idle", "gate", "gate-answers")
+    }
+    mixture = MixtureModel.from_pretrained(tmp_path / "run" / "cgm" / "models")
+    assert mixture.expert_names == ["terse texts", "idle"]
+    losses = rows(tmp_path / "run" / "cgm" / "auxiliary.csv")
+    assert all(torch.tensor(float(row["supervised"])).isfinite() for row in losses)
+
+
 def test_another_expert_of_a_task_trains_the_gates_anew_and_nothing_else(
     finished: Path, place: Path, tmp_path: Path
 ) -> None:

@@ -5,7 +5,6 @@ from statistics import fmean
 
 from loramix.comparison.asking import ROUTING
 from loramix.comparison.comparison import ComparedModel, Comparison
-from loramix.experiment.recipe import Recipe
 from loramix.report.content import RoutingWeights, WeightRow, mean_weights
 from loramix.storage.files import read_csv
 
@@ -25,18 +24,21 @@ def routing_weights(
             file = comparison.folder(model, test_set) / ROUTING
             if file.is_file():
                 title = f"{model.label}, seed {model.seed}, {test_set}"
-                found.append(_routing_weights(title, read_csv(file), comparison.recipe))
+                own = comparison.recipe.own_experts
+                found.append(_routing_weights(title, read_csv(file), own))
     return found
 
 
-def collapse(means: Means) -> list[str]:
+def collapse(means: Means, own: Mapping[str, str]) -> list[str]:
     """Return in words where gates do not tell tasks apart: one expert for all of them, or all
     experts alike.
 
-    means: the mean weight of every expert on every task's prompts. Questions of a single task show
-        no collapse.
+    means: the mean weight of every expert on every task's prompts.
+    own: the expert of every task that has one. Tasks of a single expert show no collapse: they
+        rightly get the same weights.
     """
-    return [*_collapsed(means)] if len(means) > 1 else []
+    routed = {task: of_task for task, of_task in means.items() if task in own}
+    return [*_collapsed(routed)] if len({own[task] for task in routed}) > 1 else []
 
 
 def _collapsed(means: Means) -> Iterator[str]:
@@ -52,7 +54,7 @@ def _collapsed(means: Means) -> Iterator[str]:
 
 
 def _routing_weights(
-    title: str, rows: Sequence[Mapping[str, str]], recipe: Recipe
+    title: str, rows: Sequence[Mapping[str, str]], own: Mapping[str, str]
 ) -> RoutingWeights:
     weights = []
     by_task: dict[str, list[Mapping[str, str]]] = {}
@@ -64,8 +66,4 @@ def _routing_weights(
         entropy = fmean(float(row["entropy"]) for row in of_task)
         squares = fmean(float(row["concentration"]) for row in of_task)
         facts.append((task, f"mean entropy {entropy:.3f} nats, mean Σw² {squares:.3f}"))
-    own = recipe.own_experts
-    routed = {task: means for task, means in mean_weights(weights).items() if task in own}
-    # tasks of a single expert rightly get the same weights
-    warnings = collapse(routed) if len({own[task] for task in routed}) > 1 else []
-    return RoutingWeights(title, weights, facts, warnings)
+    return RoutingWeights(title, weights, facts, collapse(mean_weights(weights), own))

@@ -45,7 +45,7 @@ def compared_models(comparison: Comparison) -> tuple[list[ComparedModel], list[s
             left_out.append(problem)
         else:
             models.append(_baseline(comparison, name, baseline))
-    _refuse_equal_labels(models)
+    _refuse_equal_names(models)
     return models, left_out
 
 
@@ -176,9 +176,17 @@ def _mixture(comparison: Comparison, name: str, spec: GateSpec, seed: int) -> Co
     )
 
 
-def _refuse_equal_labels(models: list[ComparedModel]) -> None:
+def _refuse_equal_names(models: list[ComparedModel]) -> None:
+    """Raise RecipeError for one label of two rows, or one folder of two models."""
     rows: dict[str, str] = {}
+    keys: dict[str, str] = {}
     for model in models:
+        if model.key in keys:
+            raise RecipeError(
+                f"comparison.mixtures: '{model.label}' and '{keys[model.key]}' would be filed in "
+                f"one folder, {model.key}; choose another name for one of them"
+            )
+        keys[model.key] = model.label
         if rows.setdefault(model.label, model.row) != model.row:
             raise RecipeError(
                 f"comparison.mixtures: '{model.label}' is the name of another model of the "
