@@ -22,6 +22,12 @@ def blocks(document: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
+def shell_lines() -> list[str]:
+    """Return the commands of the README, those over several lines as one."""
+    text = "".join(blocks(ROOT / "README.md", "sh"))
+    return re.sub(r" *\\\n *", " ", text).splitlines()
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_the_python_blocks_run_from_top_to_bottom(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -31,13 +37,18 @@ def test_the_python_blocks_run_from_top_to_bottom(
     for block in blocks(ROOT / "README.md", "python"):
         exec(block, names)
     assert names["mix"].expert_names == ["haiku", "title"]
-    assert {path.name for path in tmp_path.iterdir()} == {"adapters", "my-mixture", "one-adapter"}
+    written = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    assert written == {"adapters", "five-lines", "my-mixture", "one-adapter"}
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.slow
-def test_the_shell_blocks_run_from_top_to_bottom(tmp_path: Path) -> None:
-    lines = "".join(blocks(ROOT / "README.md", "sh")).splitlines()
-    typed = [line for line in lines if not line.startswith(LEFT_OUT)]
+def test_the_shell_blocks_run_from_top_to_bottom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(blocks(ROOT / "README.md", "python")[0], {})  # the adapters and prompts to play with
+    typed = [line for line in shell_lines() if not line.startswith(LEFT_OUT)]
     (tmp_path / "bin").mkdir()
     command = tmp_path / "bin" / "loramix"
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m loramix "$@"\n', encoding="utf-8")
@@ -45,17 +56,18 @@ def test_the_shell_blocks_run_from_top_to_bottom(tmp_path: Path) -> None:
     path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
     subprocess.run(
         ["bash", "-euc", "\n".join(typed)],
+        stdin=subprocess.DEVNULL,  # of the chat
         cwd=tmp_path,
         env={**os.environ, "PATH": path},
         check=True,
     )
+    assert (tmp_path / "my-mixture/verdict.html").is_file()
     assert (tmp_path / "why.html").is_file()
     assert (tmp_path / "results/tiny/compare/tiny/report.html").is_file()
 
 
 def test_every_line_of_the_shell_blocks_is_run_or_left_out_by_name() -> None:
-    lines = "".join(blocks(ROOT / "README.md", "sh")).splitlines()
-    assert all(line.startswith((*LEFT_OUT, "loramix ")) for line in lines)
+    assert all(line.startswith((*LEFT_OUT, "loramix ")) for line in shell_lines())
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -19,6 +19,7 @@ def files_of_the_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """Stand in a folder that has the files which examples name."""
     monkeypatch.chdir(tmp_path)
     Path("results/demo/cgm/models").mkdir(parents=True)
+    Path("my-mixture").mkdir()
     Path("my-recipe.yaml").write_text("extends: demo\nname: mine\n", encoding="utf-8")
     for name in ("haiku", "arxiv"):
         Path(f"{name}.parquet").touch()
