@@ -2,6 +2,7 @@
 model, results, report.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from loramix.experiment.run import Run
 from loramix.experiment.runner import RECIPE, begin, do_steps, pin
 from loramix.metrics.words import TOKENIZER
 
+log = logging.getLogger("loramix")
 _OF_RUN = ("prepare", "finetune", "lora")  # stages that leave what is compared
 
 
@@ -49,6 +51,8 @@ def compare(recipe: Recipe, root: Path) -> Path:
 def comparison_steps(comparison: Comparison, sources: Mapping[str, str]) -> list[Step]:
     """Return the steps of a comparison, each after those it needs."""
     models, left_out = compared_models(comparison)
+    for reason in left_out:
+        log.info("left out: %s", reason)
     shared = [step for step in run_steps(comparison.run, sources) if step.stage in _OF_RUN]
     fits: list[Step] = []
     asked: list[Step] = []

@@ -75,7 +75,7 @@ def encode_samples(
     for index, (task, samples) in enumerate(zip(tasks, parts, strict=True)):
         settings = [
             index,
-            task.model_dump(mode="json"),
+            task.model_dump(mode="json", exclude={"expert"}),
             recipe.base.chat,
             causal,
             bare,
