@@ -1,5 +1,6 @@
 """The command line: fast help, results on standard output, errors in one clean message."""
 
+import json
 import re
 import subprocess
 import sys
@@ -52,6 +53,35 @@ def test_check_shows_settings_samples_and_sizes() -> None:
         "memory without activations",
     ):
         assert expected in result.output
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_check_shows_the_format_and_a_row_of_every_reason(tmp_path: Path) -> None:
+    rows = [{"prompt": f"word {n}", "completion": f"a\r\n  poem {n}"} for n in range(60)]
+    rows += [{"prompt": "nobody", "completion": " "}, {"prompt": "cut \ud83d", "completion": "x y"}]
+    rows += [{"prompt": "again", "completion": "A poem 3"}]
+    lines = "\n".join(json.dumps(row) for row in rows)
+    (tmp_path / "a.jsonl").write_text(lines, encoding="utf-8")
+    limits = "max_input_tokens: 9, max_new_tokens: 11"
+    recipe = tmp_path / "a.yaml"
+    recipe.write_text(
+        "name: a\nbase: {name: tiny-llama}\n"
+        f"tasks: [{{name: poems, source: {tmp_path}/a.jsonl, {limits}}}]\n"
+    )
+    result = CliRunner().invoke(cli, ["check", str(recipe)])
+    assert result.exit_code == 0, result.output
+    for expected in (
+        "poems: format prompt-completion (prompt, completion)",
+        "63 read, 1 blank, 0 out_of_range, 1 duplicate, 0 surplus, 61 kept",
+        "1 half_characters, 60 line_ends",
+        r"blank, such as:  'nobody' -> ' '",
+        r"duplicate, such as:  'again' -> 'A poem 3'",
+        r"half characters, such as:  'cut \ud83d' -> 'x y'",
+        r"line ends, such as:  'word 0' -> 'a\r\n  poem 0'",
+        r"learned (11 tokens):  'a\n  poem ",
+        "cut, of 61 samples: 0 inputs (max_input_tokens 9), 50 targets (max_new_tokens 11)",
+    ):
+        assert expected in result.output, result.output
 
 
 @pytest.fixture

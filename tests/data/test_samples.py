@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from loramix.data.cleaning import clean
+from loramix.data.places import locate
 from loramix.data.samples import (
     Prepared,
     prepare,
@@ -21,7 +22,7 @@ from loramix.data.samples import (
     split_of,
     write_manifest,
 )
-from loramix.data.sources import load_rows, locate, pinned, source_fingerprint
+from loramix.data.sources import load_rows, pinned, source_fingerprint
 from loramix.data.tasks import Cleaning, Task
 from loramix.data.texts import normalise
 from loramix.errors import DataError

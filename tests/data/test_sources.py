@@ -232,3 +232,26 @@ def test_a_split_of_a_file_is_another_file(tmp_path: Path) -> None:
     before = source_fingerprint(task)
     write(tmp_path / "b.jsonl", many("c", 60))
     assert source_fingerprint(task) != before
+
+
+def test_what_one_task_is_tested_on_no_other_task_learns(tmp_path: Path) -> None:
+    """Own splits follow no rule: what one task withholds, another may have among its train."""
+    shared = many("s", 40)
+    own = make_task(**files(tmp_path / "own", train=[*many("a", 30), *shared], test=many("t", 9)),
+                    test_split="test", name="own")  # fmt: skip
+    rows = [(source, f"another {target}") for source, target in [*shared, *many("t", 9)]]
+    ours = make_task(write(tmp_path / "b.jsonl", rows), name="ours")
+    found = prepare([own, ours], samples=None, seed=0)
+    inputs = {
+        (name, split): {each.input for each in part.samples if each.split == split}
+        for name, part in found.items()
+        for split in ("train", "validation", "test")
+    }
+    for tested, other in (("own", "ours"), ("ours", "own")):
+        for split in ("train", "validation"):
+            assert not inputs[tested, "test"] & inputs[other, split]
+    assert found["own"].counts["overlap"]
+    assert found["ours"].counts["overlap"]
+    for part in found.values():
+        counts = part.counts
+        assert counts["read"] == counts["overlap"] + counts["surplus"] + counts["kept"]

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from loramix.config import PLACEHOLDER, fill
 from loramix.data.catalogue import BUILT_IN, built_in
-from loramix.data.sources import load_rows, locate
+from loramix.data.places import locate
+from loramix.data.sources import load_rows
 from loramix.data.tasks import Cleaning, Task
 from loramix.errors import DataError
 from loramix.experiment.reading import load_recipe

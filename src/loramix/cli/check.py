@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from loramix.experiment.recipe import Recipe
 
 MEASURED = 1000  # samples of a task, for how many are cut
+SHOWN = 80  # characters of a text in an example
 
 
 @click.command()
@@ -89,7 +90,7 @@ def _samples(recipe: "Recipe") -> list[str]:
         shown += [
             f"{task.name}: {_format(task)}",
             f"  rows: {counts}",
-            *(f"  {reason}, such as:  {pair}" for reason, pair in _examples(prepared)),
+            *(f"  {reason}, such as:  {pair}" for reason, pair in _examples(task, prepared)),
             f"  masked, not learned ({len(first.prompt)} tokens):  "
             f"{tokenizer.decode(first.prompt)!r}",
             f"  learned ({len(first.target)} tokens):  {tokenizer.decode(first.target)!r}",
@@ -103,10 +104,15 @@ def _format(task: "Task") -> str:
     return f"format {task.format} ({', '.join(columns)})"
 
 
-def _examples(prepared: "Prepared") -> "Iterator[tuple[str, str]]":
+def _examples(task: "Task", prepared: "Prepared") -> "Iterator[tuple[str, str]]":
     """Yield the reasons for which rows are dropped or changed, each with one of them."""
-    for reason, pair in prepared.examples.items():
-        source, target = (repr(text if len(text) <= 80 else f"{text[:79]}…") for text in pair)
+    from loramix.data.messages import plain_text
+
+    for reason, (source, target) in prepared.examples.items():
+        said = plain_text(source) if task.conversational and source else source
+        source, target = (
+            repr(text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…") for text in (said, target)
+        )
         yield reason.replace("_", " "), f"{source} -> {target}"
 
 

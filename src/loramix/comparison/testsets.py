@@ -101,7 +101,7 @@ def _paraphrased(recipe: Recipe, withheld: Withheld) -> Asked:
 def _mixed(recipe: Recipe, withheld: Withheld) -> Asked:
     for asked in recipe.tasks:
         for other in recipe.tasks:
-            if "haiku" in asked.metrics and other is not asked:
+            if "haiku" in asked.metrics and other is not asked and not other.conversational:
                 for sample in withheld[other.name]:
                     yield asked.name, sample.id, asked.prompt, sample.input, ""
 

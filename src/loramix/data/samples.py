@@ -4,8 +4,8 @@ A sample's content and a seed alone decide whether it is kept and which split it
 order of rows, the number of other samples, the machine or the time.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from loramix.data.texts import digest, normalise, refuse_other_forms
 from loramix.errors import DataError
 from loramix.storage.files import atomic_file
 
+Placed = list[tuple[Split, Pair]]  # pairs with their splits
 SPLIT_ENDS: Mapping[Split, float] = {"train": 0.70, "validation": 0.85, "test": 1.0}
 HELD_OUT = 0.15  # the usual share of validation, and of test
 # What becomes of rows, in the order in which they are counted.
@@ -48,8 +49,9 @@ class Prepared:
     """The samples of one task in an order that is random but fixed, and counts of its rows.
 
     counts: read = blank + out_of_range + duplicate + overlap + surplus + kept, and kept = train +
-        validation + test; where the source has splits of its own, overlap counts what one of them
-        holds of another. What cleaning has changed comes last, see `loramix.data.cleaning`.
+        validation + test; where sources have splits of their own, overlap counts what one of them
+        holds of another, or of the test of another task. What cleaning has changed comes last, see
+        `loramix.data.cleaning`.
     examples: the first pair of every reason, as the source has it.
     """
 
@@ -72,6 +74,9 @@ def prepare(tasks: Sequence[Task], *, samples: int | None, seed: int) -> dict[st
     tasks = [resolved(task) for task in tasks]
     parts = {task.name: _cleaned_parts(task) for task in tasks}
     cleaned = {task.name: without_overlaps(task, parts[task.name]) for task in tasks}
+    placed = {task.name: _placed(task, parts[task.name], seed) for task in tasks}
+    if any(own_splits(task) for task in tasks):
+        _withhold_everywhere(tasks, placed, cleaned)
     for task in tasks:
         refuse_other_forms(task, [target for _, target in cleaned[task.name].pairs])
     sizes = [len(cleaned[task.name].pairs) for task in tasks if task.samples is None]
@@ -82,12 +87,10 @@ def prepare(tasks: Sequence[Task], *, samples: int | None, seed: int) -> dict[st
         wanted = task.samples or samples or smallest
         if len(whole.pairs) < max(wanted, 1):
             raise _too_few(task, whole, wanted)
-        placed = [
-            Sample(task.name, pair_id(pair), split, *pair)
-            for own, part in parts[task.name].items()
-            for split, pair in _placed(task, own, part.pairs, seed)
+        all_samples = [
+            Sample(task.name, pair_id(pair), split, *pair) for split, pair in placed[task.name]
         ]
-        selected = _select(placed, wanted, seed, keep_shares=len(parts[task.name]) > 1)
+        selected = _select(all_samples, wanted, seed, keep_shares=len(parts[task.name]) > 1)
         prepared[task.name] = _prepared(task, selected, whole)
     return prepared
 
@@ -149,18 +152,45 @@ def _cleaned_parts(task: Task) -> dict[Split, Cleaned]:
     return {**parts, "train": clean(task, read_split(task, task.split))}
 
 
-def _placed(
-    task: Task, own: Split, pairs: Iterable[Pair], seed: int
-) -> Iterator[tuple[Split, Pair]]:
-    """Yield pairs with their splits: a source's own one, of which `train` is divided into those
+def _placed(task: Task, parts: Mapping[Split, Cleaned], seed: int) -> Placed:
+    """Return pairs with their splits: a source's own one, of which `train` is divided into those
     that the source has not.
     """
-    missing = [split for split in SPLIT_ENDS if split == "train" or split not in own_splits(task)]
-    for pair in pairs:
-        if own != "train":
-            yield own, pair
-        else:
-            yield split_of(split_key(task, pair), seed=seed, splits=missing), pair
+    missing = [split for split in SPLIT_ENDS if split == "train" or split not in parts]
+    return [
+        (
+            own if own != "train" else split_of(split_key(task, pair), seed=seed, splits=missing),
+            pair,
+        )
+        for own, part in parts.items()
+        for pair in part.pairs
+    ]
+
+
+def _withhold_everywhere(
+    tasks: Sequence[Task], placed: Mapping[str, Placed], cleaned: Mapping[str, Cleaned]
+) -> None:
+    """Leave out of training and validation what another task's test holds: a source's own splits
+    do not follow from the inputs, as ours do.
+    """
+
+    def key(task: Task, pair: Pair) -> str:
+        return normalise(split_key(task, pair)).casefold()
+
+    tested: dict[str, set[str]] = defaultdict(set)  # input -> names of tasks
+    for task in tasks:
+        for split, pair in placed[task.name]:
+            if split == "test":
+                tested[key(task, pair)].add(task.name)
+    for task in tasks:
+        held, kept = cleaned[task.name], Placed()
+        for split, pair in placed[task.name]:
+            if split != "test" and tested.get(key(task, pair), set()) - {task.name}:
+                held.note(OVERLAP, pair)
+            else:
+                kept.append((split, pair))
+        placed[task.name][:] = kept
+        held.pairs = [pair for _, pair in kept]
 
 
 def _select(samples: list[Sample], wanted: int, seed: int, *, keep_shares: bool) -> list[Sample]:

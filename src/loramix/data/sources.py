@@ -3,29 +3,21 @@
 import csv
 import re
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from loramix.data.formats import columns_of, is_definite, pairs_of, recognised
-from loramix.data.tables import SUFFIXES, Choose, Row, as_rows, is_table, marks, read_table
-from loramix.data.tasks import PACKAGE, Pair, Split, Task
+from loramix.data.places import files_of_split, locate, locate_all, nearest_file
+from loramix.data.tables import Choose, Row, as_rows, marks, read_table
+from loramix.data.tasks import Pair, Split, Task
 from loramix.data.texts import whole_characters
 from loramix.errors import DataError, HubError, did_you_mean
 from loramix.storage.files import sha256
-from loramix.storage.hub import find, is_hub_id
+from loramix.storage.hub import find
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _FIRST_ROWS = 20  # by which a format is recognised
-# Words in the names of a folder's files that say which split they hold, as `datasets` reads them.
-_SPLIT_WORDS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
-# Files of a folder that only `datasets` understands.
-_LAYOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 
 def load_rows(task: Task) -> list[Pair]:
@@ -88,43 +80,6 @@ def read_split(task: Task, split: str) -> list[Pair]:
     return pairs_of(task, _read(task, split, choose))
 
 
-def locate(source: str) -> Path | None:
-    """Return the file or folder that `source` names, or None if it is the id of a Hub data set.
-
-    What exists on disk wins over an id of the same name. Raises DataError if a path leads nowhere.
-    """
-    path = _path(source)
-    if path.exists():
-        return path
-    if is_hub_id(source) and not source.lower().endswith(SUFFIXES):
-        return None
-    raise DataError(f"no such file: {path}{_nearest_file(path)}")
-
-
-def locate_all(source: str | Sequence[str]) -> list[Path] | None:
-    """Return the file or folder that a task's source names, the files of its list or pattern in
-    their order, or None if it is the id of a Hub data set.
-
-    Raises DataError if one of them leads nowhere.
-    """
-    if isinstance(source, str) and not _is_pattern(source):
-        path = locate(source)
-        return None if path is None else [path]
-    files: list[Path] = []
-    for name in [source] if isinstance(source, str) else source:
-        if _is_pattern(name):
-            start = Path(_path(name).anchor)
-            found = sorted(start.glob(str(_path(name).relative_to(start))))
-            files += [path for path in found if path.is_file()]
-            if not found:
-                raise DataError(f"no file fits {name}; relative paths start at {Path.cwd()}")
-        elif (path := locate(name)) is not None and path.is_file():
-            files.append(path)
-        else:
-            raise DataError(f"a list of sources holds files alone, and {name} is no file")
-    return list(dict.fromkeys(files))
-
-
 def source_fingerprint(task: Task) -> str:
     """Return a fingerprint of the source's content, without loading it.
 
@@ -181,26 +136,26 @@ def _read(task: Task, split: str, choose: Choose, rows: int | None = None) -> li
     """Return the first `rows` rows of one split of a task's source, or all of them."""
     try:
         paths = locate_all(task.source)
+        folder = paths[0] if paths and len(paths) == 1 and paths[0].is_dir() else None
+        files = paths if folder is None else files_of_split(split, folder)
     except DataError as error:
         raise DataError(f"task '{task.name}': {error}") from error
-    folder = paths[0] if paths and len(paths) == 1 and paths[0].is_dir() else None
     if paths is not None and task.revision is not None:
         raise DataError(
             f"task '{task.name}': revision is for Hub data sets, and {paths[0]} is a "
             f"{'folder' if folder else 'file'}; leave it out"
         )
-    if paths is None or (folder is not None and (files := _plain_files(folder)) is None):
+    if paths is None or files is None:
         return _read_dataset(task, split, folder, choose, rows)
     if task.config is not None:
         raise DataError(
             f"task '{task.name}': config is for data sets, and {paths[0]} holds plain files; "
             "leave it out"
         )
-    chosen = paths if folder is None else _of_split(task, split, folder, files or [])
     if folder is None and split != "train":
-        chosen = [_own_file(task, split)]
+        files = [_own_file(task, split)]
     read: list[Row] = []
-    for path in chosen:
+    for path in files:
         read += _read_file(task, path, choose, rows)
         if rows is not None and len(read) >= rows:
             break
@@ -239,46 +194,6 @@ def _read_dataset(
     return as_rows(columns)
 
 
-def _plain_files(folder: Path) -> list[Path] | None:
-    """Return the files of a folder that holds nothing but tables; None for any other layout, which
-    `datasets` reads.
-    """
-    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    readme = next((path for path in files if path.name.lower() == "readme.md"), None)
-    if readme is not None and readme.read_bytes().startswith(b"---"):
-        return None
-    tables = [path for path in files if is_table(path)]
-    other = any(path.is_dir() or path.suffix == ".py" or path.name in _LAYOUT for path in files)
-    return None if other or not tables else tables
-
-
-def _of_split(task: Task, split: str, folder: Path, files: Sequence[Path]) -> list[Path]:
-    """Return the files that hold a split by their names; all of them where no name says so."""
-    by_split: dict[str | None, list[Path]] = {}
-    for path in files:
-        by_split.setdefault(_split_in(path.name), []).append(path)
-    if set(by_split) == {None} and split == "train":
-        return by_split[None]
-    unnamed = by_split.pop(None, [])
-    if unnamed and by_split:
-        raise DataError(
-            f"task '{task.name}': {folder} holds files of splits, and {unnamed[0].name} says "
-            f"none of {', '.join(_SPLIT_WORDS)} in its name"
-        )
-    wanted = _split_in(split)
-    if wanted not in by_split:
-        raise DataError(
-            f"task '{task.name}': {folder} has no files of the split '{split}'; it has: "
-            f"{', '.join(str(name) for name in by_split) or 'train'}"
-        )
-    return by_split[wanted]
-
-
-def _split_in(name: str) -> str | None:
-    words = set(re.split(r"[^a-z]+", name.lower()))
-    return next((split for split, known in _SPLIT_WORDS.items() if words & set(known)), None)
-
-
 def _split_file(task: Task, split: Split) -> Path | None:
     """Return the file that a task of files names for one of its splits; None for data sets."""
     paths = locate_all(task.source)
@@ -302,23 +217,6 @@ def _own_file(task: Task, split: str) -> Path:
     return path
 
 
-def _is_pattern(source: str) -> bool:
-    return any(mark in source for mark in "*?[") and not _path(source).exists()
-
-
-def _path(source: str) -> Path:
-    if source.startswith(PACKAGE):
-        return Path(str(resources.files("loramix.data"))) / source.removeprefix(PACKAGE)
-    return Path(source).expanduser()
-
-
-def _nearest_file(path: Path) -> str:
-    """Return a hint: the nearest name in the folder of `path`, or that there is no folder."""
-    if not path.parent.is_dir():
-        return f" (there is no folder {path.parent} either; relative paths start at {Path.cwd()})"
-    return did_you_mean(path.name, sorted(file.name for file in path.parent.iterdir()))
-
-
 def _configs(task: Task, name: str) -> list[str]:
     """Return the configurations of a data set, where it tells them."""
     import datasets
@@ -338,5 +236,5 @@ def _unreachable(task: Task, split: str, error: Exception, configs: Sequence[str
         message += f"; choose one with config: NAME{near}; there are: {', '.join(configs)}"
     if locate_all(task.source) is None:
         path = Path(str(task.source))
-        message += f"; nor is there a file or folder of this name{_nearest_file(path)}"
+        message += f"; nor is there a file or folder of this name{nearest_file(path)}"
     return DataError(message)

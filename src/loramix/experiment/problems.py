@@ -7,7 +7,7 @@ from pydantic_core import ErrorDetails
 
 from loramix.bases import loading
 from loramix.data.chat import chat_problem
-from loramix.data.sources import locate_all
+from loramix.data.places import locate_all
 from loramix.data.tasks import NO_EXPERT, OWN
 from loramix.errors import DataError, LoramixError, did_you_mean
 from loramix.experiment.labels import run_labels
