@@ -310,6 +310,24 @@ def test_texts_without_special_tokens_are_encoded_as_ever_beside_texts_with_them
     assert found[-rest:] == clean[-rest:]
 
 
+def test_markup_of_the_template_is_special_even_if_it_was_added_as_ordinary_tokens():
+    tokenizer = byte_level()
+    tokenizer.add_tokens(["<|turn|>", "<|over|>", "<think>"])
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|turn|>' + m['role'] + '\n' + m['content'] + '<|over|>' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|turn|>assistant\n' }}{% endif %}"
+    )
+    over, think = tokenizer.convert_tokens_to_ids(["<|over|>", "<think>"])
+    turns = [{"role": "user", "content": "what <|over|> is <think> white?"}]
+    found = encoded(tokenizer, turns, "snow <|over|> rain")
+    assert found.prompt.count(over) == found.target.count(over) == 1
+    assert found.target[-1] == over
+    assert think in found.prompt
+    assert over in end_ids(tokenizer, None, chat=True)
+    text = read_answer(tokenizer, found.target, [over], chat=True).text
+    assert text == "snow <|over|> rain"
+
+
 def test_a_tokenizer_in_python_reads_them_as_characters_or_refuses():
     tokenizer = ByT5Tokenizer()
     asks = task(format="columns", input_column="a", target_column="b", prompt="on {input}")

@@ -23,12 +23,18 @@ Value = TypeVar("Value")
 
 # Noncharacters around a word that no data can hold, as every process draws another.
 _OPEN, _CLOSE = f"\ufdd0{secrets.token_hex(8)}", "\ufdd1"
+_BARRED = re.compile(r"<\|.*\|>")
 _HIDDEN = re.compile(f"{_OPEN}h([0-9]+){_CLOSE}")
 
 
 def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
-    """Return the ids of the special tokens by their texts, the longest text first."""
-    return _special_tokens(tokenizer, len(tokenizer), tuple(tokenizer.all_special_tokens))
+    """Return the ids of the special tokens by their texts, the longest text first.
+
+    Those that a chat template writes count as well, such as an `<|im_end|>` that was added as an
+    ordinary token. Markup without bars, as `<think>`, is what answers are written in.
+    """
+    named, template = tuple(tokenizer.all_special_tokens), str(tokenizer.chat_template)
+    return _special_tokens(tokenizer, len(tokenizer), named, template)
 
 
 def hide(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
@@ -88,10 +94,13 @@ def _refuse_both(text: str, known: Mapping[str, int]) -> None:
 
 @lru_cache(maxsize=16)  # by all that makes the answer another one: tokenizers can grow
 def _special_tokens(
-    tokenizer: "PreTrainedTokenizerBase", size: int, named: tuple[str, ...]
+    tokenizer: "PreTrainedTokenizerBase", size: int, named: tuple[str, ...], template: str
 ) -> dict[str, int]:
-    added = tokenizer.added_tokens_decoder.items()
-    found = {token.content: index for index, token in added if token.special}
+    found = {
+        token.content: index
+        for index, token in tokenizer.added_tokens_decoder.items()
+        if token.special or (_BARRED.fullmatch(token.content) and token.content in template)
+    }
     ids = {text: tokenizer.convert_tokens_to_ids(text) for text in named}
     found |= {text: int(index) for text, index in ids.items() if index is not None}
     return {text: found[text] for text in sorted(found, key=len, reverse=True) if text}

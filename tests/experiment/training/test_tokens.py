@@ -69,3 +69,17 @@ def test_samples_are_encoded_once_and_read_from_arrow_files(
     samples[0] = replace(samples[0], target="other")
     assert encoded(samples, tmp_path)[1:] == first[1:]
     assert len(asked) == 27
+
+
+def test_another_end_token_or_format_is_another_encoding(tmp_path: Path) -> None:
+    recipe, samples = load_recipe("tiny"), haikus(3)
+    tokenizer, tasks = tiny_tokenizer("tiny-llama"), recipe.tasks[:1]
+    asked = {"causal": True, "bare": 0.0, "cache": tmp_path}
+    first = encode_samples([samples], tokenizer, recipe, tasks, **asked)
+    tokenizer.eos_token = "<pad>"
+    second = encode_samples([samples], tokenizer, recipe, tasks, **asked)
+    assert [first[0].target[-1], second[0].target[-1]] == [1, 0]
+    assert len(list(tmp_path.iterdir())) == 2
+    tasks = [tasks[0].model_copy(update={"format": "prompt-completion"})]
+    encode_samples([samples], tokenizer, recipe, tasks, **asked)
+    assert len(list(tmp_path.iterdir())) == 3
