@@ -8,6 +8,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from loramix.data.cleaning import clean
 from loramix.data.conversations import Conversation, answer_message
 from loramix.data.formats import divided
 from loramix.data.samples import prepare
@@ -220,3 +221,33 @@ def test_samples_of_one_conversation_share_a_split_and_answers_may_repeat(tmp_pa
     assert len(samples) == 120  # the 60 that stand there twice count once
     assert all(len(found) == 1 for found in splits.values())
     assert set().union(*splits.values()) == {"train", "validation", "test"}
+
+
+def test_conversations_are_one_if_all_of_them_is(tmp_path: Path) -> None:
+    def looked_up(city: str, asked: str = "How warm?") -> list[dict[str, object]]:
+        call = {"type": "function", "function": {"name": "f", "arguments": {"city": city}}}
+        answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+        told = [{"role": "tool", "content": "4"}, {"role": "assistant", "content": "Four."}]
+        return [{"role": "user", "content": asked}, answer, *told]
+
+    rows = [looked_up("Oslo"), looked_up("Bergen"), looked_up("Oslo", "how \n warm?"), *many(60)]
+    task = resolved(make_task(write(tmp_path, *({"messages": row} for row in rows))))
+    cleaned = clean(task, load_rows(task))
+    assert (cleaned.counts["read"], cleaned.counts["duplicate"]) == (66, 2)
+
+
+def test_the_words_of_conversations_are_those_of_their_contents(tmp_path: Path) -> None:
+    cleaning = {"max_input_words": 3}
+    task = resolved(make_task(write(tmp_path, {"messages": CHAT}), cleaning=cleaning))
+    system = {"role": "developer", "content": "x"}
+    short, long = many(1)[0], [system, *many(1)[0]]
+    pairs = read(
+        tmp_path, {"messages": short}, {"messages": long}, {"messages": [system, ANSWERED]}
+    )
+    assert len(pairs) == 3
+    cleaned = clean(task, pairs)
+    assert (len(cleaned.pairs), cleaned.counts["out_of_range"], cleaned.counts["blank"]) == (
+        1,
+        1,
+        1,
+    )

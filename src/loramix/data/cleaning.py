@@ -50,7 +50,7 @@ def clean(task: Task, pairs: Iterable[Pair]) -> Cleaned:
     for raw in pairs:
         found.counts["read"] += 1
         pair = _tidied(task, raw) if all(raw) else raw
-        words = plain(task, pair) if all(pair) else pair
+        words = _words(task, pair) if all(pair) else pair
         if not all(words):
             found.note("blank", raw)
         elif not _in_range(task.cleaning, words):
@@ -58,7 +58,8 @@ def clean(task: Task, pairs: Iterable[Pair]) -> Cleaned:
         else:
             for reason in _changes(task, raw, pair):
                 found.note(reason, raw)
-            key = words[1] if task.cleaning.duplicates == "target" else words
+            same = _compared(task, pair)
+            key = same[1] if task.cleaning.duplicates == "target" else same
             if key in kept:
                 found.note("duplicate", raw)
             # The one with the smallest digest stays, so that the order of rows does not matter.
@@ -89,12 +90,6 @@ def without_overlaps(task: Task, parts: Mapping[Split, Cleaned]) -> Cleaned:
     return whole
 
 
-def plain(task: Task, pair: Pair) -> Pair:
-    """Return the words of a pair, by which it is measured and compared."""
-    source = messages.plain_text(pair[0]) if task.conversational else pair[0]
-    return normalise(source).casefold(), normalise(pair[1]).casefold()
-
-
 def split_key(task: Task, pair: Pair) -> str:
     """Return what decides on the split of a pair: its input, or the opening of its conversation."""
     return messages.opening(pair[0]) if task.conversational else pair[0]
@@ -115,6 +110,21 @@ def _tidied(task: Task, pair: Pair) -> Pair:
     return whole_characters(source), whole_characters(target)  # of keys that are no content
 
 
+def _words(task: Task, pair: Pair) -> Pair:
+    """Return the words of a pair, which are counted."""
+    source = messages.words_of(pair[0]) if task.conversational else pair[0]
+    return normalise(source), normalise(pair[1])
+
+
+def _compared(task: Task, pair: Pair) -> Pair:
+    """Return what two pairs have in common that are one: all but their case and white space."""
+    if task.conversational:
+        source, target = messages.changed(pair, normalise)
+    else:
+        source, target = normalise(pair[0]), normalise(pair[1])
+    return source.casefold(), target.casefold()
+
+
 def _changes(task: Task, raw: Pair, pair: Pair) -> Sequence[str]:
     whole = whole_characters(raw[0]), whole_characters(raw[1])
     found = ["half_characters"] if whole != raw else []
@@ -126,7 +136,7 @@ def _changes(task: Task, raw: Pair, pair: Pair) -> Sequence[str]:
 def _keys(task: Task, pair: Pair) -> set[tuple[str, str]]:
     keys = {("input", normalise(split_key(task, pair)).casefold())}
     if task.cleaning.duplicates == "target":
-        keys.add(("target", plain(task, pair)[1]))
+        keys.add(("target", _compared(task, pair)[1]))
     return keys
 
 

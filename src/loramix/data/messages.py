@@ -11,6 +11,7 @@ from loramix.data.conversations import Conversation, Message, answer_message, an
 from loramix.errors import DataError
 
 ASSISTANT = "assistant"
+_NO_QUESTION = ("system", "developer", ASSISTANT)
 _SHAREGPT = {
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "assistant"), ASSISTANT),
@@ -39,7 +40,7 @@ def samples_of(
     offered = _tools(tools, where)
     pairs = []
     for place in range(len(known), len(messages)):
-        asked = any(message["role"] not in ("system", ASSISTANT) for message in messages[:place])
+        asked = any(message["role"] not in _NO_QUESTION for message in messages[:place])
         if messages[place]["role"] == ASSISTANT and asked:
             conversation = Conversation(messages[:place], offered)
             pairs.append((conversation.to_text(), answer_text(messages[place])))
@@ -54,8 +55,13 @@ def opening(text: str) -> str:
 
 
 def plain_text(text: str) -> str:
-    """Return what is said in a conversation, as one text."""
+    """Return a conversation for people to read, without tools and other keys."""
     return _plain(Conversation.from_text(text).messages)
+
+
+def words_of(text: str) -> str:
+    """Return all that is said in a conversation."""
+    return "\n".join(str(message["content"]) for message in Conversation.from_text(text).messages)
 
 
 def changed(pair: tuple[str, str], change: Callable[[str], str]) -> tuple[str, str]:
