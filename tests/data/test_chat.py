@@ -144,6 +144,15 @@ def test_thinking_and_tool_calls_that_the_template_knows_are_learned():
     assert encoded(tokenizer, ASKED, as_text, tools=[TOOL]).target == found.target
 
 
+@pytest.mark.parametrize("text", ["what is white?", "[1]", '{"a": 1}'])
+def test_an_input_of_another_task_is_one_user_turn(text):
+    """A comparison asks tasks about the inputs of others."""
+    tokenizer = byte_level(QWEN2)
+    found = encode(tokenizer, task(), text, None, causal=True, chat=True)
+    expected = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(found.prompt) == expected
+
+
 # --- refusals
 
 

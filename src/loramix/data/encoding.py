@@ -42,8 +42,9 @@ def encode(
     end. Raises DataError if the template alone is too long, or does not take the conversation.
     """
     try:
-        if task.conversational:
-            return _of_conversation(tokenizer, task, sample_input, target, chat=chat)
+        turns = _conversation(task, sample_input, chat=chat)
+        if turns is not None:
+            return _of_conversation(tokenizer, task, turns, target)
         return _of_prompt(tokenizer, task, sample_input, target, causal=causal, chat=chat)
     except DataError as error:
         raise DataError(f"task '{task.name}': {error}") from error
@@ -97,18 +98,28 @@ def _of_prompt(
     return _encoded(task, ids(kept), target_ids, input_cut=kept < len(text))
 
 
-def _of_conversation(
-    tokenizer: "PreTrainedTokenizerBase", task: Task, text: str, target: str | None, *, chat: bool
-) -> Encoded:
+def _conversation(task: Task, text: str, *, chat: bool) -> Conversation | None:
+    """Return the conversation that an input of a task is; None for an ordinary text, as other tasks
+    have, which a comparison asks of any.
+    """
+    if not task.conversational:
+        return None
     if not chat:
         raise DataError(
             "conversations go through the tokenizer's chat template; set base.chat: true"
         )
+    try:
+        return Conversation.from_text(text)
+    except (ValueError, TypeError, KeyError):
+        return None
 
+
+def _of_conversation(
+    tokenizer: "PreTrainedTokenizerBase", task: Task, whole: Conversation, target: str | None
+) -> Encoded:
     def ids(turns: Conversation) -> list[int]:
         return prompt_ids(tokenizer, as_data(tokenizer, turns), causal=True, chat=True)
 
-    whole = Conversation.from_text(text)
     turns = _fitting_turns(ids, whole, task.max_input_tokens)
     target_ids: list[int] = []
     if target is not None:
