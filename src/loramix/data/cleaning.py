@@ -62,8 +62,9 @@ def clean(task: Task, pairs: Iterable[Pair]) -> Cleaned:
             key = same[1] if task.cleaning.duplicates == "target" else same
             if key in kept:
                 found.note("duplicate", raw)
-            # The one with the smallest digest stays, so that the order of rows does not matter.
-            kept[key] = min(kept.get(key, pair), pair, key=pair_id)
+                # The one with the smallest digest stays, so that the order of rows does not matter.
+                pair = min(kept[key], pair, key=pair_id)
+            kept[key] = pair
     found.pairs = list(kept.values())
     return found
 
@@ -74,6 +75,8 @@ def without_overlaps(task: Task, parts: Mapping[Split, Cleaned]) -> Cleaned:
     parts: the most withheld first. Two pairs are one if their inputs are, or the openings of their
     conversations, or their targets where these alone make a duplicate.
     """
+    if len(parts) == 1:
+        return next(iter(parts.values()))
     whole, seen = Cleaned(), set[tuple[str, str]]()
     for part in parts.values():
         for reason, count in part.counts.items():

@@ -39,7 +39,7 @@ def whole_characters(text: str) -> str:
 
     JSON escapes give them for cut emojis; no file in UTF-8 and no tokenizer takes them.
     """
-    if not _SURROGATE.search(text):
+    if text.isascii() or not _SURROGATE.search(text):
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
