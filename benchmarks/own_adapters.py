@@ -1,0 +1,230 @@
+"""The share of each adapter's gain that a mixture keeps, told nothing, by what its gates know.
+
+    python benchmarks/adapters.py ../shared/data/tasks --out results/adapters     (once)
+    python benchmarks/own_adapters.py results/adapters [--rows uniform prototypes]
+
+Share of gain = (loss of base - loss of mixture) / (loss of base - loss of own expert), on withheld
+samples of each task, for the prompts of the task (named), their inputs alone (bare) and the prompts
+in other words (paraphrased). Losses are kept in losses.json beside the adapters, so a stopped run
+goes on where it was, and rows measured before cost nothing; the table is printed as markdown and
+written to own_adapters.csv.
+"""
+
+import argparse
+import csv
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property, partial
+from pathlib import Path
+from statistics import mean
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from loramix import GateConfig, MixtureModel
+from loramix.data.batches import IGNORED, Collator, Encoded, length_order
+from loramix.mixture.prototypes import from_adapters, from_examples
+
+BASE = "smollm2-135m"
+FORMS = ("named", "bare", "paraphrased")
+SHARPNESSES = (4, 12, 20, 40)
+BATCH = 8
+EXPERTS = 8  # of the mixture; the ninth is added to it
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The adapters of a folder, with their samples; the last adapter is there to be added."""
+
+    folder: Path
+    samples: int  # of each task, for testing
+    cache: dict[str, list[float]] = field(default_factory=dict)
+
+    @cached_property
+    def experts(self) -> list[str]:
+        """The names of all adapters, in the order in which they were trained."""
+        with (self.folder / "adapters.csv").open(newline="", encoding="utf-8") as file:
+            return [row["expert"] for row in csv.DictReader(file)]
+
+    def mixture(self, *, hidden: int = 8) -> MixtureModel:
+        """Return a mixture of all adapters but the last, with uniform weights."""
+        sources = {name: self.folder / name for name in self.experts[:EXPERTS]}
+        mixture = MixtureModel.from_experts(BASE, sources, gate=GateConfig(hidden=hidden))
+        return mixture.eval()
+
+    def rows_of(self, part: str, name: str) -> list[dict[str, object]]:
+        """Return an adapter's samples of `prompts` or `test`."""
+        lines = (self.folder / part / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    def prompts(self, count: int) -> dict[str, list[str]]:
+        """Return prompts for the gates, for every expert of the mixture."""
+        names = self.experts[:EXPERTS]
+        return {
+            name: [str(r["prompt"]) for r in self.rows_of("prompts", name)[:count]]
+            for name in names
+        }
+
+    def tests(self, tokenizer: PreTrainedTokenizerBase, name: str, form: str) -> list[Encoded]:
+        """Return the withheld samples of a task, their prompts in the given form."""
+        rows = self.rows_of("test", name)[: self.samples]
+        return [
+            Encoded(
+                tokenizer(wording(row, form, index) + "\n").input_ids,
+                [*tokenizer(str(row["target"])).input_ids, tokenizer.eos_token_id],
+            )
+            for index, row in enumerate(rows)
+        ]
+
+    def losses(
+        self, row: str, name: str, form: str, measure: Callable[[], list[float]]
+    ) -> list[float]:
+        """Return the losses of one row's model on a task's samples, measured if not known."""
+        key = f"{row}/{name}/{form}/{self.samples}"
+        if key not in self.cache:
+            self.cache[key] = measure()
+            (self.folder / "losses.json").write_text(json.dumps(self.cache, indent=0))
+        return self.cache[key]
+
+
+def wording(row: Mapping[str, object], form: str, index: int) -> str:
+    """Return a sample's prompt in one form; other wordings take turns."""
+    if form == "paraphrased":
+        others = row["paraphrases"]
+        assert isinstance(others, list)
+        return str(others[index % len(others)])
+    return str(row["input" if form == "bare" else "prompt"])
+
+
+@torch.no_grad()
+def sample_losses(model: nn.Module, samples: Sequence[Encoded], collator: Collator) -> list[float]:
+    """Return, for every sample, the mean loss of its target tokens."""
+    losses = [0.0] * len(samples)
+    order = length_order([len(sample.prompt) + len(sample.target) for sample in samples])
+    for start in range(0, len(order), BATCH):
+        chosen = order[start : start + BATCH]
+        batch = collator([samples[index] for index in chosen])
+        labels_BT = batch["labels"][:, 1:]
+        logits_BTV = model(**batch).logits[:, :-1].float()
+        each_BT = nn.functional.cross_entropy(
+            logits_BTV.transpose(1, 2), labels_BT, ignore_index=IGNORED, reduction="none"
+        )
+        mean_B = each_BT.sum(1) / (labels_BT != IGNORED).sum(1)
+        for index, loss in zip(chosen, mean_B.tolist(), strict=True):
+            losses[index] = loss
+    return losses
+
+
+def uniform(bench: Bench) -> MixtureModel:
+    """Return the mixture as it is without any gates' knowledge."""
+    return bench.mixture()
+
+
+def arrow(bench: Bench) -> MixtureModel:
+    """Return the mixture whose gates know the adapters alone."""
+    mixture = bench.mixture(hidden=16)
+    from_adapters(mixture)
+    return mixture
+
+
+def prototypes(bench: Bench, sharpness: float, count: int = 16) -> MixtureModel:
+    """Return the mixture whose gates know a few prompts of each expert."""
+    mixture = bench.mixture()
+    from_examples(mixture, bench.prompts(count), sharpness=sharpness)
+    return mixture
+
+
+ROWS: dict[str, Callable[[Bench], MixtureModel]] = {
+    "uniform weights": uniform,
+    "nothing but adapters": arrow,
+    **{
+        f"16 prompts, sharpness {sharpness}": partial(prototypes, sharpness=sharpness)
+        for sharpness in SHARPNESSES
+    },
+}
+
+
+class Reference:
+    """The losses of the base and of each task's own expert: what gains are measured with."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.mixture = cache(bench.mixture)  # built if a loss is not known
+
+    def losses(self, name: str, form: str, *, own: bool) -> list[float]:
+        """Return the losses of the base or of the task's own expert."""
+
+        def measure() -> list[float]:
+            mixture = self.mixture()
+            with mixture.fixed({name: 1.0} if own else {}):
+                return measured(self.bench, mixture, name, form)
+
+        return self.bench.losses("own" if own else "base", name, form, measure)
+
+    def share(self, name: str, form: str, losses: Sequence[float]) -> float:
+        """Return the share of the own expert's gain over the base that these losses keep."""
+        base, own = (mean(self.losses(name, form, own=each)) for each in (False, True))
+        return (base - mean(losses)) / (base - own)
+
+
+def measured(bench: Bench, mixture: MixtureModel, name: str, form: str) -> list[float]:
+    """Return the losses of a mixture on a task's withheld samples."""
+    samples = bench.tests(mixture.tokenizer, name, form)
+    return sample_losses(mixture, samples, Collator(mixture.tokenizer, causal=True))
+
+
+def shares_of(bench: Bench, reference: Reference, row: str) -> Iterator[dict[str, object]]:
+    """Yield the share of every task and prompt form for one row of the table."""
+    prepared = cache(partial(ROWS[row], bench))
+    for form in FORMS:
+        for name in bench.experts[:EXPERTS]:
+            losses = bench.losses(
+                row,
+                name,
+                form,
+                lambda name=name, form=form: measured(bench, prepared(), name, form),
+            )
+            share = reference.share(name, form, losses)
+            yield {"row": row, "expert": name, "form": form, "share": round(share, 4)}
+
+
+def table(found: Sequence[Mapping[str, object]]) -> Iterator[str]:
+    """Yield the lines of the markdown table: mean and worst task of every row and form."""
+    yield "| gates | " + " | ".join(f"{form} | worst" for form in FORMS) + " |"
+    yield "| --- |" + " ---: | ---: |" * len(FORMS)
+    for row in dict.fromkeys(str(each["row"]) for each in found):
+        cells = []
+        for form in FORMS:
+            shares = [float(str(e["share"])) for e in found if (e["row"], e["form"]) == (row, form)]
+            cells.append(f"{mean(shares):.3f} | {min(shares):.3f}")
+        yield f"| {row} | " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    """Measure the rows and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="what benchmarks/adapters.py has written")
+    parser.add_argument("--samples", type=int, default=24, help="withheld samples of each task")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
+    options = parser.parse_args()
+    bench = Bench(options.folder, options.samples)
+    if (known := options.folder / "losses.json").exists():
+        bench.cache.update(json.loads(known.read_text(encoding="utf-8")))
+    reference, found = Reference(bench), []
+    for row in options.rows:
+        started = time.monotonic()
+        found += shares_of(bench, reference, row)
+        print(f"{row}: {time.monotonic() - started:.0f} s", file=sys.stderr)
+    print("\n".join(table(found)))
+    with (options.folder / "own_adapters.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, found[0])
+        writer.writeheader()
+        writer.writerows(found)
+
+
+if __name__ == "__main__":
+    main()
