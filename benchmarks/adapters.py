@@ -7,8 +7,8 @@ that it names (columns `input` and `target`). The adapters are for the embedded 
 mixed ranks and target modules, one with rsLoRA, all with spaces in their names. The folder gets
 
     <name>/                    the PEFT adapter
-    prompts/<name>.jsonl       64 samples for gates: prompt, input, target; none of them trained on
-    test/<name>.jsonl          32 withheld samples, and their prompts in other words
+    examples/<name>.jsonl      64 samples for gates (prompt, completion), none of them trained on
+    test/<name>.jsonl          32 withheld samples: prompt, input, paraphrases, target
     adapters.csv               rank, modules, seconds, and the losses of base and adapter on test/
 
 Adapters that are there are left as they are, so a stopped run goes on where it was.
@@ -18,7 +18,7 @@ import argparse
 import csv
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,11 +30,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
 from loramix.bases.loading import load_base
-from loramix.data.batches import Collator, Encoded, encode
+from loramix.data.batches import Collator, Encoded
+from loramix.data.encoding import encode
 from loramix.data.tasks import Task
 
 BASE = "smollm2-135m"
-TRAIN, PROMPTS, TEST = 300, 64, 32
+TRAIN, EXAMPLES, TEST = 300, 64, 32
 EPOCHS, BATCH, RATE = 2, 8, 1e-3
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
@@ -95,7 +96,7 @@ def read_tasks(folder: Path) -> dict[str, Task]:
 def samples_of(task: Task) -> tuple[list[Sample], list[Sample], list[Sample]]:
     """Return samples to train on, to set gates with, and to test on; no input is in two of them."""
     rows = pandas.read_parquet(task.source).drop_duplicates("input")
-    rows = rows.sample(TRAIN + PROMPTS + TEST, random_state=0)
+    rows = rows.sample(TRAIN + EXAMPLES + TEST, random_state=0)
     found = [
         Sample(
             task.render(text),
@@ -108,10 +109,10 @@ def samples_of(task: Task) -> tuple[list[Sample], list[Sample], list[Sample]]:
     return found[:TRAIN], found[TRAIN:-TEST], found[-TEST:]
 
 
-def write_samples(samples: Sequence[Sample], path: Path) -> None:
+def write_rows(rows: Iterable[Mapping[str, object]], path: Path) -> None:
     """Write one JSON object per line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(vars(sample), ensure_ascii=False) for sample in samples]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -178,8 +179,9 @@ def make(name: str, kind: Kind, task: Task, out: Path) -> dict[str, object]:
     before = mean_loss(base.model, tested, collator)
     model = train(base.model, kind, trained, collator, name)
     after = mean_loss(model, tested, collator)
-    write_samples(parts[1], out / "prompts" / f"{name}.jsonl")
-    write_samples(parts[2], out / "test" / f"{name}.jsonl")
+    examples = [{"prompt": each.prompt, "completion": each.target} for each in parts[1]]
+    write_rows(examples, out / "examples" / f"{name}.jsonl")
+    write_rows(map(vars, parts[2]), out / "test" / f"{name}.jsonl")
     model.save_pretrained(out / name)
     return {
         "expert": name,

@@ -26,8 +26,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from loramix import GateConfig, MixtureModel
+from loramix.assembly.fit import fit
 from loramix.data.batches import IGNORED, Collator, Encoded, length_order
-from loramix.mixture.prototypes import from_adapters, from_examples
+from loramix.mixture.arrow import from_adapters
+from loramix.mixture.prototypes import add_expert, from_examples
 
 BASE = "smollm2-135m"
 FORMS = ("named", "bare", "paraphrased")
@@ -50,14 +52,14 @@ class Bench:
         with (self.folder / "adapters.csv").open(newline="", encoding="utf-8") as file:
             return [row["expert"] for row in csv.DictReader(file)]
 
-    def mixture(self, *, hidden: int = 8) -> MixtureModel:
-        """Return a mixture of all adapters but the last, with uniform weights."""
-        sources = {name: self.folder / name for name in self.experts[:EXPERTS]}
+    def mixture(self, *, hidden: int = 8, experts: int = EXPERTS) -> MixtureModel:
+        """Return a mixture of the first adapters, with uniform weights."""
+        sources = {name: self.folder / name for name in self.experts[:experts]}
         mixture = MixtureModel.from_experts(BASE, sources, gate=GateConfig(hidden=hidden))
         return mixture.eval()
 
     def rows_of(self, part: str, name: str) -> list[dict[str, object]]:
-        """Return an adapter's samples of `prompts` or `test`."""
+        """Return an adapter's samples of `examples` or `test`."""
         lines = (self.folder / part / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
 
@@ -65,7 +67,7 @@ class Bench:
         """Return prompts for the gates, for every expert of the mixture."""
         names = self.experts[:EXPERTS]
         return {
-            name: [str(r["prompt"]) for r in self.rows_of("prompts", name)[:count]]
+            name: [str(r["prompt"]) for r in self.rows_of("examples", name)[:count]]
             for name in names
         }
 
@@ -138,6 +140,27 @@ def prototypes(bench: Bench, sharpness: float, count: int = 16) -> MixtureModel:
     return mixture
 
 
+def answers(bench: Bench) -> MixtureModel:
+    """Return the mixture whose gates are fitted to all examples, with their answers."""
+    mixture = bench.mixture()
+    names = bench.experts[:EXPERTS]
+    done = fit(mixture, {name: bench.folder / "examples" / f"{name}.jsonl" for name in names})
+    print(done.refinement, file=sys.stderr)
+    return mixture.eval()
+
+
+def grown(bench: Bench, count: int = 16) -> MixtureModel:
+    """Return the mixture of prototypes to which the last adapter was added, with its prompts."""
+    mixture = bench.mixture()
+    from_examples(mixture, bench.prompts(count))
+    newcomer = bench.experts[EXPERTS]
+    prompts = [str(row["prompt"]) for row in bench.rows_of("examples", newcomer)[:count]]
+    started = time.monotonic()
+    add_expert(mixture, newcomer, bench.folder / newcomer, prompts)
+    print(f"add: {time.monotonic() - started:.0f} s", file=sys.stderr)
+    return mixture.eval()
+
+
 ROWS: dict[str, Callable[[Bench], MixtureModel]] = {
     "uniform weights": uniform,
     "nothing but adapters": arrow,
@@ -145,6 +168,8 @@ ROWS: dict[str, Callable[[Bench], MixtureModel]] = {
         f"16 prompts, sharpness {sharpness}": partial(prototypes, sharpness=sharpness)
         for sharpness in SHARPNESSES
     },
+    "64 answers": answers,
+    "a ninth added": grown,
 }
 
 
@@ -153,7 +178,8 @@ class Reference:
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
-        self.mixture = cache(bench.mixture)  # built if a loss is not known
+        # Built if a loss is not known.
+        self.mixture = cache(partial(bench.mixture, experts=len(bench.experts)))
 
     def losses(self, name: str, form: str, *, own: bool) -> list[float]:
         """Return the losses of the base or of the task's own expert."""
@@ -181,7 +207,7 @@ def shares_of(bench: Bench, reference: Reference, row: str) -> Iterator[dict[str
     """Yield the share of every task and prompt form for one row of the table."""
     prepared = cache(partial(ROWS[row], bench))
     for form in FORMS:
-        for name in bench.experts[:EXPERTS]:
+        for name in bench.experts[: EXPERTS + (row == "a ninth added")]:
             losses = bench.losses(
                 row,
                 name,
