@@ -16,9 +16,9 @@ def test_losses_per_sample_are_the_models_own(name: str) -> None:
     task = recipe.tasks[0]
     asked = [(task, "rain", "soft rain / falls"), (task, "a", "b")]
     encoded = encode_all(base.model, base.tokenizer, recipe, asked)
-    losses = target_losses(base.model, base.tokenizer, recipe, encoded)
+    losses = target_losses(base.model, base.tokenizer, encoded, batch_size=2)
     with torch.no_grad():
-        batch = Collator(base.tokenizer, not base.model.config.is_encoder_decoder)(encoded)
+        batch = Collator(base.tokenizer, causal=not base.model.config.is_encoder_decoder)(encoded)
         whole = float(base.model(**batch).loss)
     assert [loss.tokens for loss in losses] == [len(each.target) for each in encoded]
     assert mean_loss(losses) == pytest.approx(whole, rel=1e-5)
