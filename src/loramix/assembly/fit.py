@@ -17,17 +17,21 @@ from torch import Tensor
 from loramix.assembly.examples import Examples, Given, read_examples
 from loramix.assembly.refinement import Refinement, refine
 from loramix.assembly.verdict import encoded_examples
-from loramix.data.batches import Encoded, generation_batch
+from loramix.data.batches import Encoded, generation_batch, length_order
 from loramix.errors import DataError, did_you_mean
-from loramix.mixture.arrow import from_adapters
+from loramix.experiment.progress import Bar
+from loramix.mixture import consensus
 from loramix.mixture.model import MixtureModel
 from loramix.mixture.prototypes import from_examples
 
 log = logging.getLogger("loramix")
 Depth = Literal["nothing", "prompts", "answers"]
-PROMPTS = 32  # of one expert, from which prototypes are made
+PROMPTS = 16  # of one expert, from which prototypes are made
 ENOUGH = 32  # examples with answers of every expert, from which training is worth its time
+TRAINED = 24  # of these that training sees, and
+CHECKED = 8  # of the held-out ones by which it is judged: more cost minutes and change little
 HELD_OUT = 0.25  # of the examples
+_BATCH = 8  # prompts that are read at once
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,13 @@ def fit(
     mixture.widen(len(mixture.experts))
     rows = {name: encoded_examples(mixture, each) for name, each in learned.items()}
     prompts = {name: _inputs(mixture, part[:PROMPTS]) for name, part in rows.items()}
-    log.info("prototypes: %d prompts of %d experts", sum(map(len, prompts.values())), len(rows))
-    from_examples(mixture, prompts)
+    bar = Bar("prototypes", sum(map(len, prompts.values())))
+    from_examples(mixture, prompts, each=bar.step)
+    bar.close()
     if not _worth_training(found, training):
         return Fit("prompts", withheld, None)
-    asked = {name: encoded_examples(mixture, each) for name, each in withheld.items()}
+    asked = {name: encoded_examples(mixture, each)[:CHECKED] for name, each in withheld.items()}
+    rows = {name: part[:TRAINED] for name, part in rows.items()}
     with TemporaryDirectory() as temporary:
         refinement = refine(mixture, rows, asked, folder=folder or Path(temporary), seed=seed)
     return Fit("answers", withheld, refinement)
@@ -115,8 +121,10 @@ def prompts_of(mixture: MixtureModel, examples: Examples) -> list[dict[str, Tens
 
 
 def _from_adapters(mixture: MixtureModel) -> None:
-    mixture.widen(2 * len(mixture.experts))
-    from_adapters(mixture)
+    mixture.widen(len(mixture.experts))
+    bar = Bar("what the adapters say of neutral texts", consensus.batches())
+    consensus.from_adapters(mixture, each=bar.step)
+    bar.close()
 
 
 def _check_chat(mixture: MixtureModel, examples: Mapping[str, Examples]) -> None:
@@ -126,9 +134,14 @@ def _check_chat(mixture: MixtureModel, examples: Mapping[str, Examples]) -> None
 
 
 def _inputs(mixture: MixtureModel, rows: Sequence[Encoded]) -> list[dict[str, Tensor]]:
-    """Return prompts as the model's inputs, one by one."""
+    """Return prompts as the model's inputs, in batches of similar length."""
     causal = not mixture.config.is_encoder_decoder
-    batches = [generation_batch(mixture.tokenizer, [row], causal) for row in rows]
+    order = length_order([len(row.prompt) for row in rows])
+    parts = [
+        [rows[index] for index in order[first : first + _BATCH]]
+        for first in range(0, len(rows), _BATCH)
+    ]
+    batches = [generation_batch(mixture.tokenizer, part, causal) for part in parts]
     return [{key: value.to(mixture.device) for key, value in each.items()} for each in batches]
 
 

@@ -16,6 +16,8 @@ from loramix.experiment.progress import Bar
 from loramix.mixture.model import MixtureModel
 
 BATCH = 8
+JUDGED = 8  # held-out examples of each expert whose losses are measured
+RIVALS = 3  # other experts that are tried on them: those with the largest weights
 ALIKE = 0.25  # of the weight on one expert's prompts, from which another cannot be told apart
 
 
@@ -23,7 +25,8 @@ ALIKE = 0.25  # of the weight on one expert's prompts, from which another cannot
 class Losses:
     """Mean losses per target token on one expert's held-out examples.
 
-    other: of the best other expert, `other_name`; None where there is no other.
+    other: of the best other expert, `other_name`, of the few that get most weight; None where there
+        is no other.
     behind: mixture − own. harm: own − base.
     """
 
@@ -72,13 +75,16 @@ def judge(mixture: MixtureModel, held_out: Mapping[str, Examples]) -> list[Exper
     mixture.eval()
     encoded = {name: encoded_examples(mixture, each) for name, each in held_out.items()}
     answered = [name for name, each in held_out.items() if each.answered]
-    others = max(len(mixture.experts) - 1, 0)
-    bar = Bar("verdict", sum(1 + (name in answered) * (4 + others) for name in held_out))
+    rivals = min(len(mixture.experts) - 1, RIVALS)
+    bar = Bar("verdict", sum(1 + (name in answered) * (4 + rivals) for name in held_out))
     verdicts = []
     for name, rows in encoded.items():
         weights = _mean_weights(mixture, rows)
         bar.step()
-        losses = _losses(mixture, name, rows, bar) if name in answered else None
+        losses = None
+        if name in answered:
+            others = sorted(weights.keys() - {name}, key=weights.__getitem__, reverse=True)
+            losses = _losses(mixture, name, others[:rivals], rows[:JUDGED], bar)
         verdicts.append(ExpertVerdict(name, len(rows), weights, losses))
     bar.close()
     mixture.train(was_training)
@@ -122,7 +128,9 @@ def _warnings(verdict: ExpertVerdict) -> Iterator[str]:
         )
 
 
-def _losses(mixture: MixtureModel, name: str, rows: Sequence[Encoded], bar: Bar) -> Losses:
+def _losses(
+    mixture: MixtureModel, name: str, rivals: Sequence[str], rows: Sequence[Encoded], bar: Bar
+) -> Losses:
     names = mixture.expert_names
 
     def measured(weights: Mapping[str, float] | None) -> list[Loss]:
@@ -137,7 +145,7 @@ def _losses(mixture: MixtureModel, name: str, rows: Sequence[Encoded], bar: Bar)
     base, own = measured({}), measured({name: 1.0})
     uniform = measured(dict.fromkeys(names, 1 / len(names)))
     mixed = measured(None)
-    others = {other: mean_loss(measured({other: 1.0})) for other in names if other != name}
+    others = {other: mean_loss(measured({other: 1.0})) for other in rivals}
     best = min(others, key=others.__getitem__, default=None)
     return Losses(
         base=mean_loss(base),

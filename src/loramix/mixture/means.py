@@ -67,18 +67,14 @@ class Prototypes:
 
 
 def write_rule(gate: ContextGate, means_ED: Float[Tensor, "E D"], sharpness: float) -> None:
-    """Let a gate follow the nearest mean; stay uniform where the means are alike.
-
-    The ReLU passes on whatever is above zero, so every unit gets a bias above its largest possible
-    negative input: contexts have length √D at most.
-    """
+    """Let a gate follow the nearest mean; stay uniform where the means are alike."""
     experts = len(means_ED)
     reset(gate)
     scale = _scale(gate, means_ED, sharpness)
     if scale is None:  # as for a decoder's first token
         return
     for expert in range(experts):
-        _write_row(gate, expert, expert, means_ED[expert], means_ED, scale)
+        _write_mean(gate, expert, expert, means_ED[expert], means_ED, scale)
 
 
 def write_newcomer(
@@ -102,7 +98,7 @@ def write_newcomer(
         scale = _scale(gate, means_ED, sharpness)
     if scale is None:
         return
-    _write_row(gate, newcomer, _free_unit(gate), new_D, old_ED, scale)
+    _write_mean(gate, newcomer, _free_unit(gate), new_D, old_ED, scale)
     gate.prior[newcomer] = gate.prior[:newcomer].mean()
     gate.train_unequal_priors()
     scores_EE = _scores(gate, means_ED)  # of every expert (column) at every mean (row)
@@ -114,6 +110,26 @@ def write_newcomer(
     # Along the way from the rival's mean to the newcomer's, scores cross after this part of it.
     shift = keeps_E[rival] - part * (keeps_E[rival] + lead)
     gate.score.bias[newcomer] += shift * gate.config.temperature
+
+
+def write_linear(
+    gate: ContextGate,
+    expert: int,
+    unit: int,
+    weight_D: Float[Tensor, " D"],
+    bias: Float[Tensor, ""],
+) -> None:
+    """Write score_expert = weight·c + bias into one hidden unit.
+
+    The ReLU passes on whatever is above zero, so the unit gets a bias above its largest possible
+    negative input: contexts have length √D at most.
+    """
+    shift = weight_D.norm() * len(weight_D) ** 0.5
+    gate.lift.weight[unit] = weight_D
+    gate.lift.bias[unit] = shift
+    gate.score.weight[expert] = 0.0
+    gate.score.weight[expert, unit] = 1.0
+    gate.score.bias[expert] = bias - shift
 
 
 def without_effect(gate: ContextGate) -> list[int]:
@@ -141,7 +157,7 @@ def _scale(gate: ContextGate, means_ED: Float[Tensor, "E D"], sharpness: float) 
     return None if apart < _ALIKE * width else 2 * sharpness * gate.config.temperature / apart
 
 
-def _write_row(
+def _write_mean(
     gate: ContextGate,
     expert: int,
     unit: int,
@@ -153,14 +169,8 @@ def _write_row(
 
     others_ED: the means whose share in all scores is left out; the same for every row of a gate.
     """
-    centred_D = mean_D - others_ED.mean(0)
-    shift = scale * centred_D.norm() * len(mean_D) ** 0.5
-    gate.lift.weight[unit] = scale * centred_D
-    gate.lift.bias[unit] = shift
-    gate.score.weight[expert] = 0.0
-    gate.score.weight[expert, unit] = 1.0
     length = mean_D.square().sum() - others_ED.square().sum(1).mean()
-    gate.score.bias[expert] = -shift - scale * length / 2
+    write_linear(gate, expert, unit, scale * (mean_D - others_ED.mean(0)), -scale * length / 2)
 
 
 def _free_unit(gate: ContextGate) -> int:

@@ -6,7 +6,7 @@ so that an expert can be added later without the prompts of the others.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -31,13 +31,18 @@ Examples = Sequence[str | Mapping[str, Tensor]]
 
 @torch.no_grad()
 def from_examples(
-    mixture: MixtureModel, examples: Mapping[str, Examples], *, sharpness: float = SHARPNESS
+    mixture: MixtureModel,
+    examples: Mapping[str, Examples],
+    *,
+    sharpness: float = SHARPNESS,
+    each: Callable[[], object] = lambda: None,
 ) -> None:
     """Set every gate to prefer the expert whose examples its context is most like.
 
     examples: for every expert some prompts, as texts or as the model's inputs (a few suffice).
     sharpness: how far, in nats, the score of an expert's own mean context lies above another's, on
         average.
+    each: called after every example, for a display of progress.
 
     Raises MixtureError if an expert has no examples, or if a gate has fewer hidden units than
     experts.
@@ -52,11 +57,11 @@ def from_examples(
             f"examples: there are none for {', '.join(missing)}; every expert needs some"
         )
     check_start(mixture, "prototype")
-    seen = [_seen(mixture, index, examples[name]) for index, name in enumerate(names)]
+    seen = [_seen(mixture, index, examples[name], each) for index, name in enumerate(names)]
     mixture.prototypes = Prototypes(
-        {reader: torch.stack([each.mean(reader) for each in seen]) for reader in seen[0].sums},
-        {reader: torch.stack([each.spread(reader) for each in seen]) for reader in seen[0].sums},
-        torch.tensor([each.rows for each in seen]),
+        {reader: torch.stack([one.mean(reader) for one in seen]) for reader in seen[0].sums},
+        {reader: torch.stack([one.spread(reader) for one in seen]) for reader in seen[0].sums},
+        torch.tensor([one.rows for one in seen]),
         sharpness,
     )
     follow(mixture, sharpness=sharpness)
@@ -169,14 +174,17 @@ class _Seen:
         return variance.clamp(min=0).sqrt()
 
 
-def _seen(mixture: MixtureModel, expert: int, examples: Examples) -> _Seen:
+def _seen(
+    mixture: MixtureModel, expert: int, examples: Examples, each: Callable[[], object]
+) -> _Seen:
     """Return what every layer reads of an expert's prompts, while the gates choose this expert."""
     seen = _Seen()
     for example in examples:
         inputs = mixture.text_inputs(example) if isinstance(example, str) else dict(example)
-        with _contexts(mixture, expert, inputs) as contexts:
+        with contexts_of(mixture, inputs, expert=expert) as contexts:
             mixture.weights(**inputs)
         seen.add(contexts, len(inputs["input_ids"]))
+        each()
     return seen
 
 
@@ -184,7 +192,7 @@ def _with_newcomer(mixture: MixtureModel, old: Prototypes, examples: Examples) -
     """Return the old prototypes with those of the last expert; MixtureError where layers lack
     some.
     """
-    seen = _seen(mixture, len(mixture.experts) - 1, examples)
+    seen = _seen(mixture, len(mixture.experts) - 1, examples, lambda: None)
     lacking = sorted(mixture.gates.keys() - old.means.keys())
     if lacking:
         raise MixtureError(
@@ -200,14 +208,14 @@ def _with_newcomer(mixture: MixtureModel, old: Prototypes, examples: Examples) -
 
 
 @contextmanager
-def _contexts(
-    mixture: MixtureModel, expert: int, inputs: Mapping[str, Tensor]
+def contexts_of(
+    mixture: MixtureModel, inputs: Mapping[str, Tensor], *, expert: int | None
 ) -> Iterator[dict[str, Float[Tensor, "B D"]]]:
     """Collect, by layer, the mean context of each row that the gates read inside the block, and
     that gates in other layers would read.
 
     The gates choose `expert` there, so that deeper layers read what they will read once the gates
-    are right.
+    are right; None is the base.
     """
     found: dict[str, Tensor] = {}
     hooks = [
@@ -229,7 +237,7 @@ def _contexts(
 def _choose(
     found: dict[str, Tensor],
     reader: str,
-    expert: int,
+    expert: int | None,
     gate: ContextGate,
     args: tuple[Tensor, Tensor],
     output: Tensor,
@@ -240,7 +248,8 @@ def _choose(
         mask = torch.ones_like(context[..., 0], dtype=torch.bool)
     found.setdefault(reader, masked_mean(context, mask)[:, 0])
     chosen = torch.zeros_like(output)
-    chosen[..., expert] = 1.0
+    if expert is not None:
+        chosen[..., expert] = 1.0
     return chosen
 
 
