@@ -76,11 +76,34 @@ def test_prototypes_are_the_nearest_mean(experts: Experts) -> None:
         for prompt in examples[name]:
             mixture.weights(**prompt)
     hook.remove()
-    means = torch.cat(seen).view(3, 4, -1).mean(1)
+    contexts = torch.cat(seen).view(3, 4, -1)  # (experts, prompts, width)
+    means = contexts.mean(1)
     from_examples(mixture, examples, sharpness=3.0)
-    scale = 2 * 3.0 / torch.pdist(means).square().mean()
-    distances = (torch.cat(seen)[:1] - means).square().sum(1)
+    apart = (contexts - means[:, None]).flatten(0, 1)
+    scatter = apart.T @ apart / len(apart)
+    ridge = scatter.trace() / len(scatter)
+    root = torch.linalg.cholesky(torch.linalg.inv(scatter + ridge * torch.eye(len(scatter))))
+    white = means @ root
+    scale = 2 * 3.0 / torch.pdist(white).square().mean()
+    distances = (torch.cat(seen)[:1] @ root - white).square().sum(1)
     close(mixture.weights(**examples["a"][0])[reader][0], (-scale / 2 * distances).softmax(0))
+
+
+def test_directions_in_which_prompts_of_one_expert_differ_count_less(experts: Experts) -> None:
+    """Two halves of every expert's prompts in other words: what these words change is no reason."""
+    mixture = build(experts, "llama")
+    words = [torch.tensor([[95, 96, 95, 96]]), torch.tensor([[4, 3, 4, 3]])]
+    examples = {}
+    for name in NAMES:
+        worded = []
+        for number, prompt in enumerate(prompts(name, 8, seed=1)):
+            worded.append({"input_ids": torch.cat([words[number % 2], prompt["input_ids"]], 1)})
+        examples[name] = worded
+    from_examples(mixture, examples)
+    reader = next(iter(mixture.gates))
+    for place, name in enumerate(NAMES):
+        weights = mixture.weights(**prompts(name, 1, seed=2)[0])[reader][0]
+        assert float(weights[place]) > 0.9, name
 
 
 @pytest.mark.parametrize("context", ["token", "running", "prompt", "reference"])

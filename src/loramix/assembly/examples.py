@@ -44,12 +44,12 @@ class Examples:
 
     def divided(self, share: float) -> tuple["Examples", "Examples"]:
         """Return the examples to learn from and those held out: `share` of them, at least one of
-        each.
+        each, or none at all for a share of 0.
 
         A pair's content decides which part it belongs to, not its place in the source.
         """
         ordered = sorted(self.pairs, key=lambda pair: digest("held out", pair[0], pair[1] or ""))
-        held = min(max(1, round(share * len(ordered))), len(ordered) - 1)
+        held = min(max(1, round(share * len(ordered))), len(ordered) - 1) if share else 0
         part = len(ordered) - held
         return replace(self, pairs=tuple(ordered[:part])), replace(
             self, pairs=tuple(ordered[part:])

@@ -7,7 +7,7 @@ never make worse).
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -17,6 +17,8 @@ from torch import Tensor
 from loramix.assembly.examples import Examples, Given, read_examples
 from loramix.assembly.refinement import Refinement, refine
 from loramix.assembly.verdict import encoded_examples
+from loramix.assembly.wordings import other_wordings
+from loramix.config import PLACEHOLDER
 from loramix.data.batches import Encoded, generation_batch, length_order
 from loramix.errors import DataError, did_you_mean
 from loramix.experiment.progress import Bar
@@ -61,7 +63,8 @@ def fit(
     examples: for every expert a source as tasks read them, a task, or the examples themselves, see
         `loramix.assembly.examples.read_examples`; empty: from the adapters alone.
     training: whether to train on the answers; None: where every expert has enough of them.
-    held_out: the share of the examples from which nothing is learned, for `loramix.assembly.judge`.
+    held_out: the share of the examples from which nothing is learned, for `loramix.assembly.judge`
+        and to see whether training helps; without any, there is none.
     folder: of the training's checkpoints, from which it goes on if it was killed.
 
     Raises DataError if some experts have examples and others not, or fewer than two.
@@ -76,11 +79,11 @@ def fit(
     _check_chat(mixture, learned)
     mixture.widen(len(mixture.experts))
     rows = {name: encoded_examples(mixture, each) for name, each in learned.items()}
-    prompts = {name: _inputs(mixture, part[:PROMPTS]) for name, part in rows.items()}
+    prompts = {name: prompts_of(mixture, each) for name, each in learned.items()}
     bar = Bar("prototypes", sum(map(len, prompts.values())))
     from_examples(mixture, prompts, each=bar.step)
     bar.close()
-    if not _worth_training(found, training):
+    if not held_out or not _worth_training(found, training):
         return Fit("prompts", withheld, None)
     asked = {name: encoded_examples(mixture, each)[:CHECKED] for name, each in withheld.items()}
     rows = {name: part[:TRAINED] for name, part in rows.items()}
@@ -116,8 +119,19 @@ def check_names(experts: Sequence[str], named: Iterable[str]) -> None:
 
 
 def prompts_of(mixture: MixtureModel, examples: Examples) -> list[dict[str, Tensor]]:
-    """Return an expert's prompts as the model's inputs, as many as prototypes need."""
-    return _inputs(mixture, encoded_examples(mixture, examples)[:PROMPTS])
+    """Return an expert's prompts as the model's inputs, as many as prototypes need, and the same in
+    other wordings.
+    """
+    few = replace(examples, pairs=examples.pairs[:PROMPTS])
+    rows = encoded_examples(mixture, few)
+    if not few.task.conversational:
+        inputs = [text for text, _ in few.pairs]
+        known = None if few.task.prompt == PLACEHOLDER else inputs
+        others = other_wordings([few.task.render(text) for text in inputs], known)
+        as_they_are = few.task.model_copy(update={"prompt": PLACEHOLDER})
+        worded = replace(few, task=as_they_are, pairs=tuple((text, None) for text in others))
+        rows += encoded_examples(mixture, worded)
+    return _inputs(mixture, rows)
 
 
 def _from_adapters(mixture: MixtureModel) -> None:

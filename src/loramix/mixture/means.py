@@ -1,12 +1,13 @@
 """Nearest means: what gates remember of their experts' prompts, and the rule they make of it.
 
-With c the context that a gate reads, μ_e the mean context of expert e's prompts and μ̄ the mean of
-these,
+With c the context that a gate reads, μ_e the mean context of expert e's prompts, μ̄ the mean of
+these, and Σ how the contexts of one expert scatter,
 
-    score_e = κ ((μ_e - μ̄)·c - (|μ_e|² - mean |μ|²)/2)
+    score_e = κ ((Σ + λ)⁻¹ (μ_e - μ̄)·c - (|μ_e|² - mean |μ|²)/2)    with |μ|² = μ·(Σ + λ)⁻¹ μ
 
-which is the log-posterior of equal Gaussians around the means, up to what all experts share: in
-effect the nearest mean. Every expert needs one hidden unit of the gate.
+which is linear discriminant analysis: the log-posterior of Gaussians of one shape around the means,
+up to what all experts share. Directions in which prompts of one expert differ anyway, such as their
+wording, count less. Every expert needs one hidden unit of the gate.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,10 @@ from torch import Tensor
 from loramix.mixture.gate import ContextGate
 
 _ALIKE = 1e-6  # mean squared distance of two means, over the width, below which nothing tells them
-_MEAN, _SPREAD, _COUNTS, _SHARPNESS = "mean/", "spread/", "prompts", "sharpness"
+_MEAN, _SPREAD, _SCATTER = "mean/", "spread/", "scatter/"
+_COUNTS, _SHARPNESS = "prompts", "sharpness"
+RIDGE = 1.0  # λ, of the mean variance of a context
+RANK = 16  # directions of Σ that are kept; beyond them λ outweighs it
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Prototypes:
 
     means: Mapping[str, Float[Tensor, "E D"]]
     spreads: Mapping[str, Float[Tensor, " E"]]
+    scatters: Mapping[str, Float[Tensor, "R D"]]
     counts: Int[Tensor, " E"]
     sharpness: float
 
@@ -44,6 +49,7 @@ class Prototypes:
         return Prototypes(
             {reader: _rows(means_ED, order) for reader, means_ED in self.means.items()},
             {reader: _rows(spreads_E, order) for reader, spreads_E in self.spreads.items()},
+            self.scatters,
             _rows(self.counts, order),
             self.sharpness,
         )
@@ -52,34 +58,41 @@ class Prototypes:
         """Return everything as tensors by name, for a file."""
         state = {_COUNTS: self.counts, _SHARPNESS: torch.tensor(self.sharpness)}
         state |= {_MEAN + reader: means_ED for reader, means_ED in self.means.items()}
-        return state | {_SPREAD + reader: spreads_E for reader, spreads_E in self.spreads.items()}
+        state |= {_SPREAD + reader: spreads_E for reader, spreads_E in self.spreads.items()}
+        return state | {_SCATTER + reader: each for reader, each in self.scatters.items()}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> "Prototypes":
         """Return the prototypes of a `state`."""
-        parts: dict[str, dict[str, Tensor]] = {_MEAN: {}, _SPREAD: {}}
+        parts: dict[str, dict[str, Tensor]] = {_MEAN: {}, _SPREAD: {}, _SCATTER: {}}
         for name, tensor in state.items():
             for start, part in parts.items():
                 if name.startswith(start):
                     part[name.removeprefix(start)] = tensor
         sharpness = round(float(state[_SHARPNESS]), 6)
-        return cls(parts[_MEAN], parts[_SPREAD], state[_COUNTS], sharpness)
+        return cls(parts[_MEAN], parts[_SPREAD], parts[_SCATTER], state[_COUNTS], sharpness)
 
 
-def write_rule(gate: ContextGate, means_ED: Float[Tensor, "E D"], sharpness: float) -> None:
+def write_rule(
+    gate: ContextGate,
+    means_ED: Float[Tensor, "E D"],
+    scatter_RD: Float[Tensor, "R D"],
+    sharpness: float,
+) -> None:
     """Let a gate follow the nearest mean; stay uniform where the means are alike."""
     experts = len(means_ED)
     reset(gate)
-    scale = _scale(gate, means_ED, sharpness)
+    scale = _scale(gate, means_ED, scatter_RD, sharpness)
     if scale is None:  # as for a decoder's first token
         return
     for expert in range(experts):
-        _write_mean(gate, expert, expert, means_ED[expert], means_ED, scale)
+        _write_mean(gate, expert, expert, means_ED[expert], means_ED, scatter_RD, scale)
 
 
 def write_newcomer(
     gate: ContextGate,
     means_ED: Float[Tensor, "E D"],
+    scatter_RD: Float[Tensor, "R D"],
     spreads_E: Float[Tensor, " E"],
     sharpness: float,
 ) -> None:
@@ -93,12 +106,12 @@ def write_newcomer(
     """
     old_ED, new_D = means_ED[:-1], means_ED[-1]
     newcomer = len(old_ED)
-    scale = _scale(gate, old_ED, sharpness)
+    scale = _scale(gate, old_ED, scatter_RD, sharpness)
     if scale is None:  # the old ones are alike here: any of them is as good
-        scale = _scale(gate, means_ED, sharpness)
+        scale = _scale(gate, means_ED, scatter_RD, sharpness)
     if scale is None:
         return
-    _write_mean(gate, newcomer, _free_unit(gate), new_D, old_ED, scale)
+    _write_mean(gate, newcomer, _free_unit(gate), new_D, old_ED, scatter_RD, scale)
     gate.prior[newcomer] = gate.prior[:newcomer].mean()
     gate.train_unequal_priors()
     scores_EE = _scores(gate, means_ED)  # of every expert (column) at every mean (row)
@@ -147,13 +160,44 @@ def reset(gate: ContextGate) -> None:
     gate.train_unequal_priors()
 
 
-def _scale(gate: ContextGate, means_ED: Float[Tensor, "E D"], sharpness: float) -> float | None:
+def scatter_of(differences_ND: Float[Tensor, "N D"], variance: float) -> Float[Tensor, "R D"]:
+    """Return the main directions of contexts around their means, see `Prototypes`.
+
+    variance: of a context in all directions, of which λ is a part.
+    """
+    ridge = RIDGE * variance / differences_ND.shape[1]
+    main_RD = main_directions(differences_ND)
+    squares_R = main_RD.square().sum(1, keepdim=True)  # variances
+    return main_RD / (squares_R + ridge).clamp(min=1e-12).sqrt()
+
+
+def main_directions(differences_ND: Float[Tensor, "N D"]) -> Float[Tensor, "R D"]:
+    """Return at most R vectors whose outer products add up to nearly those of the differences."""
+    _, vectors_NN = torch.linalg.eigh(differences_ND @ differences_ND.T)
+    main_RD: Tensor = vectors_NN[:, -RANK:].T @ differences_ND
+    return main_RD
+
+
+def _discounted(
+    vectors_ND: Float[Tensor, "*N D"], scatter_RD: Float[Tensor, "R D"]
+) -> Float[Tensor, "*N D"]:
+    """Return λ (Σ + λ)⁻¹ v."""
+    return vectors_ND - (vectors_ND @ scatter_RD.T) @ scatter_RD
+
+
+def _scale(
+    gate: ContextGate,
+    means_ED: Float[Tensor, "E D"],
+    scatter_RD: Float[Tensor, "R D"],
+    sharpness: float,
+) -> float | None:
     """Return κ, with which an expert's own mean scores `sharpness` nats above another's, on
     average; None where the means are alike.
     """
     experts, width = means_ED.shape
     centred_ED = means_ED - means_ED.mean(0)
-    apart = 2 * float(centred_ED.square().sum()) / max(experts - 1, 1)  # mean squared distance
+    squares = (centred_ED * _discounted(centred_ED, scatter_RD)).sum()
+    apart = 2 * float(squares) / max(experts - 1, 1)  # mean squared distance
     return None if apart < _ALIKE * width else 2 * sharpness * gate.config.temperature / apart
 
 
@@ -163,14 +207,17 @@ def _write_mean(
     unit: int,
     mean_D: Float[Tensor, " D"],
     others_ED: Float[Tensor, "E D"],
+    scatter_RD: Float[Tensor, "R D"],
     scale: float,
 ) -> None:
     """Write one expert's score into one hidden unit.
 
     others_ED: the means whose share in all scores is left out; the same for every row of a gate.
     """
-    length = mean_D.square().sum() - others_ED.square().sum(1).mean()
-    write_linear(gate, expert, unit, scale * (mean_D - others_ED.mean(0)), -scale * length / 2)
+    lengths = (others_ED * _discounted(others_ED, scatter_RD)).sum(1)
+    length = mean_D @ _discounted(mean_D, scatter_RD) - lengths.mean()
+    direction_D = _discounted(mean_D - others_ED.mean(0), scatter_RD)
+    write_linear(gate, expert, unit, scale * direction_D, -scale * length / 2)
 
 
 def _free_unit(gate: ContextGate) -> int:

@@ -8,9 +8,10 @@ so that an expert can be added later without the prompts of the others.
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,7 +22,14 @@ from loramix.mixture.context import masked_mean, read
 from loramix.mixture.gate import ContextGate
 from loramix.mixture.groups import in_decoder
 from loramix.mixture.linear import linear_shape
-from loramix.mixture.means import Prototypes, without_effect, write_newcomer, write_rule
+from loramix.mixture.means import (
+    Prototypes,
+    main_directions,
+    scatter_of,
+    without_effect,
+    write_newcomer,
+    write_rule,
+)
 from loramix.mixture.model import MixtureModel
 from loramix.mixture.problems import Init, gate_problems
 
@@ -58,10 +66,12 @@ def from_examples(
         )
     check_start(mixture, "prototype")
     seen = [_seen(mixture, index, examples[name], each) for index, name in enumerate(names)]
+    layers = seen[0].means.keys()
     mixture.prototypes = Prototypes(
-        {reader: torch.stack([one.mean(reader) for one in seen]) for reader in seen[0].sums},
-        {reader: torch.stack([one.spread(reader) for one in seen]) for reader in seen[0].sums},
-        torch.tensor([one.rows for one in seen]),
+        {layer: torch.stack([one.means[layer] for one in seen]) for layer in layers},
+        {layer: torch.stack([one.spreads[layer] for one in seen]) for layer in layers},
+        {layer: _scatter(seen, layer) for layer in layers},
+        torch.tensor([one.prompts for one in seen]),
         sharpness,
     )
     follow(mixture, sharpness=sharpness)
@@ -73,7 +83,9 @@ def follow(mixture: MixtureModel, *, sharpness: float) -> None:
     assert mixture.prototypes is not None, "from_examples comes first"
     mixture.prototypes = replace(mixture.prototypes, sharpness=sharpness)
     for reader, gate in mixture.gates.items():
-        write_rule(gate, mixture.prototypes.means[reader].to(gate.prior.device), sharpness)
+        place, held = gate.prior.device, mixture.prototypes
+        means_ED, scatter_RD = held.means[reader].to(place), held.scatters[reader].to(place)
+        write_rule(gate, means_ED, scatter_RD, sharpness)
 
 
 @torch.no_grad()
@@ -112,11 +124,12 @@ def add_expert(
         mixture.prototypes = remembered
         raise
     for reader, gate in mixture.gates.items():
-        means_ED = grown.means[reader].to(gate.prior.device)
+        place = gate.prior.device
+        means_ED, scatter_RD = grown.means[reader].to(place), grown.scatters[reader].to(place)
         if len(without_effect(gate)) == gate.config.hidden:  # no old expert acts here
-            write_rule(gate, means_ED, grown.sharpness)
+            write_rule(gate, means_ED, scatter_RD, grown.sharpness)
         else:
-            write_newcomer(gate, means_ED, grown.spreads[reader], grown.sharpness)
+            write_newcomer(gate, means_ED, scatter_RD, grown.spreads[reader], grown.sharpness)
     mixture.prototypes = grown
 
 
@@ -149,43 +162,47 @@ def check_start(mixture: MixtureModel, init: Init) -> None:
         raise MixtureError(f"{setting}: {problem}")
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Seen:
-    """What layers read of one expert's prompts: sums over rows, by layer."""
+    """What layers read of one expert's prompts.
 
-    rows: int = 0
-    sums: dict[str, Float[Tensor, " D"]] = field(default_factory=dict)
-    squares: dict[str, Tensor] = field(default_factory=dict)
+    means: (D,) by layer. spreads: root mean squared distances from it. differences: (R, D), the
+        main directions of these, whose squared lengths are variances.
+    """
 
-    def add(self, contexts: Mapping[str, Float[Tensor, "B D"]], rows: int) -> None:
-        """Count the contexts of some rows."""
-        self.rows += rows
-        for reader, context_BD in contexts.items():
-            self.sums[reader] = self.sums.get(reader, 0) + context_BD.sum(0)
-            self.squares[reader] = self.squares.get(reader, 0) + context_BD.square().sum()
-
-    def mean(self, reader: str) -> Float[Tensor, " D"]:
-        """Return the mean context of a layer, on the processor."""
-        return (self.sums[reader] / self.rows).cpu()
-
-    def spread(self, reader: str) -> Float[Tensor, ""]:
-        """Return the root mean squared distance of a context from the mean."""
-        variance = self.squares[reader].cpu() / self.rows - self.mean(reader).square().sum()
-        return variance.clamp(min=0).sqrt()
+    prompts: int
+    means: Mapping[str, Float[Tensor, " D"]]
+    spreads: Mapping[str, Float[Tensor, ""]]
+    differences: Mapping[str, Float[Tensor, "R D"]]
 
 
 def _seen(
     mixture: MixtureModel, expert: int, examples: Examples, each: Callable[[], object]
 ) -> _Seen:
     """Return what every layer reads of an expert's prompts, while the gates choose this expert."""
-    seen = _Seen()
+    rows: dict[str, list[Tensor]] = {}
     for example in examples:
         inputs = mixture.text_inputs(example) if isinstance(example, str) else dict(example)
         with contexts_of(mixture, inputs, expert=expert) as contexts:
             mixture.weights(**inputs)
-        seen.add(contexts, len(inputs["input_ids"]))
+        for layer, context_BD in contexts.items():
+            rows.setdefault(layer, []).append(context_BD.cpu())
         each()
-    return seen
+    contexts_ND = {layer: torch.cat(parts) for layer, parts in rows.items()}
+    means = {layer: all_ND.mean(0) for layer, all_ND in contexts_ND.items()}
+    apart = {layer: all_ND - means[layer] for layer, all_ND in contexts_ND.items()}
+    return _Seen(
+        len(next(iter(contexts_ND.values()))),
+        means,
+        {layer: each_ND.square().sum(1).mean().sqrt() for layer, each_ND in apart.items()},
+        {layer: main_directions(ND / len(ND) ** 0.5) for layer, ND in apart.items()},
+    )
+
+
+def _scatter(seen: Sequence[_Seen], layer: str) -> Float[Tensor, "R D"]:
+    """Return how the contexts of one expert scatter in a layer, the mean over experts."""
+    differences = torch.cat([one.differences[layer] for one in seen]) / len(seen) ** 0.5
+    return scatter_of(differences, fmean(float(one.spreads[layer]) ** 2 for one in seen))
 
 
 def _with_newcomer(mixture: MixtureModel, old: Prototypes, examples: Examples) -> Prototypes:
@@ -200,11 +217,13 @@ def _with_newcomer(mixture: MixtureModel, old: Prototypes, examples: Examples) -
             "nothing is remembered, so the others' prompts cannot be told from its own there; "
             "build the mixture anew, with examples of every expert"
         )
-    kept = [reader for reader in old.means if reader in seen.sums]
-    means = {each: torch.cat([old.means[each], seen.mean(each)[None]]) for each in kept}
-    spreads = {each: torch.cat([old.spreads[each], seen.spread(each)[None]]) for each in kept}
-    counts = torch.cat([old.counts, torch.tensor([seen.rows])])
-    return Prototypes(means, spreads, counts, old.sharpness)
+    kept = [layer for layer in old.means if layer in seen.means]
+    means = {each: torch.cat([old.means[each], seen.means[each][None]]) for each in kept}
+    spreads = {each: torch.cat([old.spreads[each], seen.spreads[each][None]]) for each in kept}
+    # How prompts scatter stays as it was, or the old experts' scores would change.
+    scatters = {each: old.scatters[each] for each in kept}
+    counts = torch.cat([old.counts, torch.tensor([seen.prompts])])
+    return Prototypes(means, spreads, scatters, counts, old.sharpness)
 
 
 @contextmanager
