@@ -6,8 +6,9 @@
 Share of gain = (loss of base - loss of mixture) / (loss of base - loss of own expert), on withheld
 samples of each task, for the prompts of the task (named), their inputs alone (bare) and the prompts
 in other words (paraphrased). Losses are kept in losses.json beside the adapters, so a stopped run
-goes on where it was, and rows measured before cost nothing; the table is printed as markdown and
-written to own_adapters.csv.
+goes on where it was, and rows measured before cost nothing (`--again` measures them anew, after a
+change of loramix). The table is printed as markdown, with one line for every task in
+own_adapters.csv. All rows take an hour and a half on one core, most of it forward passes.
 """
 
 import argparse
@@ -26,14 +27,17 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from loramix import GateConfig, MixtureModel
-from loramix.assembly.fit import fit
+from loramix.assembly.examples import read_examples
+from loramix.assembly.fit import fit, prompts_of
 from loramix.data.batches import IGNORED, Collator, Encoded, length_order
-from loramix.mixture.arrow import from_adapters
-from loramix.mixture.prototypes import add_expert, from_examples
+from loramix.mixture.arrow import from_adapters as from_directions
+from loramix.mixture.prototypes import SHARPNESS, add_expert, follow, from_examples
 
 BASE = "smollm2-135m"
 FORMS = ("named", "bare", "paraphrased")
 SHARPNESSES = (4, 12, 20, 40)
+PROMPTS = 16
+GROWN = "16 prompts, a ninth added"
 BATCH = 8
 EXPERTS = 8  # of the mixture; the ninth is added to it
 
@@ -127,16 +131,33 @@ def uniform(bench: Bench) -> MixtureModel:
 
 
 def arrow(bench: Bench) -> MixtureModel:
-    """Return the mixture whose gates know the adapters alone."""
-    mixture = bench.mixture(hidden=16)
-    from_adapters(mixture)
+    """Return the mixture whose gates follow Arrow: one direction of each layer and adapter."""
+    mixture = bench.mixture()
+    mixture.widen(2 * EXPERTS)
+    from_directions(mixture)
     return mixture
 
 
-def prototypes(bench: Bench, sharpness: float, count: int = 16) -> MixtureModel:
-    """Return the mixture whose gates know a few prompts of each expert."""
+def nothing(bench: Bench) -> MixtureModel:
+    """Return the mixture whose gates know nothing but the adapters, as `loramix mix` makes it."""
     mixture = bench.mixture()
-    from_examples(mixture, bench.prompts(count), sharpness=sharpness)
+    fit(mixture, {})
+    return mixture
+
+
+def prompts(bench: Bench, sharpness: float) -> MixtureModel:
+    """Return the mixture that knows 16 prompts of each expert, as `loramix mix` makes it."""
+    mixture = bench.mixture()
+    # One of 17 is held out.
+    fit(mixture, bench.prompts(PROMPTS + 1), training=False, held_out=1 / (PROMPTS + 1))
+    follow(mixture, sharpness=sharpness)
+    return mixture
+
+
+def as_given(bench: Bench) -> MixtureModel:
+    """Return the mixture that knows 16 prompts of each expert and no other wording of them."""
+    mixture = bench.mixture()
+    from_examples(mixture, bench.prompts(PROMPTS))
     return mixture
 
 
@@ -146,30 +167,32 @@ def answers(bench: Bench) -> MixtureModel:
     names = bench.experts[:EXPERTS]
     done = fit(mixture, {name: bench.folder / "examples" / f"{name}.jsonl" for name in names})
     print(done.refinement, file=sys.stderr)
-    return mixture.eval()
+    return mixture
 
 
-def grown(bench: Bench, count: int = 16) -> MixtureModel:
-    """Return the mixture of prototypes to which the last adapter was added, with its prompts."""
-    mixture = bench.mixture()
-    from_examples(mixture, bench.prompts(count))
+def grown(bench: Bench) -> MixtureModel:
+    """Return the mixture of prompts to which the last adapter is added, with its own prompts."""
+    mixture = prompts(bench, SHARPNESS)
     newcomer = bench.experts[EXPERTS]
-    prompts = [str(row["prompt"]) for row in bench.rows_of("examples", newcomer)[:count]]
+    texts = [str(row["prompt"]) for row in bench.rows_of("examples", newcomer)[:PROMPTS]]
     started = time.monotonic()
-    add_expert(mixture, newcomer, bench.folder / newcomer, prompts)
-    print(f"add: {time.monotonic() - started:.0f} s", file=sys.stderr)
-    return mixture.eval()
+    own = prompts_of(mixture, read_examples(newcomer, texts))
+    add_expert(mixture, newcomer, bench.folder / newcomer, own)
+    print(f"adding took {time.monotonic() - started:.0f} s", file=sys.stderr)
+    return mixture
 
 
 ROWS: dict[str, Callable[[Bench], MixtureModel]] = {
     "uniform weights": uniform,
-    "nothing but adapters": arrow,
+    "nothing but adapters: Arrow": arrow,
+    "nothing but adapters": nothing,
+    "16 prompts as given": as_given,
     **{
-        f"16 prompts, sharpness {sharpness}": partial(prototypes, sharpness=sharpness)
+        f"16 prompts, sharpness {sharpness}": partial(prompts, sharpness=sharpness)
         for sharpness in SHARPNESSES
     },
-    "64 answers": answers,
-    "a ninth added": grown,
+    "64 prompts and answers": answers,
+    GROWN: grown,
 }
 
 
@@ -205,9 +228,9 @@ def measured(bench: Bench, mixture: MixtureModel, name: str, form: str) -> list[
 
 def shares_of(bench: Bench, reference: Reference, row: str) -> Iterator[dict[str, object]]:
     """Yield the share of every task and prompt form for one row of the table."""
-    prepared = cache(partial(ROWS[row], bench))
+    prepared = cache(lambda: ROWS[row](bench).eval())
     for form in FORMS:
-        for name in bench.experts[: EXPERTS + (row == "a ninth added")]:
+        for name in bench.experts[: EXPERTS + (row == GROWN)]:
             losses = bench.losses(
                 row,
                 name,
@@ -236,10 +259,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="what benchmarks/adapters.py has written")
     parser.add_argument("--samples", type=int, default=24, help="withheld samples of each task")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
+    parser.add_argument("--again", action="store_true", help="measure these rows anew")
     options = parser.parse_args()
     bench = Bench(options.folder, options.samples)
     if (known := options.folder / "losses.json").exists():
         bench.cache.update(json.loads(known.read_text(encoding="utf-8")))
+    if options.again:
+        for key in [key for key in bench.cache if key.split("/")[0] in options.rows]:
+            del bench.cache[key]
     reference, found = Reference(bench), []
     for row in options.rows:
         started = time.monotonic()
