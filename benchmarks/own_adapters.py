@@ -1,7 +1,7 @@
 """The share of each adapter's gain that a mixture keeps, told nothing, by what its gates know.
 
     python benchmarks/adapters.py ../shared/data/tasks --out results/adapters     (once)
-    python benchmarks/own_adapters.py results/adapters [--rows uniform prototypes]
+    python benchmarks/own_adapters.py results/adapters [--rows "uniform weights" …]
 
 Share of gain = (loss of base - loss of mixture) / (loss of base - loss of own expert), on withheld
 samples of each task, for the prompts of the task (named), their inputs alone (bare) and the prompts
