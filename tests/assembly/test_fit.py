@@ -13,6 +13,7 @@ from loramix.assembly import refinement
 from loramix.assembly.paired import Difference
 from loramix.assembly.verdict import ExpertVerdict, Losses, judge, warnings
 from loramix.errors import DataError
+from loramix.mixture.prototypes import follow
 
 WORDS = {"a": "rain moon snow", "b": "SELECT id FROM table"}
 
@@ -78,6 +79,27 @@ def test_training_never_loses_to_its_start(
     if not fit.refinement.kept:
         for key, tensor in mixture.gate_state().items():
             close(tensor, start[key])
+
+
+def test_training_moves_nothing_but_scale_and_shifts(
+    mixture: MixtureModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refinement, "_gains", lambda before, after: True)  # whatever comes of it
+    fit = loramix.fit(mixture, {name: answered(name, 8) for name in WORDS}, training=True)
+    assert fit.refinement.kept
+    trained = {key: tensor.clone() for key, tensor in mixture.gate_state().items()}
+    follow(mixture, sharpness=refinement.SOFT)
+    moved = False
+    for key, start in mixture.gate_state().items():
+        if "lift" in key or "prior" in key:
+            close(trained[key], start)
+        elif key.endswith("score.weight"):
+            used = start != 0
+            ratios = trained[key][used] / start[used]
+            close(ratios, ratios[:1].expand_as(ratios))  # one scale for the whole gate
+            moved |= bool((ratios - 1).abs().max() > 1e-4)
+    assert moved
+    assert all(each.requires_grad for each in next(iter(mixture.gates.values())).score.parameters())
 
 
 def test_training_is_left_to_whoever_has_enough_answers(mixture: MixtureModel) -> None:

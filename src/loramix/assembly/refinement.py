@@ -1,13 +1,19 @@
 """Refinement: gates trained on answers from where prototypes have put them, and never below.
 
-A gate that is all but sure of an expert gets no gradient, so training starts from a softer rule; a
-tenth of the usual rate keeps what the rule knows.
+A gate that is all but sure of an expert gets no gradient, so training starts from a softer rule. Of
+each gate it learns how sharp the rule is, and how far each expert is to be preferred: few numbers,
+which cannot unlearn what the prototypes know, as steps of all parameters do.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from loramix.assembly.paired import Difference, difference
 from loramix.data.batches import Encoded
@@ -20,8 +26,30 @@ from loramix.mixture.prototypes import follow
 
 log = logging.getLogger("loramix")
 SOFT = 4.0  # the sharpness from which training starts
-SPEC = TrainSpec(epochs=1, batch_size=4, learning_rate=1e-3, patience=2)
+SPEC = TrainSpec(epochs=1, batch_size=8, learning_rate=1e-2, schedule="linear")
 BATCH = 8
+
+
+class ScaledScores(nn.Module):
+    """A gate's scores times exp(log_scale), plus a shift for each expert; the scores are frozen."""
+
+    def __init__(self, scores: nn.Linear) -> None:
+        super().__init__()
+        self.scores = scores.requires_grad_(False)
+        self.log_scale = nn.Parameter(torch.zeros((), device=scores.weight.device))
+        self.shift = nn.Parameter(torch.zeros_like(scores.bias))
+
+    def forward(self, hidden: Float[Tensor, "*batch H"]) -> Float[Tensor, "*batch S"]:
+        """Return the scores of all slots."""
+        scaled: Tensor = self.log_scale.exp() * self.scores(hidden) + self.shift
+        return scaled
+
+    @torch.no_grad()
+    def folded(self) -> nn.Linear:
+        """Return the linear layer with these scores, trainable."""
+        self.scores.weight *= self.log_scale.exp()
+        self.scores.bias.copy_(self.log_scale.exp() * self.scores.bias + self.shift)
+        return self.scores.requires_grad_(True)
 
 
 @dataclass(frozen=True)
@@ -52,18 +80,18 @@ def refine(
     start = {key: value.clone() for key, value in start.items()}
     before = _losses(mixture, held_out, "before training")
     follow(mixture, sharpness=SOFT)
-    mixture.train()
-    learn(
-        mixture,
-        mixture.tokenizer,
-        as_samples(list(learned.values())),
-        as_samples(list(held_out.values())),
-        SPEC,
-        seed=seed,
-        dtype=str(mixture.base.dtype).removeprefix("torch."),
-        folder=folder,
-        label="gates",
-    )
+    with _scale_and_shift(mixture):
+        learn(
+            mixture,
+            mixture.tokenizer,
+            as_samples(list(learned.values())),
+            as_samples(list(held_out.values())),
+            SPEC,
+            seed=seed,
+            dtype=str(mixture.base.dtype).removeprefix("torch."),
+            folder=folder,
+            label="gates",
+        )
     mixture.eval()
     after = _losses(mixture, held_out, "after training")
     kept = _gains(before, after)
@@ -77,6 +105,23 @@ def refine(
     )
     means = [{name: mean_loss(part) for name, part in each.items()} for each in (before, after)]
     return Refinement(means[0], means[1], kept)
+
+
+@contextmanager
+def _scale_and_shift(mixture: MixtureModel) -> Iterator[None]:
+    """Let training move nothing but the scale and the shifts of every gate's scores."""
+    gates = list(mixture.gates.values())
+    scaled = [ScaledScores(gate.score) for gate in gates]
+    for gate, scores in zip(gates, scaled, strict=True):
+        gate.lift.requires_grad_(False)
+        gate.register_module("score", scores)
+    mixture.train()
+    try:
+        yield
+    finally:
+        for gate, scores in zip(gates, scaled, strict=True):
+            gate.lift.requires_grad_(True)
+            gate.register_module("score", scores.folded())
 
 
 def _losses(
