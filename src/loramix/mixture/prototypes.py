@@ -43,6 +43,7 @@ def from_examples(
     examples: Mapping[str, Examples],
     *,
     sharpness: float = SHARPNESS,
+    discount: bool = True,
     each: Callable[[], object] = lambda: None,
 ) -> None:
     """Set every gate to prefer the expert whose examples its context is most like.
@@ -50,6 +51,7 @@ def from_examples(
     examples: for every expert some prompts, as texts or as the model's inputs (a few suffice).
     sharpness: how far, in nats, the score of an expert's own mean context lies above another's, on
         average.
+    discount: whether directions in which the examples of one expert differ count less.
     each: called after every example, for a display of progress.
 
     Raises MixtureError if an expert has no examples, or if a gate has fewer hidden units than
@@ -70,7 +72,7 @@ def from_examples(
     mixture.prototypes = Prototypes(
         {layer: torch.stack([one.means[layer] for one in seen]) for layer in layers},
         {layer: torch.stack([one.spreads[layer] for one in seen]) for layer in layers},
-        {layer: _scatter(seen, layer) for layer in layers},
+        {layer: _scatter(seen, layer)[: None if discount else 0] for layer in layers},
         torch.tensor([one.prompts for one in seen]),
         sharpness,
     )

@@ -25,7 +25,7 @@ from loramix.mixture.prototypes import from_examples
 from loramix.storage.files import write_csv
 
 EXAMPLES = 16  # prompts per task for prototypes
-SHARPNESS = 4.0  # a soft start, which training sharpens
+SHARPNESS = 4.0  # a soft start, plain nearest means, which training sharpens
 
 
 def learn(run: Run) -> None:
@@ -39,7 +39,9 @@ def learn_gates(run: Run, *, folder: Path, title: str) -> None:
     mixture = _untrained(run, base)
     own = [run.recipe.own_experts[task.name] for task in tasks]
     if spec.init == "prototype":
-        from_examples(mixture, _examples(run, mixture, base.tokenizer), sharpness=SHARPNESS)
+        from_examples(
+            mixture, _examples(run, mixture, base.tokenizer), sharpness=SHARPNESS, discount=False
+        )
     elif spec.init == "arrow":
         from_adapters(mixture)
     train(
