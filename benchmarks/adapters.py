@@ -30,9 +30,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
 from loramix.bases.loading import load_base
-from loramix.data.batches import Collator, Encoded
-from loramix.data.encoding import encode
 from loramix.data.tasks import Task
+from loramix.data.tokens.batches import Collator, Encoded
+from loramix.data.tokens.encoding import encode
 
 BASE = "smollm2-135m"
 TRAIN, EXAMPLES, TEST = 300, 64, 32

@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from loramix import GateConfig, MixtureModel
 from loramix.assembly.examples import read_examples
 from loramix.assembly.fit import fit, prompts_of
-from loramix.data.batches import IGNORED, Collator, Encoded, length_order
+from loramix.data.tokens.batches import IGNORED, Collator, Encoded, length_order
 from loramix.mixture.arrow import from_adapters as from_directions
 from loramix.mixture.prototypes import SHARPNESS, add_expert, follow, from_examples
 

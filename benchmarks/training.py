@@ -25,11 +25,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from loramix import GateConfig, MixtureModel
 from loramix.bases.devices import number_format
 from loramix.bases.loading import Base, load_base
-from loramix.data.batches import IGNORED, Collator, Encoded
 from loramix.data.catalogue import built_in
-from loramix.data.encoding import encode
 from loramix.data.samples import prepare
 from loramix.data.tasks import Task
+from loramix.data.tokens.batches import IGNORED, Collator, Encoded
+from loramix.data.tokens.encoding import encode
 from loramix.experiment.training.trainer import MixingTrainer
 
 VARIANTS = (

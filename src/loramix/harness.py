@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 
 from torch import Tensor
 
-from loramix.data.answers import end_ids
+from loramix.data.tokens.answers import end_ids
 from loramix.errors import MissingExtraError, MixtureError
 from loramix.mixture.model import MixtureModel
 

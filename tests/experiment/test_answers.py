@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from loramix.bases.loading import load_base
-from loramix.data.batches import Collator
+from loramix.data.tokens.batches import Collator
 from loramix.experiment.answers import encode_all, mean_loss, target_losses
 from loramix.experiment.reading import load_recipe
 

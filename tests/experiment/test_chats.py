@@ -15,11 +15,11 @@ from loramix import GateConfig, MixtureModel
 from loramix.bases.loading import Base, load_base
 from loramix.cli.main import cli
 from loramix.config import Prompting
-from loramix.data.answers import Answer
-from loramix.data.batches import Collator
 from loramix.data.conversations import Conversation
-from loramix.data.encoding import encode
 from loramix.data.tasks import Task
+from loramix.data.tokens.answers import Answer
+from loramix.data.tokens.batches import Collator
+from loramix.data.tokens.encoding import encode
 from loramix.errors import DataError, MixtureError, RecipeError
 from loramix.experiment import runner
 from loramix.experiment.answers import encode_all, generate_answers

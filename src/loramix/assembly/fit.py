@@ -19,7 +19,7 @@ from loramix.assembly.refinement import Refinement, refine
 from loramix.assembly.verdict import encoded_examples
 from loramix.assembly.wordings import other_wordings
 from loramix.config import PLACEHOLDER
-from loramix.data.batches import Encoded, generation_batch, length_order
+from loramix.data.tokens.batches import Encoded, generation_batch, length_order
 from loramix.errors import DataError, did_you_mean
 from loramix.experiment.progress import Bar
 from loramix.mixture import consensus

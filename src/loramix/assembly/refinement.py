@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loramix.assembly.paired import Difference, difference
-from loramix.data.batches import Encoded
+from loramix.data.tokens.batches import Encoded
 from loramix.experiment.answers import Loss, mean_loss, target_losses
 from loramix.experiment.recipe import TrainSpec
 from loramix.experiment.training.tokens import as_samples

@@ -9,8 +9,8 @@ import torch
 
 from loramix.assembly.examples import Examples
 from loramix.assembly.paired import Difference, difference
-from loramix.data.batches import Encoded, generation_batch
-from loramix.data.encoding import encode
+from loramix.data.tokens.batches import Encoded, generation_batch
+from loramix.data.tokens.encoding import encode
 from loramix.experiment.answers import Loss, mean_loss, target_losses
 from loramix.experiment.progress import Bar
 from loramix.mixture.model import MixtureModel

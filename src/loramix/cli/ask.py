@@ -41,7 +41,7 @@ def generate(mixture: str, prompt: str, task: str | None, max_new_tokens: int, d
 
 def answer(model: "MixtureModel", inputs: "Mapping[str, Tensor]", max_new_tokens: int) -> str:
     """Return the mixture's answer to one prompt, always the same one."""
-    from loramix.data.answers import end_ids, read_answer
+    from loramix.data.tokens.answers import end_ids, read_answer
 
     ids, chat = inputs["input_ids"], model.prompting.chat
     ends = end_ids(model.tokenizer, model.generation_config, chat=chat)

@@ -10,9 +10,9 @@ from loramix.cli.display import silence_libraries
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from loramix.data.batches import Encoded
     from loramix.data.samples import Prepared
     from loramix.data.tasks import Task
+    from loramix.data.tokens.batches import Encoded
     from loramix.experiment.recipe import Recipe
 
 MEASURED = 1000  # samples of a task, for how many are cut
@@ -71,8 +71,8 @@ def _samples(recipe: "Recipe") -> list[str]:
     sample as it is trained on.
     """
     from loramix.bases.loading import load_config, load_tokenizer
-    from loramix.data.encoding import encode
     from loramix.data.samples import prepare
+    from loramix.data.tokens.encoding import encode
 
     tokenizer = load_tokenizer(recipe.base.name, revision=recipe.base.revision)
     causal = not load_config(recipe.base.name, revision=recipe.base.revision).is_encoder_decoder

@@ -10,9 +10,9 @@ import torch
 from loramix.bases.loading import Base, encoder_path
 from loramix.comparison.comparison import ComparedModel, Comparison
 from loramix.comparison.testsets import QUESTIONS, Question, asked_task, read_questions
-from loramix.data.answers import Answer
-from loramix.data.batches import Encoded
 from loramix.data.leaks import RECORD, refuse_leaks
+from loramix.data.tokens.answers import Answer
+from loramix.data.tokens.batches import Encoded
 from loramix.experiment.answers import (
     Loss,
     Model,

@@ -12,10 +12,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from loramix.data.answers import Answer, end_ids, read_answer
-from loramix.data.batches import IGNORED, Collator, Encoded, generation_batch, length_order
-from loramix.data.encoding import encode
 from loramix.data.tasks import Task
+from loramix.data.tokens.answers import Answer, end_ids, read_answer
+from loramix.data.tokens.batches import IGNORED, Collator, Encoded, generation_batch, length_order
+from loramix.data.tokens.encoding import encode
 from loramix.experiment.progress import track
 from loramix.experiment.recipe import Recipe
 from loramix.experiment.run import ANSWER_COLUMNS, TEST_LOSS, TEST_LOSS_COLUMNS, Run

@@ -6,9 +6,9 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from loramix.bases import loading
-from loramix.data.chat import chat_problem
 from loramix.data.places import locate_all
 from loramix.data.tasks import NO_EXPERT, OWN
+from loramix.data.tokens.chat import chat_problem
 from loramix.errors import DataError, LoramixError, did_you_mean
 from loramix.experiment.labels import run_labels
 from loramix.experiment.recipe import GateSpec, Recipe

@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loramix.data.batches import Encoded, generation_batch
-from loramix.data.special_tokens import token_ids
-from loramix.data.template import one_turn, rendered
+from loramix.data.tokens.batches import Encoded, generation_batch
+from loramix.data.tokens.special_tokens import token_ids
+from loramix.data.tokens.template import one_turn, rendered
 from loramix.mixture.groups import in_decoder
 from loramix.mixture.means import reset, write_linear
 from loramix.mixture.model import MixtureModel

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from loramix.config import Prompting
-from loramix.data.chat import as_data
 from loramix.data.conversations import Conversation, Message
-from loramix.data.encoding import prompt_ids
-from loramix.data.special_tokens import hide
+from loramix.data.tokens.chat import as_data
+from loramix.data.tokens.encoding import prompt_ids
+from loramix.data.tokens.special_tokens import hide
 from loramix.errors import MixtureError
 
 if TYPE_CHECKING:

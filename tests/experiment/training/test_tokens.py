@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from loramix.bases.tiny import tiny_tokenizer
-from loramix.data.batches import Encoded
-from loramix.data.encoding import encode
 from loramix.data.samples import Sample
+from loramix.data.tokens.batches import Encoded
+from loramix.data.tokens.encoding import encode
 from loramix.experiment.reading import load_recipe
 from loramix.experiment.recipe import Recipe
 from loramix.experiment.training import tokens

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from loramix.bases.loading import Base
 from loramix.config import Prompting
-from loramix.data.batches import Encoded, generation_batch
 from loramix.data.tasks import Task
+from loramix.data.tokens.batches import Encoded, generation_batch
 from loramix.experiment.answers import encode_all, write_answers
 from loramix.experiment.labels import MIXTURE, label
 from loramix.experiment.run import MODELS, WEIGHT_COLUMNS, WEIGHTS, Run

@@ -4,8 +4,8 @@ import logging
 from collections.abc import Mapping
 
 from loramix.bases.loading import load_config, load_tokenizer
-from loramix.data.encoding import encode
 from loramix.data.samples import REASONS, Prepared, prepare, write_manifest
+from loramix.data.tokens.encoding import encode
 from loramix.errors import DataError
 from loramix.experiment.progress import track
 from loramix.experiment.recipe import Recipe

@@ -10,10 +10,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from loramix.config import PLACEHOLDER
-from loramix.data.batches import Encoded
-from loramix.data.encoding import encode
 from loramix.data.samples import Sample, hash_fraction
 from loramix.data.tasks import Task
+from loramix.data.tokens.batches import Encoded
+from loramix.data.tokens.encoding import encode
 from loramix.experiment.progress import track
 from loramix.experiment.recipe import Recipe
 from loramix.storage.files import atomic_folder

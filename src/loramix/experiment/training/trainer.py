@@ -21,9 +21,9 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput
 
 from loramix.bases.devices import number_format
-from loramix.data.batches import IGNORED, Collator, Encoded, length_order
 from loramix.data.leaks import RECORD, record
 from loramix.data.tasks import Task
+from loramix.data.tokens.batches import IGNORED, Collator, Encoded, length_order
 from loramix.experiment.answers import Model, accepted_inputs
 from loramix.experiment.progress import TrainingProgress
 from loramix.experiment.recipe import TrainSpec

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from loramix.data.conversations import Conversation, Message
-from loramix.data.special_tokens import token_ids
+from loramix.data.tokens.special_tokens import token_ids
 from loramix.errors import BaseModelError, DataError
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from loramix.data.batches import IGNORED, Collator, Encoded, generation_batch, length_order
-from loramix.data.encoding import encode
 from loramix.data.tasks import Task
+from loramix.data.tokens.batches import IGNORED, Collator, Encoded, generation_batch, length_order
+from loramix.data.tokens.encoding import encode
 from loramix.errors import BaseModelError, DataError
 
 TEXT = "write a haiku about snow falling on the quiet mountain and the river that sleeps under ice"

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from loramix.data.conversations import Conversation, Message
-from loramix.data.special_tokens import hide_all
-from loramix.data.template import answer_turn, continued, one_turn, rendered, with_answer
+from loramix.data.tokens.special_tokens import hide_all
+from loramix.data.tokens.template import answer_turn, continued, one_turn, rendered, with_answer
 from loramix.errors import BaseModelError, DataError
 
 if TYPE_CHECKING:

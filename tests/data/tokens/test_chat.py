@@ -18,12 +18,12 @@ from chat_templates import (
 )
 from transformers import ByT5Tokenizer, GenerationConfig
 
-from loramix.data.answers import end_ids, read_answer
-from loramix.data.batches import Encoded
-from loramix.data.chat import chat_problem
 from loramix.data.conversations import Conversation, answer_text
-from loramix.data.encoding import encode
 from loramix.data.tasks import Task
+from loramix.data.tokens.answers import end_ids, read_answer
+from loramix.data.tokens.batches import Encoded
+from loramix.data.tokens.chat import chat_problem
+from loramix.data.tokens.encoding import encode
 from loramix.errors import BaseModelError, DataError
 
 ASKED = [{"role": "user", "content": "what is white?"}]

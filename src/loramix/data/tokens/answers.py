@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loramix.data.tasks import Whitespace
-from loramix.data.template import answer_turn
+from loramix.data.tokens.template import answer_turn
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase

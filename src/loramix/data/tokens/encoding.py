@@ -5,12 +5,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from loramix.data.batches import Encoded
-from loramix.data.chat import as_data, chat_answer, chat_prompt, message_as_data, shortened
 from loramix.data.conversations import Conversation, answer_message
-from loramix.data.special_tokens import hide, token_ids
 from loramix.data.tasks import Task
-from loramix.data.template import one_turn
+from loramix.data.tokens.batches import Encoded
+from loramix.data.tokens.chat import as_data, chat_answer, chat_prompt, message_as_data, shortened
+from loramix.data.tokens.special_tokens import hide, token_ids
+from loramix.data.tokens.template import one_turn
 from loramix.errors import BaseModelError, DataError
 
 if TYPE_CHECKING:

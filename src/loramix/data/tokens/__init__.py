@@ -1,0 +1,1 @@
+"""Texts as token ids and back: chat templates, special tokens, batches, answers."""
