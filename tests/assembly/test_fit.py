@@ -13,7 +13,6 @@ from loramix.assembly import refinement
 from loramix.assembly.paired import Difference
 from loramix.assembly.verdict import ExpertVerdict, Losses, judge, warnings
 from loramix.errors import DataError
-from loramix.mixture.prototypes import follow
 
 WORDS = {"a": "rain moon snow", "b": "SELECT id FROM table"}
 
@@ -69,7 +68,7 @@ def test_training_never_loses_to_its_start(
     spec = refinement.SPEC.model_copy(update={"learning_rate": rate})
     monkeypatch.setattr(refinement, "SPEC", spec)
     examples = {name: answered(name, 8) for name in WORDS}
-    untrained = loramix.fit(mixture, examples, training=False)
+    untrained = loramix.fit(mixture, examples)
     start = {key: tensor.clone() for key, tensor in mixture.gate_state().items()}
     losses = {each.expert: each.losses.mixture for each in judge(mixture, untrained.held_out)}
     fit = loramix.fit(mixture, examples, training=True)
@@ -85,12 +84,14 @@ def test_training_moves_nothing_but_scale_and_shifts(
     mixture: MixtureModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(refinement, "_gains", lambda before, after: True)  # whatever comes of it
-    fit = loramix.fit(mixture, {name: answered(name, 8) for name in WORDS}, training=True)
+    examples = {name: answered(name, 8) for name in WORDS}
+    loramix.fit(mixture, examples)
+    before = {key: tensor.clone() for key, tensor in mixture.gate_state().items()}
+    fit = loramix.fit(mixture, examples, training=True)
     assert fit.refinement.kept
-    trained = {key: tensor.clone() for key, tensor in mixture.gate_state().items()}
-    follow(mixture, sharpness=refinement.SOFT)
+    trained = mixture.gate_state()
     moved = False
-    for key, start in mixture.gate_state().items():
+    for key, start in before.items():
         if "lift" in key or "prior" in key:
             close(trained[key], start)
         elif key.endswith("score.weight"):
@@ -102,9 +103,11 @@ def test_training_moves_nothing_but_scale_and_shifts(
     assert all(each.requires_grad for each in next(iter(mixture.gates.values())).score.parameters())
 
 
-def test_training_is_left_to_whoever_has_enough_answers(mixture: MixtureModel) -> None:
+def test_training_needs_answers_and_examples_to_be_judged_by(mixture: MixtureModel) -> None:
     few = {name: answered(name, 8) for name in WORDS}
     assert loramix.fit(mixture, few).depth == "prompts"
+    with pytest.raises(DataError, match="training needs held-out examples"):
+        loramix.fit(mixture, few, training=True, held_out=0.0)
     with pytest.raises(DataError, match="the examples of a, b have none"):
         loramix.fit(mixture, {name: prompts(name, 8) for name in WORDS}, training=True)
 

@@ -48,7 +48,7 @@ class Order:
     lossy: Sequence[str] = ()
     dtype: str = "float32"
     chat: bool = False
-    training: bool | None = None
+    training: bool = False
     seed: int = 0
 
 

@@ -1,8 +1,8 @@
 """Fitting: gates that learn from a few examples which expert a prompt belongs to.
 
 Three depths, by what is given: nothing (rules from the adapters alone), prompts (prototypes, in
-seconds and without a gradient), prompts and answers (prototypes, which training refines and may
-never make worse).
+seconds and without a gradient), prompts and answers (prototypes too, which training may refine and
+never make worse; few examples rarely make it worth the minutes, see docs/results.md).
 """
 
 import logging
@@ -29,7 +29,6 @@ from loramix.mixture.prototypes import from_examples
 log = logging.getLogger("loramix")
 Depth = Literal["nothing", "prompts", "answers"]
 PROMPTS = 16  # of one expert, from which prototypes are made
-ENOUGH = 32  # examples with answers of every expert, from which training is worth its time
 TRAINED = 24  # of these that training sees, and
 CHECKED = 8  # of the held-out ones by which it is judged: more cost minutes and change little
 HELD_OUT = 0.25  # of the examples
@@ -53,7 +52,7 @@ def fit(
     mixture: MixtureModel,
     examples: Mapping[str, Given | Examples],
     *,
-    training: bool | None = None,
+    training: bool = False,
     held_out: float = HELD_OUT,
     seed: int = 0,
     folder: Path | None = None,
@@ -62,7 +61,7 @@ def fit(
 
     examples: for every expert a source as tasks read them, a task, or the examples themselves, see
         `loramix.assembly.examples.read_examples`; empty: from the adapters alone.
-    training: whether to train on the answers; None: where every expert has enough of them.
+    training: whether to refine the gates on the answers, and keep that where it helps.
     held_out: the share of the examples from which nothing is learned, for `loramix.assembly.judge`
         and to see whether training helps; without any, there is none.
     folder: of the training's checkpoints, from which it goes on if it was killed.
@@ -73,6 +72,7 @@ def fit(
     if not found:
         _from_adapters(mixture)
         return Fit("nothing", {}, None)
+    _check_answers(found, training, held_out)
     parts = {name: each.divided(held_out) for name, each in found.items()}
     learned = {name: part for name, (part, _) in parts.items()}
     withheld = {name: part for name, (_, part) in parts.items()}
@@ -83,7 +83,7 @@ def fit(
     bar = Bar("prototypes", sum(map(len, prompts.values())))
     from_examples(mixture, prompts, each=bar.step)
     bar.close()
-    if not held_out or not _worth_training(found, training):
+    if not training:
         return Fit("prompts", withheld, None)
     asked = {name: encoded_examples(mixture, each)[:CHECKED] for name, each in withheld.items()}
     rows = {name: part[:TRAINED] for name, part in rows.items()}
@@ -159,11 +159,12 @@ def _inputs(mixture: MixtureModel, rows: Sequence[Encoded]) -> list[dict[str, Te
     return [{key: value.to(mixture.device) for key, value in each.items()} for each in batches]
 
 
-def _worth_training(examples: Mapping[str, Examples], wanted: bool | None) -> bool:
+def _check_answers(examples: Mapping[str, Examples], training: bool, held_out: float) -> None:
+    """Raise DataError if training lacks answers, or examples by which it could be judged."""
     without = [name for name, each in examples.items() if not each.answered]
-    if wanted and without:
+    if training and without:
         raise DataError(
             f"training needs answers, and the examples of {', '.join(without)} have none"
         )
-    fewest = min(len(each.pairs) for each in examples.values())
-    return wanted if wanted is not None else not without and fewest >= ENOUGH
+    if training and not held_out:
+        raise DataError("training needs held-out examples, to be undone where it does not help")

@@ -1,8 +1,7 @@
 """Refinement: gates trained on answers from where prototypes have put them, and never below.
 
-A gate that is all but sure of an expert gets no gradient, so training starts from a softer rule. Of
-each gate it learns how sharp the rule is, and how far each expert is to be preferred: few numbers,
-which cannot unlearn what the prototypes know, as steps of all parameters do.
+Of each gate, training learns how sharp the rule is, and how far each expert is to be preferred: few
+numbers, which cannot unlearn what the prototypes know, as steps of all parameters do.
 """
 
 import logging
@@ -22,10 +21,8 @@ from loramix.experiment.recipe import TrainSpec
 from loramix.experiment.training.tokens import as_samples
 from loramix.experiment.training.trainer import learn
 from loramix.mixture.model import MixtureModel
-from loramix.mixture.prototypes import follow
 
 log = logging.getLogger("loramix")
-SOFT = 4.0  # the sharpness from which training starts
 SPEC = TrainSpec(epochs=1, batch_size=8, learning_rate=1e-2, schedule="linear")
 BATCH = 8
 
@@ -76,10 +73,8 @@ def refine(
 
     They gain if the mean over experts falls and no expert's loss rises by more than noise.
     """
-    start, remembered = mixture.gate_state(), mixture.prototypes
-    start = {key: value.clone() for key, value in start.items()}
+    start = {key: value.clone() for key, value in mixture.gate_state().items()}
     before = _losses(mixture, held_out, "before training")
-    follow(mixture, sharpness=SOFT)
     with _scale_and_shift(mixture):
         learn(
             mixture,
@@ -97,7 +92,6 @@ def refine(
     kept = _gains(before, after)
     if not kept:
         mixture.load_gate_state(start)
-        mixture.prototypes = remembered
     log.info(
         "training: mean loss on held-out examples %.4f before, %.4f after; %s",
         *(sum(map(mean_loss, each.values())) / len(each) for each in (before, after)),

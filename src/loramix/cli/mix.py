@@ -26,7 +26,7 @@ _examples = click.option(
     multiple=True,
     metavar="NAME=SOURCE",
     help="Examples of an expert: a file (.jsonl, .csv, .parquet, …; of a .txt every line is a "
-    "prompt), a folder or a Hub data set. 16 do well; with 32 and more answers, gates are trained.",
+    "prompt), a folder or a Hub data set. 16 do well.",
 )
 _prompts = click.option(
     "--prompt",
@@ -59,10 +59,10 @@ _lossy = click.option(
 @_lossy
 @click.option("--chat", is_flag=True, help="Put prompts through the tokenizer's chat template.")
 @click.option(
-    "--train/--no-train",
+    "--train",
     "training",
-    default=None,
-    help="Train the gates on the answers, or keep to the prototypes of the prompts.",
+    is_flag=True,
+    help="Refine the gates on the answers, in minutes; undone where held-out ones do not gain.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace another mixture in this folder.")
 @options.dtype
@@ -75,15 +75,15 @@ def mix(
     columns: tuple[str, ...],
     lossy: tuple[str, ...],
     chat: bool,
-    training: bool | None,
+    training: bool,
     overwrite: bool,
     dtype: str,
 ) -> None:
     """Make a MIXTURE (a folder) of adapters that you have.
 
     Each prompt then gets the experts that it needs. Without examples, routing comes from the
-    adapters alone; with a few prompts of every expert, from what these are like, in seconds; with
-    answers too, training refines it. A part of the examples is held out for the verdict at the end.
+    adapters alone; with a few prompts of every expert, from what these are like. A part of the
+    examples is held out for the verdict at the end; with answers, it compares losses.
 
     \b
     Examples:

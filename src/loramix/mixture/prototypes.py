@@ -8,7 +8,7 @@ so that an expert can be added later without the prompts of the others.
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -76,14 +76,6 @@ def from_examples(
         torch.tensor([one.prompts for one in seen]),
         sharpness,
     )
-    follow(mixture, sharpness=sharpness)
-
-
-@torch.no_grad()
-def follow(mixture: MixtureModel, *, sharpness: float) -> None:
-    """Set every gate anew to the prototypes that the mixture remembers, with another sharpness."""
-    assert mixture.prototypes is not None, "from_examples comes first"
-    mixture.prototypes = replace(mixture.prototypes, sharpness=sharpness)
     for reader, gate in mixture.gates.items():
         place, held = gate.prior.device, mixture.prototypes
         means_ED, scatter_RD = held.means[reader].to(place), held.scatters[reader].to(place)
