@@ -20,7 +20,7 @@ from torch import Tensor
 from loramix.mixture.gate import ContextGate
 
 _ALIKE = 1e-6  # mean squared distance of two means, over the width, below which nothing tells them
-_MEAN, _SPREAD, _SCATTER = "mean/", "spread/", "scatter/"
+_MEAN, _SCATTER = "mean/", "scatter/"
 _COUNTS, _SHARPNESS = "prompts", "sharpness"
 RIDGE = 1.0  # λ, of the mean variance of a context
 RANK = 16  # directions of Σ that are kept; beyond them λ outweighs it
@@ -32,14 +32,13 @@ class Prototypes:
 
     Layers that no expert adapts yet are among them, for experts that come later.
 
-    means: (E, D) by layer. spreads: (E,) by layer, the root mean squared distance of one prompt's
-        context from its mean. counts: of the prompts; 0 for an expert of which none are known,
-        whose rows are zero.
+    means: (E, D) by layer. scatters: (R, D) by layer, the main directions in which contexts of one
+        expert differ, each of length √(σ²/(σ² + λ)) for a variance of σ².
+    counts: of the prompts; 0 for an expert of which none are known, whose rows are zero.
     sharpness: in nats, see `loramix.mixture.prototypes.from_examples`.
     """
 
     means: Mapping[str, Float[Tensor, "E D"]]
-    spreads: Mapping[str, Float[Tensor, " E"]]
     scatters: Mapping[str, Float[Tensor, "R D"]]
     counts: Int[Tensor, " E"]
     sharpness: float
@@ -48,7 +47,6 @@ class Prototypes:
         """Return those of experts order[0], order[1], …, where None is one without prompts."""
         return Prototypes(
             {reader: _rows(means_ED, order) for reader, means_ED in self.means.items()},
-            {reader: _rows(spreads_E, order) for reader, spreads_E in self.spreads.items()},
             self.scatters,
             _rows(self.counts, order),
             self.sharpness,
@@ -58,19 +56,18 @@ class Prototypes:
         """Return everything as tensors by name, for a file."""
         state = {_COUNTS: self.counts, _SHARPNESS: torch.tensor(self.sharpness)}
         state |= {_MEAN + reader: means_ED for reader, means_ED in self.means.items()}
-        state |= {_SPREAD + reader: spreads_E for reader, spreads_E in self.spreads.items()}
         return state | {_SCATTER + reader: each for reader, each in self.scatters.items()}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> "Prototypes":
         """Return the prototypes of a `state`."""
-        parts: dict[str, dict[str, Tensor]] = {_MEAN: {}, _SPREAD: {}, _SCATTER: {}}
+        parts: dict[str, dict[str, Tensor]] = {_MEAN: {}, _SCATTER: {}}
         for name, tensor in state.items():
             for start, part in parts.items():
                 if name.startswith(start):
                     part[name.removeprefix(start)] = tensor
         sharpness = round(float(state[_SHARPNESS]), 6)
-        return cls(parts[_MEAN], parts[_SPREAD], parts[_SCATTER], state[_COUNTS], sharpness)
+        return cls(parts[_MEAN], parts[_SCATTER], state[_COUNTS], sharpness)
 
 
 def write_rule(
@@ -93,35 +90,29 @@ def write_newcomer(
     gate: ContextGate,
     means_ED: Float[Tensor, "E D"],
     scatter_RD: Float[Tensor, "R D"],
-    spreads_E: Float[Tensor, " E"],
     sharpness: float,
 ) -> None:
     """Give a gate's last expert the contexts around its mean, and leave the others theirs.
 
     The others' rows stay as they are, trained or not. The newcomer's score is that of the nearest
-    mean, and its threshold lies between its own mean and those of the others: by what each of them
-    scatters, nearer to the one that scatters less.
+    mean, with a threshold half-way between its own mean and that of the nearest other.
 
-    means_ED, spreads_E: of all experts, the newcomer's last.
+    means_ED: of all experts, the newcomer's last.
     """
     old_ED, new_D = means_ED[:-1], means_ED[-1]
     newcomer = len(old_ED)
+    gate.prior[newcomer] = gate.prior[:newcomer].mean()
+    gate.train_unequal_priors()
     scale = _scale(gate, old_ED, scatter_RD, sharpness)
     if scale is None:  # the old ones are alike here: any of them is as good
         scale = _scale(gate, means_ED, scatter_RD, sharpness)
     if scale is None:
         return
     _write_mean(gate, newcomer, _free_unit(gate), new_D, old_ED, scatter_RD, scale)
-    gate.prior[newcomer] = gate.prior[:newcomer].mean()
-    gate.train_unequal_priors()
     scores_EE = _scores(gate, means_ED)  # of every expert (column) at every mean (row)
     lead = scores_EE[newcomer, newcomer] - scores_EE[newcomer, :newcomer].max()
     keeps_E = scores_EE[:newcomer, :newcomer].diagonal() - scores_EE[:newcomer, newcomer]
-    rival = int(keeps_E.argmin())
-    both = float(spreads_E[rival] + spreads_E[-1])
-    part = float(spreads_E[rival]) / both if both > 0 else 0.5
-    # Along the way from the rival's mean to the newcomer's, scores cross after this part of it.
-    shift = keeps_E[rival] - part * (keeps_E[rival] + lead)
+    shift = (keeps_E.min() - lead) / 2  # as far below its rival there as above it here
     gate.score.bias[newcomer] += shift * gate.config.temperature
 
 

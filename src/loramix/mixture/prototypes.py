@@ -71,7 +71,6 @@ def from_examples(
     layers = seen[0].means.keys()
     mixture.prototypes = Prototypes(
         {layer: torch.stack([one.means[layer] for one in seen]) for layer in layers},
-        {layer: torch.stack([one.spreads[layer] for one in seen]) for layer in layers},
         {layer: _scatter(seen, layer)[: None if discount else 0] for layer in layers},
         torch.tensor([one.prompts for one in seen]),
         sharpness,
@@ -123,7 +122,7 @@ def add_expert(
         if len(without_effect(gate)) == gate.config.hidden:  # no old expert acts here
             write_rule(gate, means_ED, scatter_RD, grown.sharpness)
         else:
-            write_newcomer(gate, means_ED, scatter_RD, grown.spreads[reader], grown.sharpness)
+            write_newcomer(gate, means_ED, scatter_RD, grown.sharpness)
     mixture.prototypes = grown
 
 
@@ -160,13 +159,13 @@ def check_start(mixture: MixtureModel, init: Init) -> None:
 class _Seen:
     """What layers read of one expert's prompts.
 
-    means: (D,) by layer. spreads: root mean squared distances from it. differences: (R, D), the
+    means: (D,) by layer. variances: mean squared distances from them. differences: (R, D), the
         main directions of these, whose squared lengths are variances.
     """
 
     prompts: int
     means: Mapping[str, Float[Tensor, " D"]]
-    spreads: Mapping[str, Float[Tensor, ""]]
+    variances: Mapping[str, float]
     differences: Mapping[str, Float[Tensor, "R D"]]
 
 
@@ -188,7 +187,7 @@ def _seen(
     return _Seen(
         len(next(iter(contexts_ND.values()))),
         means,
-        {layer: each_ND.square().sum(1).mean().sqrt() for layer, each_ND in apart.items()},
+        {layer: float(ND.square().sum(1).mean()) for layer, ND in apart.items()},
         {layer: main_directions(ND / len(ND) ** 0.5) for layer, ND in apart.items()},
     )
 
@@ -196,7 +195,7 @@ def _seen(
 def _scatter(seen: Sequence[_Seen], layer: str) -> Float[Tensor, "R D"]:
     """Return how the contexts of one expert scatter in a layer, the mean over experts."""
     differences = torch.cat([one.differences[layer] for one in seen]) / len(seen) ** 0.5
-    return scatter_of(differences, fmean(float(one.spreads[layer]) ** 2 for one in seen))
+    return scatter_of(differences, fmean(one.variances[layer] for one in seen))
 
 
 def _with_newcomer(mixture: MixtureModel, old: Prototypes, examples: Examples) -> Prototypes:
@@ -213,11 +212,10 @@ def _with_newcomer(mixture: MixtureModel, old: Prototypes, examples: Examples) -
         )
     kept = [layer for layer in old.means if layer in seen.means]
     means = {each: torch.cat([old.means[each], seen.means[each][None]]) for each in kept}
-    spreads = {each: torch.cat([old.spreads[each], seen.spreads[each][None]]) for each in kept}
     # How prompts scatter stays as it was, or the old experts' scores would change.
     scatters = {each: old.scatters[each] for each in kept}
     counts = torch.cat([old.counts, torch.tensor([seen.prompts])])
-    return Prototypes(means, spreads, scatters, counts, old.sharpness)
+    return Prototypes(means, scatters, counts, old.sharpness)
 
 
 @contextmanager
