@@ -31,7 +31,7 @@ from loramix.assembly.examples import read_examples
 from loramix.assembly.fit import fit, prompts_of
 from loramix.data.tokens.batches import IGNORED, Collator, Encoded, length_order
 from loramix.mixture.arrow import from_adapters as from_directions
-from loramix.mixture.prototypes import SHARPNESS, add_expert, follow, from_examples
+from loramix.mixture.prototypes import SHARPNESS, add_expert, from_examples
 
 BASE = "smollm2-135m"
 FORMS = ("named", "bare", "paraphrased")
@@ -148,9 +148,11 @@ def nothing(bench: Bench) -> MixtureModel:
 def prompts(bench: Bench, sharpness: float) -> MixtureModel:
     """Return the mixture that knows 16 prompts of each expert, as `loramix mix` makes it."""
     mixture = bench.mixture()
-    # One of 17 is held out.
-    fit(mixture, bench.prompts(PROMPTS + 1), training=False, held_out=1 / (PROMPTS + 1))
-    follow(mixture, sharpness=sharpness)
+    examples = {
+        name: prompts_of(mixture, read_examples(name, texts))
+        for name, texts in bench.prompts(PROMPTS).items()
+    }
+    from_examples(mixture, examples, sharpness=sharpness)
     return mixture
 
 
@@ -165,7 +167,8 @@ def answers(bench: Bench) -> MixtureModel:
     """Return the mixture whose gates are fitted to all examples, with their answers."""
     mixture = bench.mixture()
     names = bench.experts[:EXPERTS]
-    done = fit(mixture, {name: bench.folder / "examples" / f"{name}.jsonl" for name in names})
+    sources = {name: bench.folder / "examples" / f"{name}.jsonl" for name in names}
+    done = fit(mixture, sources, training=True)
     print(done.refinement, file=sys.stderr)
     return mixture
 
