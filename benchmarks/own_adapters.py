@@ -168,7 +168,8 @@ def answers(bench: Bench) -> MixtureModel:
     mixture = bench.mixture()
     names = bench.experts[:EXPERTS]
     sources = {name: bench.folder / "examples" / f"{name}.jsonl" for name in names}
-    done = fit(mixture, sources, training=True)
+    examples = {name: bench.folder / "examples" / f"{name}.jsonl" for name in names}
+    done = fit(mixture, examples, training=True)
     print(done.refinement, file=sys.stderr)
     return mixture
 
