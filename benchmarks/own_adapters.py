@@ -168,8 +168,7 @@ def answers(bench: Bench) -> MixtureModel:
     mixture = bench.mixture()
     names = bench.experts[:EXPERTS]
     sources = {name: bench.folder / "examples" / f"{name}.jsonl" for name in names}
-    examples = {name: bench.folder / "examples" / f"{name}.jsonl" for name in names}
-    done = fit(mixture, examples, training=True)
+    done = fit(mixture, sources, training=True)
     print(done.refinement, file=sys.stderr)
     return mixture
 
