@@ -213,6 +213,8 @@ def test_a_chat_task_runs_from_its_file_to_its_page(folder: Path, tmp_path: Path
     assert all(json.loads(row["input"])["messages"][-1]["role"] == "user" for row in rows)
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert rows[0]["reference"].replace("<", "&lt;").replace(">", "&gt;") in page
+    assert "user: " in page
+    assert "&#34;role&#34;" not in page  # turns, and no JSON
     mixture = MixtureModel.from_pretrained(tmp_path / "run" / "cgm" / "models")
     assert mixture.prompting.chat
 

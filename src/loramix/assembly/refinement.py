@@ -23,7 +23,7 @@ from loramix.experiment.training.trainer import learn
 from loramix.mixture.model import MixtureModel
 
 log = logging.getLogger("loramix")
-SPEC = TrainSpec(epochs=1, batch_size=8, learning_rate=5e-2, schedule="linear")
+SPEC = TrainSpec(epochs=1, batch_size=8, learning_rate=1e-2, schedule="linear")
 BATCH = 8
 
 

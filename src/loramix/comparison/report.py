@@ -8,7 +8,9 @@ from loramix.comparison.comparison import ComparedModel, Comparison
 from loramix.comparison.scores import ModelScores, Scores, read_scores
 from loramix.comparison.testsets import UNKNOWN
 from loramix.comparison.verdict import verdict
+from loramix.data.messages import plain_text
 from loramix.experiment.labels import BASE, ORACLE, expert_key
+from loramix.experiment.recipe import Recipe
 from loramix.experiment.run import LOSSES, ROUTING_STEPS, read_losses
 from loramix.experiment.stages.report import verses
 from loramix.metrics.measures import MEASURES, Group, tokenizer
@@ -52,7 +54,7 @@ def run(comparison: Comparison, models: Sequence[ComparedModel], left_out: Seque
         routing_weights=routing_weights(comparison, gated),
         weight_steps=dict(_weight_steps(gated)),
         losses=dict(_losses(comparison, models)),
-        samples=[*_samples(scores)],
+        samples=[*_samples(recipe, scores)],
         recipe=recipe.to_yaml(),
         verses=frozenset(
             task for _, task in scores.asked if task.removesuffix(UNKNOWN) in in_lines
@@ -258,8 +260,9 @@ def _losses(
             yield f"{model.label}, seed {model.seed}", read_losses(model.folder / LOSSES)
 
 
-def _samples(scores: Scores) -> Iterator[ComparisonSample]:
+def _samples(recipe: Recipe, scores: Scores) -> Iterator[ComparisonSample]:
     """Yield the first samples of every test set and task with the answers of every model."""
+    chats = {task.name for task in recipe.tasks if task.conversational}
     for test_set, task in scores.asked:
         answers: dict[str, dict[str, dict[str, str]]] = {}  # by label, then sample id
         for row, label in scores.labels.items():
@@ -272,7 +275,8 @@ def _samples(scores: Scores) -> Iterator[ComparisonSample]:
                 for label, rows in answers.items()
                 if asked["id"] in rows
             }
-            yield ComparisonSample(test_set, task, asked["input"], asked["reference"], outputs)
+            text = plain_text(asked["input"]) if task in chats else asked["input"]
+            yield ComparisonSample(test_set, task, text, asked["reference"], outputs)
 
 
 def _answers(part: ModelScores) -> dict[str, dict[str, str]]:

@@ -69,7 +69,7 @@ def batches() -> int:
 
 
 def _evidence(
-    mixture: MixtureModel, contexts: dict[str, Float[Tensor, "N D"]]
+    mixture: MixtureModel, contexts: dict[str, Float[Tensor, "N _"]]
 ) -> Float[Tensor, "N E"]:
     """Return the evidence of all layers for each expert, standardised over the texts."""
     texts = len(next(iter(contexts.values())))
@@ -131,7 +131,7 @@ def _standardised(values_NE: Float[Tensor, "N E"]) -> Float[Tensor, "N E"]:
 
 def _neutral_contexts(
     mixture: MixtureModel, seed: int, each: Callable[[], object]
-) -> dict[str, Float[Tensor, "N D"]]:
+) -> dict[str, Float[Tensor, "N _"]]:
     """Return what every gate reads of texts that are about nothing in particular, in float32."""
     found: dict[str, list[Tensor]] = {}
     with torch.random.fork_rng(), torch.inference_mode():

@@ -38,8 +38,8 @@ class Prototypes:
     sharpness: in nats, see `loramix.mixture.prototypes.from_examples`.
     """
 
-    means: Mapping[str, Float[Tensor, "E D"]]
-    scatters: Mapping[str, Float[Tensor, "R D"]]
+    means: Mapping[str, Float[Tensor, "E _"]]  # widths differ between layers
+    scatters: Mapping[str, Float[Tensor, "_ _"]]
     counts: Int[Tensor, " E"]
     sharpness: float
 

@@ -164,9 +164,9 @@ class _Seen:
     """
 
     prompts: int
-    means: Mapping[str, Float[Tensor, " D"]]
+    means: Mapping[str, Float[Tensor, " _"]]
     variances: Mapping[str, float]
-    differences: Mapping[str, Float[Tensor, "R D"]]
+    differences: Mapping[str, Float[Tensor, "_ _"]]
 
 
 def _seen(
@@ -221,7 +221,7 @@ def _with_newcomer(mixture: MixtureModel, old: Prototypes, examples: Examples) -
 @contextmanager
 def contexts_of(
     mixture: MixtureModel, inputs: Mapping[str, Tensor], *, expert: int | None
-) -> Iterator[dict[str, Float[Tensor, "B D"]]]:
+) -> Iterator[dict[str, Float[Tensor, "B _"]]]:
     """Collect, by layer, the mean context of each row that the gates read inside the block, and
     that gates in other layers would read.
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Literal
 
+from loramix.data.messages import plain_text
 from loramix.data.tasks import Task
 from loramix.experiment.labels import BASE, expert_key, label
 from loramix.experiment.run import MODELS, WEIGHTS, Run, read_losses
@@ -33,7 +34,7 @@ def run(run: Run) -> None:
         tables=[_table(run, table) for table in tables(run.recipe)],
         losses={title: read_losses(file) for title, file in run.loss_files().items()},
         weights=_weights(run),
-        samples={task.name: _samples(answers, task.name) for task in run.recipe.tasks},
+        samples={task.name: _samples(answers, task) for task in run.recipe.tasks},
         recipe=run.recipe.to_yaml(),
         verses=verses(run.recipe.tasks),
     )
@@ -97,10 +98,11 @@ def _weights(run: Run) -> list[WeightRow]:
     ]
 
 
-def _samples(answers: AnswerRows, task: str) -> list[RunSample]:
+def _samples(answers: AnswerRows, task: Task) -> list[RunSample]:
     """Return the first test samples of a task with the answers of every model."""
     shown = []
-    for index, row in enumerate(answers[BASE][task][:_SHOWN]):
-        outputs = {label(model): answers[model][task][index]["generated"] for model in answers}
-        shown.append(RunSample(row["input"], row["reference"], outputs))
+    for index, row in enumerate(answers[BASE][task.name][:_SHOWN]):
+        outputs = {label(model): answers[model][task.name][index]["generated"] for model in answers}
+        asked = plain_text(row["input"]) if task.conversational else row["input"]
+        shown.append(RunSample(asked, row["reference"], outputs))
     return shown
