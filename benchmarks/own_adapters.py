@@ -156,10 +156,10 @@ def prompts(bench: Bench, sharpness: float) -> MixtureModel:
     return mixture
 
 
-def as_given(bench: Bench) -> MixtureModel:
-    """Return the mixture that knows 16 prompts of each expert and no other wording of them."""
+def plain_means(bench: Bench) -> MixtureModel:
+    """Return the mixture that knows the plain means of 16 prompts of each expert."""
     mixture = bench.mixture()
-    from_examples(mixture, bench.prompts(PROMPTS))
+    from_examples(mixture, bench.prompts(PROMPTS), discount=False)
     return mixture
 
 
@@ -189,7 +189,7 @@ ROWS: dict[str, Callable[[Bench], MixtureModel]] = {
     "uniform weights": uniform,
     "nothing but adapters: Arrow": arrow,
     "nothing but adapters": nothing,
-    "16 prompts as given": as_given,
+    "16 prompts, plain means": plain_means,
     **{
         f"16 prompts, sharpness {sharpness}": partial(prompts, sharpness=sharpness)
         for sharpness in SHARPNESSES

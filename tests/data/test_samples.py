@@ -467,6 +467,7 @@ def test_a_missing_or_damaged_manifest_is_a_data_error(content, tmp_path):
 # --- the real files
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL.exists(), reason="../shared/data is not there")
 def test_the_real_files_keep_nearly_everything_and_never_straddle():
     from loramix.data.catalogue import built_in

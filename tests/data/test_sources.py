@@ -184,6 +184,7 @@ def test_what_is_withheld_is_not_trained_on(tmp_path: Path) -> None:
     assert prepared(pairs).counts["overlap"] == 4  # the target alone makes none
 
 
+@pytest.mark.slow
 def test_fewer_samples_keep_the_usual_shares(tmp_path: Path) -> None:
     source = files(tmp_path, train=many("a", 300), test=many("t", 300), validation=many("v", 5))
     task = make_task(**source, validation_split="validation", test_split="test")

@@ -203,6 +203,7 @@ runner.run(load_recipe("tiny", sys.argv[2:]), Path(sys.argv[1]), stage="lora")
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_result(tmp_path: Path) -> None:
     """SIGKILL as the second adapter has saved its first checkpoint; the same run then ends as if
     nothing was.
@@ -233,6 +234,7 @@ def validation(folder: Path) -> list[float]:
     return [float(loss) for loss in losses if loss]
 
 
+@pytest.mark.slow
 def test_the_losses_do_not_depend_on_the_accumulation(tmp_path: Path) -> None:
     """Batches of 8, and of 2 accumulated 4 times, see the same samples and must report the same
     losses.
@@ -299,6 +301,7 @@ def test_every_kind_of_gate_goes_through_a_run(
     assert "CGM LoRA" in (root / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_auxiliary_losses_do_what_they_are_for(tmp_path: Path, finished: Path) -> None:
     """Each is far lower with its coefficient than without, over the last batches of both tasks."""
 

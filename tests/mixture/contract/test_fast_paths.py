@@ -352,6 +352,7 @@ def check_compiled(*arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_compiling_breaks_no_graph_and_changes_no_score() -> None:
     check_compiled("scores", "eager", "llama-prompt")
 
