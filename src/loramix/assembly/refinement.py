@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loramix.assembly.paired import Difference, difference
+from loramix.assembly.paired import difference
 from loramix.data.tokens.batches import Encoded
 from loramix.experiment.answers import Loss, mean_loss, target_losses
 from loramix.experiment.recipe import TrainSpec
@@ -71,7 +72,8 @@ def refine(
 ) -> Refinement:
     """Train the gates on the answers; go back to the start unless held-out examples gain by it.
 
-    They gain if the mean over experts falls and no expert's loss rises by more than noise.
+    They gain if the mean over experts falls by more than its standard error and no expert's loss
+    rises by more than noise.
     """
     start = {key: value.clone() for key, value in mixture.gate_state().items()}
     before = _losses(mixture, held_out, "before training")
@@ -128,7 +130,7 @@ def _losses(
 
 
 def _gains(before: Mapping[str, list[Loss]], after: Mapping[str, list[Loss]]) -> bool:
-    changes: list[Difference] = [difference(after[name], before[name]) for name in before]
-    return sum(change.mean for change in changes) < 0 and not any(
-        change.positive for change in changes
-    )
+    changes = [difference(after[name], before[name]) for name in before]
+    fall = -fmean(change.mean for change in changes)
+    error = sum(change.error**2 for change in changes) ** 0.5 / len(changes)
+    return fall > error and not any(change.positive for change in changes)
