@@ -21,7 +21,7 @@ from loramix.assembly.verdict import ExpertVerdict, judge, warnings
 from loramix.bases.devices import accelerator
 from loramix.bases.loading import load_base
 from loramix.config import PLACEHOLDER, GateConfig, Prompting
-from loramix.errors import ExpertError, OutputError
+from loramix.errors import OutputError
 from loramix.mixture.model import MixtureModel
 from loramix.mixture.prototypes import add_expert, remembered_weights
 from loramix.report.verdict import VerdictPage, VerdictRow, verdict_page
@@ -78,6 +78,7 @@ def mix(order: Order, out: Path, *, overwrite: bool = False) -> Done:
     if (out / CONFIG).is_file() and not overwrite:
         return _made_before(out, fingerprint, examples, order.dtype)
     check_room(out, experts)
+    check_bases(experts, base_name)
     mixture = _mixture(order, base_name, experts)
     scratch = out.parent / f".{out.name}.{fingerprint[:8]}"  # of a training, until it is done
     fitted = fit(mixture, examples, training=order.training, seed=order.seed, folder=scratch)
@@ -136,18 +137,14 @@ def read_done(folder: Path) -> Done:
 def _mixture(order: Order, base_name: str, experts: Sequence[Expert]) -> MixtureModel:
     base = load_base(base_name, dtype=order.dtype)
     base.model.to(accelerator())
-    check_bases(experts, base_name)
-    try:
-        mixture = MixtureModel(
-            base.model,
-            experts,
-            GateConfig(),
-            base_name=base.name,
-            revision=base.revision,
-            prompting=Prompting(chat=order.chat),
-        )
-    except ExpertError as error:
-        raise ExpertError(f"{error}; the base here is '{base_name}'") from error
+    mixture = MixtureModel(
+        base.model,
+        experts,
+        GateConfig(),
+        base_name=base.name,
+        revision=base.revision,
+        prompting=Prompting(chat=order.chat),
+    )
     for each in order.examples.values():
         _remember_template(mixture, each)
     return mixture

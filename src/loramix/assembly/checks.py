@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loramix.errors import ExpertError, OutputError
+from loramix.experiment.given import bare_base, on_bare
+from loramix.experiment.recipe import BaseSpec
 from loramix.storage.experts import Expert
 from loramix.storage.files import sha256
 
@@ -36,8 +38,16 @@ def common_base(experts: Sequence[Expert]) -> str:
 
 
 def check_bases(experts: Sequence[Expert], base: str) -> None:
-    """Warn of adapters that name another base than the given one."""
+    """Raise ExpertError if the base lacks a layer of an expert or has it in another shape, without
+    loading its weights; warn of adapters that name another base.
+    """
+    bare = bare_base(BaseSpec(name=base))
     for expert in experts:
+        try:
+            if bare is not None:
+                on_bare(expert, bare)
+        except ExpertError as error:
+            raise ExpertError(f"{error}; the base here is '{base}'") from error
         named = expert.settings.base_model_name_or_path
         if named and Path(named).name != Path(base).name:
             log.warning(

@@ -59,7 +59,7 @@ def given_problems(recipe: Recipe) -> Iterator[str]:
         try:
             expert = read_given(name, spec)
             if base is not None:
-                _on_bare(expert, base)
+                on_bare(expert, base)
         except LoramixError as error:
             yield f"experts.{name}: {error}"
             continue
@@ -82,7 +82,7 @@ def given_layers(recipe: Recipe, base: "PreTrainedModel") -> set[str]:
     """Return the layers of a base, with or without its weights, that given adapters adapt."""
     layers: set[str] = set()
     for name, spec in recipe.experts.items():
-        layers |= _on_bare(read_given(name, spec), base).updates.keys()
+        layers |= on_bare(read_given(name, spec), base).updates.keys()
     return layers
 
 
@@ -98,6 +98,13 @@ def bare_base(spec: BaseSpec) -> "PreTrainedModel | None":
     with torch.device("meta"):
         model: PreTrainedModel = auto.from_config(config)
     return model
+
+
+def on_bare(expert: Expert, base: "PreTrainedModel") -> Expert:
+    """Return the expert with the names and on the layers of a base, all but what needs its
+    weights.
+    """
+    return fitted(replace(expert, start=None, whole={}), base)
 
 
 def _unequal(recipe: Recipe, given: Mapping[str, Expert]) -> str | None:
@@ -117,13 +124,6 @@ def _rank(expert: Expert) -> int:
         # one that counts from changed weights of the base becomes one of twice the rank
         ranks.append(rank if expert.start is None else min(2 * rank, width, height))
     return max(ranks)
-
-
-def _on_bare(expert: Expert, base: "PreTrainedModel") -> Expert:
-    """Return the expert with the names and on the layers of a base, all but what needs its
-    weights.
-    """
-    return fitted(replace(expert, start=None, whole={}), base)
 
 
 def _find(name: str, spec: ExpertSpec) -> AdapterFiles:
