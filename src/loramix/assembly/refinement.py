@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from loramix.assembly.paired import difference
 from loramix.data.tokens.batches import Encoded
 from loramix.experiment.answers import Loss, mean_loss, target_losses
+from loramix.experiment.progress import Bar
 from loramix.experiment.recipe import TrainSpec
 from loramix.experiment.training.tokens import as_samples
 from loramix.experiment.training.trainer import learn
@@ -76,7 +77,7 @@ def refine(
     rises by more than noise.
     """
     start = {key: value.clone() for key, value in mixture.gate_state().items()}
-    before = _losses(mixture, held_out, "before training")
+    before = _losses(mixture, held_out, "held-out examples before training")
     with _scale_and_shift(mixture):
         learn(
             mixture,
@@ -90,7 +91,7 @@ def refine(
             label="gates",
         )
     mixture.eval()
-    after = _losses(mixture, held_out, "after training")
+    after = _losses(mixture, held_out, "held-out examples after training")
     kept = _gains(before, after)
     if not kept:
         mixture.load_gate_state(start)
@@ -123,10 +124,12 @@ def _scale_and_shift(mixture: MixtureModel) -> Iterator[None]:
 def _losses(
     mixture: MixtureModel, rows: Mapping[str, Sequence[Encoded]], label: str
 ) -> dict[str, list[Loss]]:
-    return {
-        name: target_losses(mixture, mixture.tokenizer, each, batch_size=BATCH, label=label)
-        for name, each in rows.items()
-    }
+    losses, bar = {}, Bar(label, len(rows))
+    for name, each in rows.items():
+        losses[name] = target_losses(mixture, mixture.tokenizer, each, batch_size=BATCH)
+        bar.step()
+    bar.close()
+    return losses
 
 
 def _gains(before: Mapping[str, list[Loss]], after: Mapping[str, list[Loss]]) -> bool:
