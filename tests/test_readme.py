@@ -61,7 +61,7 @@ def test_the_shell_blocks_run_from_top_to_bottom(
         env={**os.environ, "PATH": path},
         check=True,
     )
-    assert (tmp_path / "my-mixture/verdict.html").is_file()
+    assert (tmp_path / "my-mixture/mixture_config.json").is_file()
     assert (tmp_path / "why.html").is_file()
     assert (tmp_path / "results/tiny/compare/tiny/report.html").is_file()
 
