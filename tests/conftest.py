@@ -252,8 +252,12 @@ def tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
 
 
 def close(left: torch.Tensor, right: torch.Tensor, *, dtype: torch.dtype = torch.float32) -> None:
-    """Assert that two tensors are the same up to the rounding of `dtype`."""
-    tolerance = 1e-5 if dtype == torch.float32 else 2e-1
+    """Assert that two tensors are the same up to the rounding of `dtype`.
+
+    Gates that tell random tokens apart (`strengthen`) enlarge float32's rounding to a few 1e-5, by
+    how much the processor decides; what a wrong mask or context changes is above 1e-2.
+    """
+    exact = dtype == torch.float32
     torch.testing.assert_close(
-        left, right, atol=tolerance, rtol=1e-4 if dtype == torch.float32 else 1e-1
+        left, right, atol=1e-4 if exact else 2e-1, rtol=1e-3 if exact else 1e-1
     )

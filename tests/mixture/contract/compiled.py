@@ -39,7 +39,7 @@ def check_whole(case: Case, experts: Experts, backend: str) -> None:
             close(fast(**given).logits, mixture(**given).logits)
     if case.shape != "gpt2":  # transformers logs a warning about its loss, which cannot be compiled
         plain, compiled_too = (gradients(mixture, model, ids) for model in (mixture, fast))
-        torch.testing.assert_close(plain, compiled_too, atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(plain, compiled_too, atol=1e-4, rtol=1e-3)
     if case.context != "reference":
         close(cached_steps(mixture, mixture, ids), cached_steps(mixture, fast, ids))
         for rows in (1, 2):

@@ -68,7 +68,7 @@ def test_c9_gradient_checkpointing_changes_no_gradient(case: Case, experts: Expe
         )
     assert gradients[0].keys() == gradients[1].keys()
     for key, gradient in gradients[0].items():
-        torch.testing.assert_close(gradient, gradients[1][key], atol=1e-6, rtol=1e-3)
+        torch.testing.assert_close(gradient, gradients[1][key], atol=1e-5, rtol=1e-3)
 
 
 def test_c9_gradients_are_those_of_the_formula(experts: Experts) -> None:
@@ -115,7 +115,7 @@ def test_c9_two_threads_do_not_see_each_other(case: Case, experts: Experts) -> N
 
     def repeat(index: int) -> None:
         wrong.extend(
-            index for _ in range(8) if not torch.allclose(ask(index), expected[index], atol=1e-5)
+            index for _ in range(8) if not torch.allclose(ask(index), expected[index], atol=1e-4)
         )
 
     threads = [threading.Thread(target=repeat, args=(index,)) for index in range(3)]
