@@ -14,9 +14,12 @@ from loramix.experiment.reading import load_recipe
 from loramix.experiment.recipe import Recipe
 from loramix.experiment.run import Run
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings(
+        "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
+    ),
+]
 SMALL = [
     *("samples=60", "lora.epochs=1", "lora.train_samples=8", "gate.epochs=1"),
     *("gate.train_samples=8", "lora.validation_samples=2", "gate.validation_samples=2"),
@@ -113,7 +116,6 @@ def test_a_merge_is_no_larger_than_the_layers_it_acts_on(
         assert not torch.allclose(model(input_ids=ids).logits, before)
 
 
-@pytest.mark.slow
 def test_everything_runs_on_adapters_that_are_alike(tmp_path: Path) -> None:
     folder = compare(recipe_of(tmp_path, **EQUAL), tmp_path / "run")
     compared = {row["model"] for row in rows(folder / "results.csv")}

@@ -202,6 +202,7 @@ def test_a_conversation_that_the_template_does_not_take_is_refused_before_any_tr
     assert not (tmp_path / "run" / "benchmark").exists()
 
 
+@pytest.mark.slow
 def test_a_chat_task_runs_from_its_file_to_its_page(folder: Path, tmp_path: Path) -> None:
     recipe = load_recipe(str(chat_recipe(folder, tmp_path)))
     assert recipe.tasks[0].conversational

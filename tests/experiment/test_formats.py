@@ -83,6 +83,7 @@ def answers(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_chat_and_code_go_through_a_run_on_a_chat_base(tmp_path: Path, chat_base: Path) -> None:
     tasks = [task(tmp_path, "chat", chats(30)), task(tmp_path, "code", functions(40))]
     root = run(tmp_path, chat_base, tasks, chat=True)
@@ -101,6 +102,7 @@ def test_a_chat_and_code_go_through_a_run_on_a_chat_base(tmp_path: Path, chat_ba
     assert MixtureModel.from_pretrained(root / "cgm" / "models").expert_names == ["chat", "code"]
 
 
+@pytest.mark.slow
 def test_code_and_japanese_reach_the_answers_as_they_are(tmp_path: Path) -> None:
     tasks = [task(tmp_path, "code", functions(40)), task(tmp_path, "flowers", greetings(40))]
     root = run(tmp_path, "tiny-llama", tasks, chat=False)

@@ -146,6 +146,7 @@ def test_an_adapter_of_any_kind_is_taken_over_as_it_is(
     assert not torch.allclose(tiny_model(base)(**given).logits, expected, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_the_example_of_the_documents_can_be_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
 ) -> None:
@@ -194,6 +195,7 @@ def test_adapters_of_the_hub_are_pinned_and_a_run_goes_on_with_its_commits(
     assert pin({"source": place, "revision": "main"}, new) == (place, new)
 
 
+@pytest.mark.slow
 def test_a_changed_adapter_redoes_what_depends_on_it_and_nothing_else(
     finished: Path, place: Path, tmp_path: Path
 ) -> None:
@@ -212,6 +214,7 @@ def test_a_changed_adapter_redoes_what_depends_on_it_and_nothing_else(
     }
 
 
+@pytest.mark.slow
 def test_a_run_may_train_no_adapter_and_have_one_that_no_task_asks_for(tmp_path: Path) -> None:
     source, idle = save_given(tmp_path / "terse"), save_given(tmp_path / "idle", seed=5, r=3)
     settings = ["gate.init=arrow", "gate.balance=0.1", "tasks.haiku.expert=terse texts"]
@@ -226,6 +229,7 @@ def test_a_run_may_train_no_adapter_and_have_one_that_no_task_asks_for(tmp_path:
     assert all(torch.tensor(float(row["supervised"])).isfinite() for row in losses)
 
 
+@pytest.mark.slow
 def test_another_expert_of_a_task_trains_the_gates_anew_and_nothing_else(
     finished: Path, place: Path, tmp_path: Path
 ) -> None:

@@ -86,7 +86,7 @@ def largest_share(mixture: MixtureModel, name: str) -> float:
     return max(float(weights[:, place].mean()) for weights in found)
 
 
-@pytest.mark.parametrize("shape", ["t5", "llama"])
+@pytest.mark.parametrize("shape", [pytest.param("t5", marks=pytest.mark.slow), "llama"])
 def test_three_experts_all_the_way(shape: str, tmp_path: Path) -> None:
     folders = {
         name: save_expert(tmp_path / name, shape, seed=ord(name), lora_alpha=ALPHA[shape])
