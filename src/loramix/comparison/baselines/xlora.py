@@ -16,7 +16,8 @@ from loramix.comparison.baselines.baseline import Baseline
 from loramix.experiment.graph import TRAINING_OUTPUTS, Settings
 from loramix.experiment.recipe import Recipe, TrainSpec
 from loramix.experiment.run import Run
-from loramix.experiment.training.trainer import load_trainable, train, trainable_state
+from loramix.experiment.training.checkpoints import load_trainable, trainable_state
+from loramix.experiment.training.trainer import train
 from loramix.storage.files import atomic_file
 
 CLASSIFIER = "classifier.safetensors"

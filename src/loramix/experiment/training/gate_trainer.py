@@ -11,7 +11,7 @@ from loramix.data.tasks import Task
 from loramix.experiment.recipe import GateSpec
 from loramix.experiment.run import ROUTING_STEP_COLUMNS, ROUTING_STEPS
 from loramix.experiment.training.gate_losses import imbalance, label_loss, means_of_experts
-from loramix.experiment.training.trainer import MixingTrainer
+from loramix.experiment.training.mixing_trainer import MixingTrainer
 from loramix.mixture.routing_measures import entropy
 from loramix.mixture.state import recording
 from loramix.mixture.weights import RoutingWeights
@@ -19,6 +19,7 @@ from loramix.storage.files import write_csv
 
 AUXILIARY_LOSSES = "auxiliary.csv"
 AUXILIARY = ("entropy", "balance", "supervised")
+_MEASURED, _MEANS = "measured/", "means/"  # begin the names of what a checkpoint keeps
 _WEIGHT = "weight/"  # begins the names under which the log keeps mean weights
 
 
@@ -76,6 +77,24 @@ class GateTrainer(MixingTrainer):
                 logs[name] = sum(values) / len(values)
             self._measured.clear()
         super().log(logs, *args, **kwargs)
+
+    def progress(self) -> dict[str, Tensor]:
+        """Return what has been summed up, and the last means of every task."""
+        measured = {
+            f"{_MEASURED}{name}": torch.tensor(values, dtype=torch.float64)
+            for name, values in self._measured.items()
+        }
+        means = {f"{_MEANS}{task}": means.cpu() for task, means in self._last_means.items()}
+        return super().progress() | measured | means
+
+    def go_on(self, progress: Mapping[str, Tensor]) -> None:
+        """Sum up from there on, with the last means as they were."""
+        super().go_on(progress)
+        for key, value in progress.items():
+            if key.startswith(_MEASURED):
+                self._measured[key.removeprefix(_MEASURED)] = value.tolist()
+            if key.startswith(_MEANS):
+                self._last_means[int(key.removeprefix(_MEANS))] = value.to(self.args.device)
 
     def write_history(self, folder: Path, label: str) -> None:
         """Write losses.csv, losses.png, auxiliary.csv and routing_steps.csv.
