@@ -40,6 +40,10 @@ class OutputError(LoramixError, FileExistsError):
     """A path to write to that holds other files."""
 
 
+class BusyError(LoramixError, BlockingIOError):
+    """A folder that another process is writing to."""
+
+
 class StageError(LoramixError, RuntimeError):
     """A stage that cannot start or go on."""
 

@@ -346,7 +346,7 @@ def test_an_interrupted_conversion_leaves_nothing(wheel: Callable[..., Path]) ->
 
 def test_what_a_killed_process_left_is_swept(wheel: Callable[..., Path]) -> None:
     cache = wheel()
-    for name in (f".{cached_folder('fake').name}.half-made", ".fake2.other"):
+    for name in (f".{cached_folder('fake').name}.tmp-0123abcd", ".fake2.other"):
         (cache / name).mkdir(parents=True)
     embedded_folder("fake")
     assert sorted(remains(cache)) == [".fake2.other", cached_folder("fake").name]

@@ -11,6 +11,7 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from loramix.report.verdict import VerdictPage, VerdictRow, verdict_page
 from loramix.storage.card import METRICS, write_card
 from loramix.storage.experts import Expert, load_expert
 from loramix.storage.files import check_replaceable, sha256, write_text
+from loramix.storage.locks import writing
 from loramix.storage.manifest import CONFIG
 
 log = logging.getLogger("loramix")
@@ -62,13 +64,19 @@ class Done:
     facts: Mapping[str, str]
 
 
-def mix(order: Order, out: Path, *, overwrite: bool = False) -> Done:
+def mix(order: Order, out: Path, *, overwrite: bool = False, wait: bool = False) -> Done:
     """Write the mixture that is ordered to folder `out`, with a verdict on it.
 
     A finished one is not made again; a killed training goes on from its last checkpoint.
+    wait: for another process that writes to `out`; else it raises BusyError.
     Raises LoramixError before any work for an order that cannot be carried out, and OutputError if
     `out` holds anything else.
     """
+    with writing(out, wait=wait):
+        return _mix(order, out, overwrite=overwrite)
+
+
+def _mix(order: Order, out: Path, *, overwrite: bool) -> Done:
     examples = read_all(list(order.experts), order.examples)
     experts = [load_expert(name, each, lossy=order.lossy) for name, each in order.experts.items()]
     check_distinct(experts)
@@ -85,7 +93,8 @@ def mix(order: Order, out: Path, *, overwrite: bool = False) -> Done:
     mixture.eval()
     facts = _facts(mixture, fitted)
     _save(mixture, out, {"fingerprint": fingerprint, "facts": facts})
-    shutil.rmtree(scratch, ignore_errors=True)
+    for rest in out.parent.glob(f".{escape(out.name)}.{'[0-9a-f]' * 8}"):  # of other orders too
+        shutil.rmtree(rest, ignore_errors=True)
     return _judged(mixture, out, fitted.held_out, facts)
 
 
@@ -97,11 +106,26 @@ def add(
     *,
     lossy: Sequence[str] = (),
     dtype: str = "float32",
+    wait: bool = False,
 ) -> Done:
     """Add an expert to the mixture in `folder`, which gets prompts like its examples at once.
 
     Nothing is trained, and of the others' prompts only what the mixture remembers is needed.
+    wait: as for `mix`.
     """
+    with writing(folder, wait=wait):
+        return _add(folder, name, source, examples, lossy=lossy, dtype=dtype)
+
+
+def _add(
+    folder: Path,
+    name: str,
+    source: str,
+    examples: Examples,
+    *,
+    lossy: Sequence[str],
+    dtype: str,
+) -> Done:
     mixture = MixtureModel.from_pretrained(folder, dtype=dtype).to(accelerator())
     check_distinct([*mixture.experts, load_expert(name, source, lossy=lossy)])
     before = remembered_weights(mixture)
@@ -119,11 +143,15 @@ def add(
     return _judged(mixture, folder, {name: held_out}, facts)
 
 
-def remove(folder: Path, name: str, *, dtype: str = "float32") -> Done:
-    """Take an expert out of the mixture in `folder`; the others keep their proportions."""
-    mixture = MixtureModel.from_pretrained(folder, dtype=dtype)
-    mixture.remove_expert(name)
-    _save(mixture, folder, {**_made(folder), "fingerprint": "", "removed": name})
+def remove(folder: Path, name: str, *, dtype: str = "float32", wait: bool = False) -> Done:
+    """Take an expert out of the mixture in `folder`; the others keep their proportions.
+
+    wait: as for `mix`.
+    """
+    with writing(folder, wait=wait):
+        mixture = MixtureModel.from_pretrained(folder, dtype=dtype)
+        mixture.remove_expert(name)
+        _save(mixture, folder, {**_made(folder), "fingerprint": "", "removed": name})
     return Done(folder, (), (), {"experts": ", ".join(mixture.expert_names)})
 
 

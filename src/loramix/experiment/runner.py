@@ -24,15 +24,18 @@ from loramix.experiment.processes import refuse_several_processes
 from loramix.experiment.recipe import STAGES, Recipe
 from loramix.experiment.run import Run
 from loramix.storage.files import sha256, write_text
+from loramix.storage.locks import locked
 
 log = logging.getLogger("loramix")
+LOCK = ".lock"  # of a run folder: one process at a time
 RECIPE = "recipe.yaml"  # the resolved recipe, in the folder of a run or a comparison
 
 
-def run(recipe: Recipe, root: Path, *, stage: str | None = None) -> Run:
+def run(recipe: Recipe, root: Path, *, stage: str | None = None, wait: bool = False) -> Run:
     """Run the recipe's stages into folder `root`; return the run with its Hub revisions pinned.
 
     stage: the only stage to run, with those it needs; None: all.
+    wait: for another process that runs in the folder; else it raises BusyError.
     Raises StageError in each of several processes, before anything is written.
     """
     refuse_several_processes()
@@ -41,9 +44,10 @@ def run(recipe: Recipe, root: Path, *, stage: str | None = None) -> Run:
             f"there is no stage '{stage}'{did_you_mean(stage, STAGES)}; the stages are "
             f"{', '.join(STAGES)}"
         )
-    run = Run(pin(recipe, root / RECIPE), root)
-    steps = run_steps(run, begin(run.recipe, root))
-    do_steps(steps, [step.key for step in steps if stage in (None, step.stage)], root)
+    with locked(root, root / LOCK, wait=wait):
+        run = Run(pin(recipe, root / RECIPE), root)
+        steps = run_steps(run, begin(run.recipe, root))
+        do_steps(steps, [step.key for step in steps if stage in (None, step.stage)], root)
     return run
 
 
@@ -164,8 +168,14 @@ def _do(step: Step, fingerprint: str, marker: Path) -> None:
 
 
 def _remove(*paths: Path) -> None:
+    """Remove files and folders; a link to a folder stays, and loses what is in it."""
     for path in paths:
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if path.is_symlink() and path.is_dir():
+            _remove(*path.iterdir())
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _in_words(settings: Mapping[str, object]) -> str:

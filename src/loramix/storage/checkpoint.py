@@ -11,12 +11,12 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
 from loramix.storage.files import write_text
 from loramix.storage.format import GATES, Parts, save
 from loramix.storage.manifest import CONFIG
+from loramix.storage.replacing import scratch
 
 INDEX = "model.safetensors.index.json"
 CARD = "README.md"
@@ -36,8 +36,8 @@ def save_in_checkpoint(
     names: of the gates' parameters in the whole model, by those in `parts.gate_state`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder, prefix=".mixture") as temporary:
-        mixture = Path(temporary) / "mixture"
+    with scratch(folder / "mixture") as temporary:
+        mixture = temporary / "mixture"
         save(parts, mixture, experts=experts)
         (folder / CONFIG).unlink(missing_ok=True)
         if (folder / CARD).exists():

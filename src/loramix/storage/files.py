@@ -1,18 +1,19 @@
-"""Files and folders that appear whole or not at all: temporary name, fsync, rename."""
+"""Files and folders that appear whole or not at all: temporary name, fsync, exchange."""
 
 import csv
 import hashlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from stat import S_IMODE
+from stat import S_IMODE, S_ISREG
+from tempfile import TemporaryDirectory
 from threading import RLock
 from urllib.parse import quote
 
 from loramix.errors import DataError, OutputError
+from loramix.storage.replacing import put, restore, scratch, target
 
 _LONGEST_FIELD = 2**31 - 1  # the most that the csv module takes on every system
 _AROUND = 20  # characters on each side of what an error shows
@@ -24,41 +25,53 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; on success it replaces `path`, on any error nothing
     changes.
 
-    Raises DataError for a text with half of a character, which no file in UTF-8 holds.
+    A link stays, and leads to the new file. What is no file, such as a device or a pipe, is never
+    replaced: it gets what was written.
+    Raises OutputError for a folder, and DataError for a text with half of a character, which no
+    file in UTF-8 holds.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{_hidden(path)}{path.suffix}"
-    temporary.touch(exist_ok=False)
-    mode = temporary.stat().st_mode  # as the umask has it; who writes may set another one
+    place = target(path)
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder, and a file is to be written there; name a file")
     try:
-        yield temporary
-        temporary.chmod(mode)
-        _sync(temporary)
-        temporary.replace(path)
+        if _takes_bytes(path):
+            with TemporaryDirectory() as folder:
+                yield Path(folder) / f"new{path.suffix}"
+                _send(Path(folder) / f"new{path.suffix}", path)
+            return
+        with scratch(place) as folder:
+            temporary = folder / f"new{path.suffix}"
+            temporary.touch(exist_ok=False)
+            mode = temporary.stat().st_mode  # as the umask has it; who writes may set another one
+            yield temporary
+            temporary.chmod(mode)
+            _sync(temporary)
+            temporary.replace(place)
     except UnicodeEncodeError as error:
         raise DataError(_half_character(path, error)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder to fill; on success it replaces `path`, on any error nothing
     changes.
+
+    A link stays, and leads to the new folder. Raises OutputError if `path` is no folder.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / _hidden(path)
-    temporary.mkdir()
-    mode = S_IMODE(temporary.stat().st_mode)  # as the umask and the folder around it have it
-    try:
+    place = target(path)
+    if place.exists() and not place.is_dir():
+        raise OutputError(f"{path} is no folder, so it is not replaced; name another place")
+    with scratch(place) as folder:
+        temporary = folder / "new"
+        temporary.mkdir()
+        mode = S_IMODE(temporary.stat().st_mode)  # as the umask and the folder around it have it
         yield temporary
         for inner in temporary.rglob("*"):
             # safetensors, for one, writes files that nobody else may read
             inner.chmod(mode if inner.is_dir() else mode & 0o666)
             _sync(inner)
-        _swap(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        put(temporary, place)
+        _sync(place.parent)
 
 
 def path_part(name: str) -> str:
@@ -70,10 +83,13 @@ def path_part(name: str) -> str:
 
 
 def check_replaceable(path: Path, marker: str) -> None:
-    """Raise OutputError if `path` is a file, or holds anything without the file that marks what
+    """Raise OutputError if `path` is no folder, or holds anything without the file that marks what
     replaces it.
     """
-    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / marker).is_file()):
+    restore(target(path))
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists() and not (path / marker).is_file():
         raise OutputError(
             f"{path} exists and holds no {marker}, so it is not replaced; choose another folder"
         )
@@ -132,17 +148,21 @@ def _half_character(path: Path, error: UnicodeEncodeError) -> str:
     )
 
 
-def _swap(new: Path, path: Path) -> None:
-    """Put folder `new` at `path`, moving an older one out of the way first."""
-    old = path.parent / f"{_hidden(path)}.old"
-    old.mkdir()
+def _takes_bytes(path: Path) -> bool:
+    """Return whether `path` is a device, a pipe or an open file, which a file must not replace."""
     try:
-        if path.exists():
-            path.replace(old / "replaced")
-        new.replace(path)
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
-    _sync(path.parent)
+        if not S_ISREG(path.stat().st_mode):
+            return True
+    except FileNotFoundError:
+        return False
+    # /dev/stdout leads to /proc/self/fd/1, and from there to what that is
+    leads = [str(path.readlink())] if path.is_symlink() else []
+    return any(each.startswith("/proc/") for each in [*leads, os.path.realpath(path.parent)])
+
+
+def _send(file: Path, path: Path) -> None:
+    with file.open("rb") as source, path.open("wb") as sink:
+        shutil.copyfileobj(source, sink)
 
 
 def _sync(path: Path) -> None:
@@ -151,8 +171,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _hidden(path: Path) -> str:
-    """Return a name beside `path` that nobody else uses and that listings leave out."""
-    return f".{path.name}.{secrets.token_hex(4)}"

@@ -13,7 +13,8 @@ my-mixture/
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,15 +24,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from loramix.config import GateConfig, Prompting
-from loramix.errors import CheckpointError, HubError
+from loramix.errors import CheckpointError, HubError, LoramixError
 from loramix.storage.adapter_config import ADAPTER_CONFIG
 from loramix.storage.adapter_files import ADAPTER_WEIGHTS, read_tensors
 from loramix.storage.card import write_card
 from loramix.storage.experts import LOADED, Expert, load_expert
 from loramix.storage.files import atomic_folder, check_replaceable, path_part, sha256
 from loramix.storage.hub import find
+from loramix.storage.locks import writing
 from loramix.storage.manifest import CONFIG, ExpertRecord, MixtureConfig, read_config
+from loramix.storage.replacing import restore
 
+_PATIENCE = 30.0  # seconds that a save waits for another one to the same folder
+_READS = 5  # of a folder that is replaced while it is read
 GATES, _PROTOTYPES, _EXPERTS = "gate.safetensors", "prototypes.safetensors", "experts"
 
 
@@ -59,14 +64,13 @@ def save(parts: Parts, path: Path, *, experts: Literal["copy", "reference"] = "c
 
     experts: whether their files are copied, or read again from their sources.
     """
-    check_replaceable(path, CONFIG)
     nowhere = [expert.name for expert in parts.experts if expert.source == LOADED]
     if nowhere and experts == "reference":
         raise CheckpointError(
             f"the experts {', '.join(nowhere)} come from {LOADED}, which cannot be referred to; "
             "save with experts='copy'"
         )
-    with atomic_folder(path) as folder:
+    with writing(path, seconds=_PATIENCE), _replacing(path) as folder:
         _save_tensors(parts.gate_state, folder / GATES)
         if parts.prototypes is not None:
             _save_tensors(parts.prototypes, folder / _PROTOTYPES)
@@ -93,6 +97,25 @@ def load(path: str | Path, *, revision: str | None = None) -> Parts:
     Raises CheckpointError if a file is missing or changed, or if a newer loramix wrote it.
     """
     folder = _folder(path, revision)
+    for _ in range(_READS - 1):
+        began = _identity(folder)
+        try:
+            return _read(folder)
+        except (LoramixError, OSError):
+            if _identity(folder) == began:
+                raise
+            # another save has replaced it meanwhile, and what was read is of both
+    return _read(folder)
+
+
+def _identity(folder: Path) -> int | None:
+    """Return which folder it is that stands there now."""
+    restore(folder)
+    return folder.stat().st_ino if folder.is_dir() else None
+
+
+def _read(folder: Path) -> Parts:
+    """Read the parts of the mixture in a folder."""
     config = read_config(folder)
     _check_file(folder / GATES, config.gate_sha256)
     remembered = None
@@ -132,11 +155,18 @@ def push(
 
 def pull(repository: str, folder: Path, *, revision: str | None = None) -> None:
     """Write a copy of a mixture on the Hub to `folder`, whole or not at all."""
-    check_replaceable(folder, CONFIG)
     snapshot = _folder(repository, revision)
     read_config(snapshot)
-    with atomic_folder(folder) as copy:
+    with writing(folder, seconds=_PATIENCE), _replacing(folder) as copy:
         shutil.copytree(snapshot, copy, dirs_exist_ok=True)  # follows the links of the cache
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield a folder to fill that replaces an older mixture at `path`, and nothing else."""
+    check_replaceable(path, CONFIG)
+    with atomic_folder(path) as folder:
+        yield folder
 
 
 def _save_tensors(state: Mapping[str, Tensor], file: Path) -> None:

@@ -1,10 +1,12 @@
 """Resolve a name to a folder, on disk or fetched from the Hugging Face Hub."""
 
+import os
 import re
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from loramix.errors import HubError
+from loramix.storage.replacing import restore, target
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _PLACE = re.compile(
@@ -32,7 +34,8 @@ def find(
     files: patterns of what is fetched from the Hub; None fetches the whole repository.
     Raises HubError, whose text reads on from "it is", if there is no such folder.
     """
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))  # noqa: PTH111, which fails for an unknown user
+    restore(target(folder))
     if folder.is_dir():
         if revision is not None:
             raise HubError(
