@@ -25,26 +25,29 @@ from loramix.experiment.graph import (
 from loramix.experiment.processes import refuse_several_processes
 from loramix.experiment.recipe import Recipe, TestSet
 from loramix.experiment.run import Run
-from loramix.experiment.runner import RECIPE, begin, do_steps, pin
+from loramix.experiment.runner import LOCK, RECIPE, begin, do_steps, pin
 from loramix.metrics.words import TOKENIZER
+from loramix.storage.locks import locked
 
 log = logging.getLogger("loramix")
 _OF_RUN = ("prepare", "finetune", "lora")  # stages that leave what is compared
 
 
-def compare(recipe: Recipe, root: Path) -> Path:
+def compare(recipe: Recipe, root: Path, *, wait: bool = False) -> Path:
     """Run the recipe's comparison in the run folder `root`, which may hold its experts; return the
     comparison's folder.
 
     Several recipes may be compared in one run folder: steps that they share are done once.
+    wait: for another process that runs in the folder; else it raises BusyError.
     Raises StageError in each of several processes, before anything is written.
     """
     refuse_several_processes()
     folder = comparison_folder(recipe, root)
-    began = folder / RECIPE if (folder / RECIPE).is_file() else root / RECIPE
-    comparison = Comparison(Run(pin(recipe, began), root))
-    steps = comparison_steps(comparison, begin(comparison.recipe, folder))
-    do_steps(steps, [steps[-1].key], root)
+    with locked(root, root / LOCK, wait=wait):
+        began = folder / RECIPE if (folder / RECIPE).is_file() else root / RECIPE
+        comparison = Comparison(Run(pin(recipe, began), root))
+        steps = comparison_steps(comparison, begin(comparison.recipe, folder))
+        do_steps(steps, [steps[-1].key], root)
     return folder
 
 
