@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loramix.bases.devices import number_format
 from loramix.errors import BaseModelError, HubError, did_you_mean
-from loramix.storage.hub import find, first_line
+from loramix.storage.hub import find, first_line, local
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -166,7 +165,7 @@ def _source(name: str) -> str:
         from loramix.bases.embedded import embedded_folder
 
         return str(embedded_folder(name))
-    folder = Path(name).expanduser()  # transformers would take ~ for a part of a Hub id
+    folder = local(name)  # transformers would take ~ for a part of a Hub id
     return str(folder) if folder.is_dir() else name
 
 

@@ -128,40 +128,20 @@ def _cut(task: "Task", encoded: "Sequence[Encoded]") -> str:
 
 
 def _sizes(recipe: "Recipe") -> str:
-    """Count parameters on the meta device, so that nothing is loaded."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
+    """Count parameters, and estimate the memory that training takes."""
     from loramix.bases.devices import number_format
-    from loramix.bases.loading import load_config
-    from loramix.experiment.given import given_layers
-    from loramix.experiment.stages.lora import attention_layers
-    from loramix.mixture.groups import roles
-    from loramix.mixture.linear import linear_shape
-    from loramix.mixture.wrapping import new_gates
+    from loramix.experiment.given import bare_base
+    from loramix.experiment.sizes import sizes
 
-    config = load_config(recipe.base.name, revision=recipe.base.revision)
-    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    with torch.device("meta"):
-        model = auto.from_config(config)
-    model.tie_weights()
-    total = sum(parameter.numel() for parameter in model.parameters())
-    targets = recipe.lora.targets or attention_layers(model)
-    shapes = {
-        name: shape
-        for name, module in model.named_modules()
-        if name.rpartition(".")[2] in targets and (shape := linear_shape(module))
-    }
-    adapter = sum(recipe.lora.rank * (wide + out) for wide, out in shapes.values())
-    layers = given_layers(recipe, model) | (set(shapes) if recipe.trained else set())
-    planned = roles(model, layers, recipe.gate.scope, None)
-    modules = new_gates(model, planned, recipe.gate.config, len(recipe.expert_names)).values()
-    gates = sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
+    base = bare_base(recipe.base)
+    assert base is not None  # a recipe's base is there
+    found = sizes(recipe, base)
     width = 4 if number_format(recipe.base.dtype) == "float32" else 2
-    full = total * width * (2 if recipe.finetune.optimizer == "adafactor" else 4)
+    full = found.base * width * (2 if recipe.finetune.optimizer == "adafactor" else 4)
     return (
-        f"parameters: base {total:,}; one adapter {adapter:,} in {len(shapes)} layers; gates "
-        f"{gates:,}\n"
-        f"memory without activations: generation {total * width / 1e9:.2f} GB, LoRA and gates "
-        f"{(total + 4 * adapter) * width / 1e9:.2f} GB, full finetune {full / 1e9:.2f} GB"
+        f"parameters: base {found.base:,}; one adapter {found.adapter:,} in {found.layers} layers; "
+        f"gates {found.gates:,}\n"
+        f"memory without activations: generation {found.base * width / 1e9:.2f} GB, LoRA and gates "
+        f"{(found.base + 4 * found.adapter) * width / 1e9:.2f} GB, full finetune "
+        f"{full / 1e9:.2f} GB"
     )

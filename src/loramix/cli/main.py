@@ -8,7 +8,7 @@ import click
 from loramix import __version__
 from loramix.cli import ask, chat, check, convert, mix, options
 from loramix.cli.display import show_messages, silence_libraries
-from loramix.errors import LoramixError
+from loramix.cli.ending import ended, quiet_logging
 
 # Libraries are imported inside the commands: `--help` must not wait for torch. In the docstrings,
 # a line with \b alone tells click to leave the lines of the examples as they are.
@@ -128,10 +128,7 @@ for command in (
 
 
 def main() -> None:
-    """Run the command line; a known error is one clean message and exit status 1."""
+    """Run the command line, and exit as `loramix.cli.ending` says."""
     show_messages()
-    try:
-        cli(standalone_mode=True)
-    except LoramixError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
+    quiet_logging()
+    sys.exit(ended(lambda: cli(standalone_mode=False)))

@@ -8,7 +8,7 @@ from pathlib import Path
 from loramix.data.tables import SUFFIXES, is_table
 from loramix.data.tasks import PACKAGE
 from loramix.errors import DataError, did_you_mean
-from loramix.storage.hub import is_hub_id
+from loramix.storage.hub import is_hub_id, local
 
 # Words in the names of a folder's files that say which split they hold, as `datasets` reads them.
 _SPLIT_WORDS = {
@@ -109,7 +109,7 @@ def _is_pattern(source: str) -> bool:
 def _path(source: str) -> Path:
     if source.startswith(PACKAGE):
         return Path(str(resources.files("loramix.data"))) / source.removeprefix(PACKAGE)
-    return Path(source).expanduser()
+    return local(source)
 
 
 def nearest_file(path: Path) -> str:

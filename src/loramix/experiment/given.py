@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +13,7 @@ from loramix.mixture.fitting import fitted
 from loramix.storage.adapter_files import AdapterFiles, find_adapter
 from loramix.storage.experts import Expert, load_expert
 from loramix.storage.files import sha256
+from loramix.storage.hub import local
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,7 +37,7 @@ def pinned(name: str, spec: ExpertSpec, *, began: Mapping[str, str | None] | Non
         a revision, a run goes on with the commit that it began with.
     """
     source, named = spec.source, ""
-    if not Path(source).expanduser().exists():
+    if not local(source).exists():
         source, _, named = source.partition("@")
     revision = spec.revision or named or None
     same = began is not None and (began["source"], began["subfolder"]) == (source, spec.subfolder)

@@ -23,6 +23,7 @@ from loramix.experiment.graph import Step, earlier_whitespace, run_steps
 from loramix.experiment.processes import refuse_several_processes
 from loramix.experiment.recipe import STAGES, Recipe
 from loramix.experiment.run import Run
+from loramix.experiment.sizes import check_room
 from loramix.storage.files import sha256, write_text
 from loramix.storage.locks import locked
 
@@ -47,7 +48,9 @@ def run(recipe: Recipe, root: Path, *, stage: str | None = None, wait: bool = Fa
     with locked(root, root / LOCK, wait=wait):
         run = Run(pin(recipe, root / RECIPE), root)
         steps = run_steps(run, begin(run.recipe, root))
-        do_steps(steps, [step.key for step in steps if stage in (None, step.stage)], root)
+        keys = [step.key for step in steps if stage in (None, step.stage)]
+        check_room(run.recipe, root, unfinished(steps, keys, root))
+        do_steps(steps, keys, root)
     return run
 
 
@@ -70,13 +73,17 @@ def begin(recipe: Recipe, folder: Path) -> dict[str, str]:
 
 def do_steps(steps: Sequence[Step], keys: Sequence[str], root: Path) -> None:
     """Do the steps `keys` of the run folder `root` and all that they need, except finished ones."""
-    wanted = _closure(steps, keys)
-    fingerprints: dict[str, str] = {}
-    for step in steps:
-        # of unwanted steps too: those of later steps are made from it
-        fingerprints[step.key] = fingerprint(step, fingerprints)
-        if step.key in wanted:
-            _do(step, fingerprints[step.key], root / ".stages" / f"{step.key}.json")
+    for step, fingerprint in _wanted(steps, keys):
+        _do(step, fingerprint, _marker(root, step))
+
+
+def unfinished(steps: Sequence[Step], keys: Sequence[str], root: Path) -> list[Step]:
+    """Return the steps that `do_steps` would do."""
+    return [
+        step
+        for step, fingerprint in _wanted(steps, keys)
+        if not _is_finished(step, fingerprint, _state(_marker(root, step)))
+    ]
 
 
 def versions() -> dict[str, str]:
@@ -133,6 +140,16 @@ def fingerprint(step: Step, known: Mapping[str, str]) -> str:
     return sha256(json.dumps(content, sort_keys=True))
 
 
+def _wanted(steps: Sequence[Step], keys: Sequence[str]) -> list[tuple[Step, str]]:
+    """Return the steps `keys` and all that they need, in their order, with their fingerprints."""
+    wanted = _closure(steps, keys)
+    fingerprints: dict[str, str] = {}
+    for step in steps:
+        # of unwanted steps too: those of later steps are made from it
+        fingerprints[step.key] = fingerprint(step, fingerprints)
+    return [(step, fingerprints[step.key]) for step in steps if step.key in wanted]
+
+
 def _closure(steps: Sequence[Step], keys: Sequence[str]) -> set[str]:
     """Return `keys` and everything that they need."""
     needs = {step.key: step.needs for step in steps}
@@ -148,9 +165,8 @@ def _closure(steps: Sequence[Step], keys: Sequence[str]) -> set[str]:
 def _do(step: Step, fingerprint: str, marker: Path) -> None:
     """Do one step unless it is done: go on with a started one, or afresh with new settings."""
     begun = {"fingerprint": fingerprint, "finished": False}
-    finished = {"fingerprint": fingerprint, "finished": True}
-    state = json.loads(marker.read_text()) if marker.is_file() else {}
-    if state == finished and all(path.exists() for path in step.outputs):
+    state = _state(marker)
+    if _is_finished(step, fingerprint, state):
         log.info("%s: already done", step.key)
         return
     scratch = [step.scratch] if step.scratch else []
@@ -162,9 +178,26 @@ def _do(step: Step, fingerprint: str, marker: Path) -> None:
     log.info("%s: %s", step.key, _in_words(step.settings) or "starts")
     started = time.monotonic()
     step.work()
-    write_text(marker, json.dumps(finished))
+    write_text(marker, json.dumps({"fingerprint": fingerprint, "finished": True}))
     _remove(*scratch)  # only now: a killed run goes on from it
     log.info("%s: done in %.0f s", step.key, time.monotonic() - started)
+
+
+def _marker(root: Path, step: Step) -> Path:
+    return root / ".stages" / f"{step.key}.json"
+
+
+def _state(marker: Path) -> object:
+    """Return how far a step has come; a damaged marker says nothing, and the step is done anew."""
+    try:
+        return json.loads(marker.read_text()) if marker.is_file() else {}
+    except ValueError:
+        return {}
+
+
+def _is_finished(step: Step, fingerprint: str, state: object) -> bool:
+    finished = {"fingerprint": fingerprint, "finished": True}
+    return state == finished and all(path.exists() for path in step.outputs)
 
 
 def _remove(*paths: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from loramix.errors import ExpertError, HubError
 from loramix.storage.adapter_config import ADAPTER_CONFIG
-from loramix.storage.hub import find, first_line, split
+from loramix.storage.hub import find, first_line, local, split
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PICKLED = "adapter_model.bin"  # of PEFT before 0.4
@@ -42,7 +42,7 @@ def find_adapter(expert: str, source: str, *, revision: str | None = None) -> Ad
         folder without an adapter stands for the only adapter in its subfolders.
     Raises ExpertError if there is no adapter, or several.
     """
-    if Path(source).expanduser().exists():
+    if local(source).exists():
         place, inner = source, ""
     else:
         place, inner, named = split(source)

@@ -34,7 +34,9 @@ def find(
     files: patterns of what is fetched from the Hub; None fetches the whole repository.
     Raises HubError, whose text reads on from "it is", if there is no such folder.
     """
-    folder = Path(os.path.expanduser(name))  # noqa: PTH111, which fails for an unknown user
+    if "\0" in str(name):
+        raise HubError("no name, as it holds a NUL character; write another one")
+    folder = local(name)
     restore(target(folder))
     if folder.is_dir():
         if revision is not None:
@@ -60,6 +62,11 @@ def find(
     except (OSError, ValueError) as error:  # the Hub's own errors are of these two kinds
         raise HubError(f"no folder, {_reason(error, kind)}") from error
     return Found(Path(snapshot), Path(snapshot).name)  # a snapshot is named after its commit
+
+
+def local(name: str | Path) -> Path:
+    """Return the path of a name, in which ~ is the home folder where there is such a user."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111  # Path's own fails for an unknown user
 
 
 def is_hub_id(name: str) -> bool:

@@ -76,6 +76,8 @@ def restore(path: Path) -> None:
 
 def target(path: Path) -> Path:
     """Return the path that a link leads to, or the path itself; OutputError for a circle."""
+    if "\0" in str(path):
+        raise OutputError(f"{str(path)!r} holds a NUL character, which no path can; rename it")
     followed = Path(os.path.realpath(path))
     if followed.is_symlink():
         raise OutputError(f"{path} is a link that leads to itself; remove it")
