@@ -17,6 +17,7 @@ from loramix.errors import MixtureError
 from loramix.mixture.cache import Carried, carried_by, carry
 from loramix.mixture.call import Call, EncoderOutput, close_call, open_call
 from loramix.mixture.context import masked_mean
+from loramix.mixture.generation import guard_batching, refuse_paged
 from loramix.mixture.masks import (
     CACHES,
     Arguments,
@@ -38,6 +39,7 @@ MakeCall = Callable[[nn.Module, Arguments, GateConfig], Call]
 
 def attach(base: "PreTrainedModel", config: GateConfig) -> None:
     """Open a call around every stack: encoder and decoder, or the whole of a decoder-only model."""
+    guard_batching(base, config)
     if not base.config.is_encoder_decoder:
         _surround(base, _causal_call, config)
         return
@@ -121,6 +123,7 @@ def _argument_names(stack: nn.Module) -> list[str]:
 
 def _call(stack: nn.Module, arguments: Arguments, config: GateConfig, make_call: MakeCall) -> Call:
     """Return the call for these arguments: at fixed weights, a first one, or one from a cache."""
+    refuse_paged(config, arguments)
     if current().fixed is not None:
         return _fixed(stack, arguments)
     if _begins(arguments):
