@@ -103,9 +103,11 @@ class Call:
             if layer.group not in self.decided:
                 self.decided[layer.group] = self._decide(layer, x_BTD)
             used = RoutingWeights(self.decided[layer.group], self.mask_BT)
-        record = current().record
-        if record is not None:
-            record[layer.name] = used
+        state = current()
+        if state.held is not None and self.fixed is None:
+            used = state.held.over(used)
+        if state.record is not None:
+            state.record[layer.name] = used
         return used.weights_BTE
 
     def context(

@@ -32,9 +32,10 @@ from loramix.mixture.means import Prototypes
 from loramix.mixture.merging import write_merged
 from loramix.mixture.pretrained import TransformersModel, refuse_kept_labels, scale_loss, take_items
 from loramix.mixture.problems import loose_state_problem
-from loramix.mixture.state import current, fixing, generating, reading, recording
+from loramix.mixture.state import current, fixing, generating, holding, reading, recording
 from loramix.mixture.weights import (
     FixedWeights,
+    HeldRows,
     OpenBlocks,
     RoutingWeights,
     Weights,
@@ -569,6 +570,18 @@ class MixtureModel(TransformersModel):
                 f"fixed weights for {len(missing)} layers are missing, such as '{missing[0]}'"
             )
         return self._blocks.fixing(FixedWeights(dict(weights)))
+
+    def holding(
+        self, rows: Sequence[Mapping[str, float] | None]
+    ) -> AbstractContextManager[None]:
+        """Replace the gates' decisions in some rows of the batch inside the block, in this thread.
+
+        rows: of every row its weights by hand, or None to let the gates decide. They are no part of
+            a cache: hold the same rows in every call that goes on with it.
+
+        Raises MixtureError for an unknown expert.
+        """
+        return holding(HeldRows.of(rows, self.expert_names))
 
     def reading(
         self, prompt_lengths: int | Sequence[int] | Int[Tensor, " B"]

@@ -18,7 +18,7 @@ from loramix.errors import MixtureError
 if TYPE_CHECKING:
     from loramix.mixture.call import Call
     from loramix.mixture.folding import Folding
-    from loramix.mixture.weights import FixedWeights, RoutingWeights
+    from loramix.mixture.weights import FixedWeights, HeldRows, RoutingWeights
 
 
 @dataclass
@@ -28,6 +28,7 @@ class CallState:
     call: the innermost call that the thread is in.
     record: where layers note the routing weights that they use, by layer name.
     fixed: the weights that replace the gates' decisions.
+    held: the weights that replace them in some rows of the batch.
     prompt_lengths: of every row, (B,) or (1,), where a harness says what of a row is its prompt.
     prompt_width: the number of columns of the prompt of the generation that the thread is in.
     folding: of that generation, if it folds updates into weights.
@@ -36,6 +37,7 @@ class CallState:
     call: "Call | None" = None
     record: "dict[str, RoutingWeights] | None" = None
     fixed: "FixedWeights | None" = None
+    held: "HeldRows | None" = None
     prompt_lengths: Int[Tensor, " B"] | None = None
     prompt_width: int | None = None
     folding: "Folding | None" = None
@@ -101,6 +103,17 @@ def fixing(weights: "FixedWeights | None") -> Iterator[None]:
         yield
     finally:
         state.fixed = before
+
+
+@contextmanager
+def holding(rows: "HeldRows | None") -> Iterator[None]:
+    """Replace the gates' decisions in some rows of the batch inside the block."""
+    state = current()
+    before, state.held = state.held, rows
+    try:
+        yield
+    finally:
+        state.held = before
 
 
 @contextmanager

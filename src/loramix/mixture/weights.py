@@ -79,6 +79,35 @@ class FixedWeights:
         return False
 
 
+@dataclass(frozen=True)
+class HeldRows:
+    """Weights set by hand in some rows of a batch, while the gates decide in the others.
+
+    Unlike `FixedWeights` they are no part of what a cache was filled at: whoever goes on with the
+    cache holds the same rows again.
+    """
+
+    held_B11: Bool[Tensor, "B 1 1"]
+    weights_B1E: Float[Tensor, "B 1 E"]
+
+    @classmethod
+    def of(
+        cls, rows: Sequence[Mapping[str, float] | None], experts: Sequence[str]
+    ) -> "HeldRows | None":
+        """Return the rows that have weights; None if all are left to the gates."""
+        if all(row is None for row in rows):
+            return None
+        held = torch.tensor([row is not None for row in rows])
+        return cls(held[:, None, None], torch.stack([row_of(row or {}, experts) for row in rows])[:, None])
+
+    def over(self, decided: RoutingWeights) -> RoutingWeights:
+        """Return what the gates decided, but for the rows that are held."""
+        weights_BTE = decided.weights_BTE
+        held_B11 = self.held_B11.to(weights_BTE.device)
+        weights_B1E = self.weights_B1E.to(weights_BTE.device, weights_BTE.dtype)
+        return decided._replace(weights_BTE=torch.where(held_B11, weights_B1E, weights_BTE))
+
+
 def by_hand(
     weights: Mapping[str, float] | Sequence[Mapping[str, float]], experts: Sequence[str]
 ) -> FixedWeights:
