@@ -12,7 +12,6 @@ from cases import Case, Experts
 from loramix import MixtureModel
 from loramix.bases.tiny import tiny_tokenizer
 from loramix.data.tokens.answers import end_ids
-from loramix.serving import engine as engine_module
 from loramix.serving.engine import Engine
 from loramix.serving.jobs import End, Event, Job, Limits, Piece, Sampling, ServingError, TokenScore
 

@@ -571,9 +571,7 @@ class MixtureModel(TransformersModel):
             )
         return self._blocks.fixing(FixedWeights(dict(weights)))
 
-    def holding(
-        self, rows: Sequence[Mapping[str, float] | None]
-    ) -> AbstractContextManager[None]:
+    def holding(self, rows: Sequence[Mapping[str, float] | None]) -> AbstractContextManager[None]:
         """Replace the gates' decisions in some rows of the batch inside the block, in this thread.
 
         rows: of every row its weights by hand, or None to let the gates decide. They are no part of

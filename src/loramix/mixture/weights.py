@@ -98,7 +98,9 @@ class HeldRows:
         if all(row is None for row in rows):
             return None
         held = torch.tensor([row is not None for row in rows])
-        return cls(held[:, None, None], torch.stack([row_of(row or {}, experts) for row in rows])[:, None])
+        return cls(
+            held[:, None, None], torch.stack([row_of(row or {}, experts) for row in rows])[:, None]
+        )
 
     def over(self, decided: RoutingWeights) -> RoutingWeights:
         """Return what the gates decided, but for the rows that are held."""

@@ -101,7 +101,7 @@ class Batch:
 
 
 class Passes:
-    """The passes of a mixture through its base: over new prompts, and over one token of each row."""
+    """The passes of a mixture through its base: over new prompts, and over a token of each row."""
 
     def __init__(self, mixture: MixtureModel) -> None:
         self._mixture, self._layers = mixture, list(mixture.layers)
@@ -145,11 +145,11 @@ class Passes:
                 inputs["position_ids"] = _places(mask_BT)[:, -width:]
         if not self._mixture.gate_config.per_token:
             # A prompt gate's weights stay as they are: noting them again costs their kept updates.
-            return self._call(batch.rows, inputs).logits[:, -1]
+            return _last(self._call(batch.rows, inputs))
         with recording() as record:
             output = self._call(batch.rows, inputs)
         batch.routing.add(RoutingSums.of(self._layers, record))
-        return output.logits[:, -1]
+        return _last(output)
 
     def _read(self, rows: list[Row]) -> tuple[Batch, Float[Tensor, "B V"]]:
         config, device = self._mixture.config, self._mixture.device
@@ -171,13 +171,19 @@ class Passes:
             batch = Batch(rows, cache, one_B1.bool(), routing, encoded)
         else:
             batch = Batch(rows, cache, mask_BT.bool(), routing)
-        return batch, output.logits[:, -1]
+        return batch, _last(output)
 
     def _call(self, rows: list[Row], inputs: dict[str, object]) -> "ModelOutput":
         if self._last_logits:
             inputs["logits_to_keep"] = 1
         with self._mixture.holding([row.job.weights for row in rows]):
             return self._mixture(**inputs, use_cache=True)
+
+
+def _last(output: "ModelOutput") -> Float[Tensor, "B V"]:
+    """Return the logits of the last place."""
+    logits_BTV: Tensor = output.logits
+    return logits_BTV[:, -1]
 
 
 def _side_by_side(

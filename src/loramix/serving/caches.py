@@ -73,6 +73,8 @@ def _parts(cache: Cache) -> Iterator[tuple[Cache, bool]]:
 def _stacked(upper: Tensor, lower: Tensor, width: int, *, left: bool) -> Tensor:
     def wide(values: Tensor) -> Tensor:
         missing = width - values.shape[-2]
-        return pad(values, (0, 0, missing, 0) if left else (0, 0, 0, missing)) if missing else values
+        return (
+            pad(values, (0, 0, missing, 0) if left else (0, 0, 0, missing)) if missing else values
+        )
 
     return torch.cat([wide(upper), wide(lower)])

@@ -31,13 +31,13 @@ Value = TypeVar("Value")
 class Engine:
     """Generates for many at once with one mixture, as `MixtureModel.generate` does for each alone.
 
-    `start` it, `submit` jobs from any thread, `stop` it. A job's pieces come in the engine's thread.
+    `start` it, `submit` jobs from any thread, `stop` it. Jobs are told in the engine's thread.
     """
 
     def __init__(self, mixture: MixtureModel, limits: Limits | None = None) -> None:
         if mixture.gate_config.context == "reference":
             raise MixtureError(
-                "the reference gate averages over the whole target, which does not exist yet during "
+                "the reference gate averages over the whole target, which does not exist yet in "
                 "generation, so it cannot be served; train a gate with context='prompt'"
             )
         self.mixture, self.limits = mixture.eval(), limits or Limits()

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from loramix.errors import LoramixError
@@ -59,6 +59,10 @@ class Sampling:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
 
+    def numbered(self, choice: int) -> "Sampling":
+        """Return the sampling of one among several answers to a prompt: each has its own seed."""
+        return self if self.seed is None else replace(self, seed=self.seed + choice)
+
 
 @dataclass(frozen=True)
 class TokenScore:
@@ -90,7 +94,9 @@ class End:
 
     def means(self) -> list[float]:
         """Return the experts' weights, the mean over the layers."""
-        return [sum(column) / len(self.layers) for column in zip(*self.layers.values(), strict=True)]
+        return [
+            sum(column) / len(self.layers) for column in zip(*self.layers.values(), strict=True)
+        ]
 
 
 Event: TypeAlias = Piece | End | ServingError

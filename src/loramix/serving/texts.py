@@ -67,7 +67,7 @@ class TextStream:
         return text
 
     def _up_to_stop(self, new: str, *, finished: bool) -> str:
-        """Return what may be shown of the held and the new text; notes when a stop string is in it."""
+        """Return what may be shown of the held and the new text; note whether a stop is in it."""
         text, self._held = self._held + new, ""
         places = [text.index(stop) for stop in self._stops if stop in text]
         if places:
