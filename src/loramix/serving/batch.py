@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from loramix.mixture.model import MixtureModel
 from loramix.mixture.state import recording
-from loramix.serving.caches import join, joinable, select, trim
+from loramix.serving.caches import give_room, join, joinable, select, trim
 from loramix.serving.routing import RoutingSums
 from loramix.serving.rows import Row
 
@@ -165,6 +165,7 @@ class Passes:
         with recording() as record:
             output = self._call(rows, inputs)
         cache = output.past_key_values
+        give_room(cache)
         routing = RoutingSums.of(self._layers, record)
         if seq2seq:
             encoded = Encoded(output.encoder_last_hidden_state, mask_BT.bool())

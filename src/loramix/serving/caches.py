@@ -11,11 +11,56 @@ from transformers.cache_utils import DynamicLayer
 
 from loramix.mixture.cache import Carried, carried_by, carry
 
+_ROOM = 64  # columns
+
+
+class RoomyLayer(DynamicLayer):
+    """A layer with room for the tokens to come, which a `DynamicLayer` copies at every one.
+
+    Whoever exchanges `keys` and `values` need not know of it.
+    """
+
+    keys: Tensor
+    values: Tensor
+    _room: tuple[Tensor, Tensor] | None = None
+    _within: Tensor | None = None  # the keys that lie in it
+
+    @classmethod
+    def of(cls, layer: DynamicLayer) -> "RoomyLayer":
+        """Return a layer with the keys and values of another."""
+        roomy = cls()
+        roomy.lazy_initialization(layer.keys, layer.values)
+        roomy.keys, roomy.values = layer.keys, layer.values
+        return roomy
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Add keys and values of further tokens, and return all."""
+        begin, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
+        if self._room is None or self._within is not self.keys or end > self._room[0].shape[-2]:
+            spare = (0, 0, 0, end - begin + _ROOM)
+            self._room = pad(self.keys, spare), pad(self.values, spare)
+        for room, added in zip(self._room, (key_states, value_states), strict=True):
+            room[..., begin:end, :] = added
+        keys, values = self._room
+        self.keys, self.values = keys[..., :end, :], values[..., :end, :]
+        self._within = self.keys
+        return self.keys, self.values
+
 
 def joinable(cache: Cache) -> bool:
     """Return whether every layer keeps all of its keys and values, so that rows can be joined."""
-    parts = _parts(cache)
-    return all(type(layer) is DynamicLayer for part, _ in parts for layer in part.layers)
+    kinds, parts = (DynamicLayer, RoomyLayer), _parts(cache)
+    return all(type(layer) in kinds for part, _ in parts for layer in part.layers)
+
+
+def give_room(cache: Cache) -> None:
+    """Make room for further tokens in the layers that hold the decoder's own."""
+    if joinable(cache):
+        for part, own in _parts(cache):
+            if own:
+                part.layers = [RoomyLayer.of(layer) for layer in part.layers]
 
 
 def join(cache: Cache, other: Cache) -> None:
