@@ -1,7 +1,7 @@
 """Serving many at once: the embedded engine beside other ways to answer the same requests.
 
     python benchmarks/serving.py                 tokens/s and time to first token, in five rounds
-    python benchmarks/serving.py --soak 10000    requests with hang-ups and malformed ones among them
+    python benchmarks/serving.py --soak 10000    with hang-ups and malformed requests among them
 
 Requests of mixed length, with random tokens, on the embedded default with three random adapters.
 The ways take turns in one process. `processor` counts what all threads of the process computed,

@@ -107,16 +107,14 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/models")
     async def models() -> Json:
-        listed = [
-            {"id": each, "object": "model", "created": 0, "owned_by": "loramix"}
-            for each in service.models.names
-        ]
-        return {"object": "list", "data": listed}
+        listed = [_listed(each) for each in service.models.names]
+        told = {"experts": service.engine.mixture.expert_names, "chat": service.asking.chats}
+        return {"object": "list", "data": [{**listed[0], "loramix": told}, *listed[1:]]}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Json:
         service.models.weights(name, None)
-        return {"id": name, "object": "model", "created": 0, "owned_by": "loramix"}
+        return _listed(name)
 
     @app.get("/health", response_model=None)
     async def health() -> Response:
@@ -152,6 +150,10 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(ClientGoneError)
     async def gone(request: Request, error: ClientGoneError) -> Response:
         return Response(status_code=_CLIENT_CLOSED)
+
+
+def _listed(name: str) -> Json:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "loramix"}
 
 
 async def _whole(request: Request, exchange: Exchange, writer: Writer, prompt_tokens: int) -> Json:

@@ -71,6 +71,11 @@ class Asking:
         self._context = _context_length(mixture) if self._causal else None
         self._vocabulary = mixture.base.get_input_embeddings().num_embeddings
 
+    @property
+    def chats(self) -> bool:
+        """Whether conversations of several turns can be asked."""
+        return bool(self._tokenizer.chat_template)
+
     def weights(self, body: ChatBody | CompletionBody) -> Mapping[str, float] | None:
         """Return the weights to answer a request at; None where the gates decide."""
         weights = self._models.weights(body.model, body.loramix.weights)
@@ -93,7 +98,7 @@ class Asking:
 
     def conversation(self, messages: Sequence[ChatMessage]) -> str | Conversation:
         """Return messages as a conversation or, without a chat template, the only one's text."""
-        if self._tokenizer.chat_template:
+        if self.chats:
             turns: list[Message] = [{"role": each.role, "content": each.text} for each in messages]
             return Conversation(turns)
         if len(messages) > 1 or messages[0].role != "user":

@@ -14,7 +14,7 @@ from loramix.mixture.cache import Carried, carried_by, carry
 _ROOM = 64  # columns
 
 
-class RoomyLayer(DynamicLayer):
+class RoomyLayer(DynamicLayer):  # type: ignore[misc]
     """A layer with room for the tokens to come, which a `DynamicLayer` copies at every one.
 
     Whoever exchanges `keys` and `values` need not know of it.
