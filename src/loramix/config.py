@@ -39,11 +39,11 @@ class GateConfig(BaseModel):
         for equal ranks.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     context: Context = "prompt"
     scope: Scope = "layer"
-    hidden: int = Field(default=8, ge=1)
+    hidden: int = Field(default=8, ge=1, le=2**14)
     activation: Activation = "softmax"
     k: int = Field(default=2, ge=1)
     temperature: float = Field(default=1.0, gt=0)

@@ -87,7 +87,7 @@ def test_starts_that_changed_the_base_are_refused_with_the_remedy(
         ("{", "is no JSON"),
         ("[]", "holds no settings"),
         ('{"peft_type": "IA3"}', "is a IA3 adapter; only LoRA"),
-        ('{"peft_type": "LORA", "target_parameters": "all"}', "PEFT refuses"),
+        ('{"peft_type": "LORA", "target_parameters": "all"}', "target_parameters='all', and"),
     ],
 )
 def test_damaged_and_other_settings_are_told(tmp_path: Path, content: str, words: str) -> None:

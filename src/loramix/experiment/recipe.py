@@ -31,9 +31,9 @@ TestSet = Literal["named", "bare", "paraphrased", "mixed", "unknown"]
 
 
 class Strict(BaseModel):
-    """Frozen settings that refuse unknown keys."""
+    """Frozen settings that refuse unknown keys, and numbers that are none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class BaseSpec(Strict):

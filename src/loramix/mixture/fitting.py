@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from loramix.errors import ExpertError, did_you_mean
 from loramix.mixture.linear import is_transposed, linear_shape
-from loramix.storage.adapter_config import scale_of
+from loramix.storage.adapter_config import patterns_of, scale_of
 from loramix.storage.experts import DOWN, PREFIX, UP, Expert, LowRank, refuse_part
+from loramix.storage.patterns import check_patterns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -167,6 +168,8 @@ def _check_targets(expert: Expert) -> None:
     targets = expert.settings.target_modules
     if not targets or targets == "all-linear" or expert.settings.target_parameters:
         return
+    # once more: the base may have other names than the adapter
+    check_patterns(expert.name, patterns_of(expert.settings), list(expert.updates))
     for layer in expert.updates:
         if not check_target_module_exists(expert.settings, layer):
             raise ExpertError(

@@ -146,6 +146,8 @@ def load_state(gates: Mapping[str, ContextGate], state: Mapping[str, Tensor]) ->
                 f"gate parameter '{key}' has shape {list(state[key].shape)}, "
                 f"expected {list(tensor.shape)}"
             )
+        if not state[key].isfinite().all():
+            raise MixtureError(f"gate parameter '{key}' holds NaN or inf")
         tensor.copy_(state[key])
     for gate in gates.values():
         gate.train_unequal_priors()

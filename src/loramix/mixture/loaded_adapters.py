@@ -8,6 +8,7 @@ from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
 from loramix.errors import ExpertError
+from loramix.storage.adapter_config import settle
 from loramix.storage.experts import LOADED, Expert, load_expert
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def take_adapters(
         places = {
             name: folder if name == "default" else folder / name for name in model.peft_config
         }
+        for place in places.values():
+            settle(place)
         experts = [
             replace(load_expert(name, place, lossy=lossy), source=LOADED)
             for name, place in places.items()

@@ -1,5 +1,6 @@
 """Routing weights: those that a layer used, and those that are set by hand."""
 
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -122,8 +123,10 @@ def by_hand(
 
 def row_of(weights: Mapping[str, float], experts: Sequence[str]) -> Float[Tensor, " E"]:
     """Return weights in the experts' order, 0 for those that are not named."""
-    for name in weights:
+    for name, weight in weights.items():
         index_of(name, experts)
+        if not math.isfinite(weight):
+            raise MixtureError(f"the weight of expert '{name}' is {weight}, which is no number")
     return torch.tensor([float(weights.get(name, 0.0)) for name in experts])
 
 

@@ -6,12 +6,15 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Annotated
 
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from loramix.errors import ExpertError
 from loramix.storage.hub import first_line
+from loramix.storage.texts import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -83,6 +86,32 @@ _CONVERT = (
 )
 
 
+_Rank = Annotated[int, Field(ge=1, le=2**20)]
+
+
+class _Counted(BaseModel):
+    """The types of the settings that the update is computed from, or that are asked about it."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    r: _Rank = 8
+    lora_alpha: float = 8
+    rank_pattern: dict[str, _Rank] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    use_rslora: bool | None = None
+    use_dora: bool | None = None
+    lora_bias: bool | None = None
+    fan_in_fan_out: bool | None = None
+    init_lora_weights: bool | str | None = None
+    modules_to_save: list[str] | None = None
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    target_parameters: list[str] | None = None
+    base_model_name_or_path: str | None = None
+
+
 def read_adapter_config(expert: str, file: Path) -> LoraConfig:
     """Read the settings of an expert; raise ExpertError unless it can be mixed exactly."""
     content = _read(expert, file)
@@ -90,6 +119,7 @@ def read_adapter_config(expert: str, file: Path) -> LoraConfig:
     if kind != "LORA":
         raise ExpertError(f"expert '{expert}' is a {kind} adapter; only LoRA adapters can be mixed")
     _check_settings(expert, content)
+    _check_types(expert, file, content)
     start = str(content.get("init_lora_weights", True)).lower()
     if start not in PLAIN_STARTS + EXACT_STARTS:
         raise ExpertError(
@@ -100,8 +130,20 @@ def read_adapter_config(expert: str, file: Path) -> LoraConfig:
     try:
         with warnings.catch_warnings(action="ignore"):  # PEFT warns about training
             return LoraConfig(**{key: value for key, value in content.items() if key in known})
-    except (TypeError, ValueError, ImportError) as error:
+    except Exception as error:  # settings of any types go in
         raise ExpertError(f"expert '{expert}': PEFT refuses {file}: {first_line(error)}") from error
+
+
+def settle(folder: Path, **changes: object) -> None:
+    """Change settings of an adapter that PEFT has just written, and give those that it keeps as
+    sets an order: their own differs from process to process, and so would the file's bytes.
+    """
+    file = folder / ADAPTER_CONFIG
+    settings = {**json.loads(file.read_bytes()), **changes}
+    for key in ("target_modules", "exclude_modules"):
+        if isinstance(settings.get(key), list):
+            settings[key] = sorted(settings[key])
+    file.write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
 def rank_of(config: LoraConfig, layer: str) -> int:
@@ -117,14 +159,40 @@ def scale_of(config: LoraConfig, layer: str, rank: int) -> float:
     return float(alpha / (math.sqrt(rank) if config.use_rslora else rank))
 
 
+def patterns_of(config: LoraConfig) -> list[str]:
+    """Return the texts of the settings that PEFT matches as patterns with the names of layers."""
+    found = [*(config.rank_pattern or {}), *(config.alpha_pattern or {})]
+    for setting in (config.target_modules, config.exclude_modules, config.layers_pattern):
+        if isinstance(setting, str):
+            found.append(setting)
+    if isinstance(config.layers_pattern, list):
+        found += config.layers_pattern
+    return found
+
+
 def _read(expert: str, file: Path) -> dict[str, object]:
     try:
-        content = json.loads(file.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = read_json(file)
+    except ValueError as error:
         raise ExpertError(f"expert '{expert}': {file} is no JSON: {first_line(error)}") from error
+    except OSError as error:
+        raise ExpertError(f"expert '{expert}': {file} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise ExpertError(f"expert '{expert}': {file} holds no settings of an adapter")
     return content
+
+
+def _check_types(expert: str, file: Path, settings: Mapping[str, object]) -> None:
+    """Raise ExpertError for a setting that is counted with and has no such value."""
+    try:
+        _Counted.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ExpertError(
+            f"expert '{expert}' is damaged: {file} has {key}={_short(first['input'])}, and "
+            f"{first['msg'][0].lower()}{first['msg'][1:]}"
+        ) from error
 
 
 def _check_settings(expert: str, settings: Mapping[str, object]) -> None:

@@ -3,7 +3,7 @@ exactly.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,11 +15,13 @@ from torch import Tensor
 from loramix.errors import ExpertError, did_you_mean
 from loramix.storage.adapter_config import (
     EXACT_STARTS,
+    patterns_of,
     rank_of,
     read_adapter_config,
     scale_of,
 )
 from loramix.storage.adapter_files import find_adapter, read_tensors
+from loramix.storage.patterns import check_patterns
 
 PREFIX = "base_model.model."  # before the base's names, in the names of PEFT's tensors
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
@@ -79,9 +81,16 @@ class Expert:
 
 
 def load_expert(
-    name: str, source: str | Path, *, revision: str | None = None, lossy: Sequence[str] = ()
+    name: str,
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    lossy: Sequence[str] = (),
+    check: Callable[[Path], None] | None = None,
 ) -> Expert:
     """Read a PEFT LoRA adapter from a folder or from the Hub, see `find_adapter`.
+
+    check: called with each of its files before it is read.
 
     Raises ExpertError if it is no LoRA adapter, is damaged, or holds more than low-rank updates of
     linear layers. Parts named in `lossy` are left out instead: the expert is then not the adapter
@@ -89,6 +98,9 @@ def load_expert(
     """
     _check_lossy(lossy)
     files = find_adapter(name, str(source), revision=revision)
+    if check is not None:
+        check(files.config)
+        check(files.weights)
     settings = read_adapter_config(name, files.config)
     tensors = read_tensors(name, files.weights)
     if not tensors:
@@ -96,6 +108,7 @@ def load_expert(
     parts = {key: _part(key, settings) for key in tensors}
     _refuse(name, settings, parts, lossy)
     layers = _layers(name, [key for key, part in parts.items() if part == "update"])
+    check_patterns(name, patterns_of(settings), layers)
     start = str(settings.init_lora_weights).lower()
     # of an adapted embedding, PEFT saves the base's own matrix too, as that of its `base_layer`
     whole = {

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from loramix.config import Mixing
-from loramix.storage.adapter_config import ADAPTER_CONFIG
+from loramix.storage.adapter_config import ADAPTER_CONFIG, settle
 from loramix.storage.adapter_files import ADAPTER_WEIGHTS
 from loramix.storage.experts import DOWN, PREFIX, UP, Expert, LowRank
 from loramix.storage.files import atomic_folder, check_replaceable
@@ -75,6 +75,7 @@ def write_adapter(
     check_replaceable(path, ADAPTER_CONFIG)
     with atomic_folder(path) as folder:
         config.save_pretrained(str(folder))
+        settle(folder)
         save_file(tensors, folder / ADAPTER_WEIGHTS)
 
 

@@ -16,6 +16,7 @@ from loramix.errors import DataError, OutputError
 from loramix.storage.replacing import put, restore, scratch, target
 
 _LONGEST_FIELD = 2**31 - 1  # the most that the csv module takes on every system
+_LONGEST_NAME = 200  # of a folder; systems end at 255, and names are made longer
 _AROUND = 20  # characters on each side of what an error shows
 _limit = RLock()  # the csv module's limit is one for the whole process
 
@@ -78,7 +79,9 @@ def path_part(name: str) -> str:
     """Return the name of a file or folder for an expert's name, which may hold what a path must
     not; different ones for different names.
     """
-    quoted = quote(name, safe=" ").replace("..", "%2E%2E")
+    quoted = quote(name, safe=" ", errors="surrogatepass").replace("..", "%2E%2E")
+    if len(quoted) > _LONGEST_NAME:
+        return f"{quoted[:_LONGEST_NAME]}~{sha256(quoted)[:16]}"
     return "%2E" if quoted == "." else quoted
 
 

@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -30,7 +31,8 @@ from loramix.storage.adapter_files import ADAPTER_WEIGHTS, read_tensors
 from loramix.storage.card import write_card
 from loramix.storage.experts import LOADED, Expert, load_expert
 from loramix.storage.files import atomic_folder, check_replaceable, path_part, sha256
-from loramix.storage.hub import find
+from loramix.storage.hub import find, first_line
+from loramix.storage.inside import check_digest, check_inside, files_inside
 from loramix.storage.locks import writing
 from loramix.storage.manifest import CONFIG, ExpertRecord, MixtureConfig, read_config
 from loramix.storage.replacing import restore
@@ -116,18 +118,17 @@ def _identity(folder: Path) -> int | None:
 
 def _read(folder: Path) -> Parts:
     """Read the parts of the mixture in a folder."""
+    check_inside(folder / CONFIG, folder)
     config = read_config(folder)
-    _check_file(folder / GATES, config.gate_sha256)
     remembered = None
     if config.prototypes_sha256 is not None:
-        _check_file(folder / _PROTOTYPES, config.prototypes_sha256)
-        remembered = load_file(folder / _PROTOTYPES)
+        remembered = _load_tensors(folder, _PROTOTYPES, config.prototypes_sha256)
     return Parts(
         base=config.base,
         revision=config.revision,
         experts=tuple(_expert(folder, record) for record in config.experts),
         gate=config.gate,
-        gate_state=load_file(folder / GATES),
+        gate_state=_load_tensors(folder, GATES, config.gate_sha256),
         prompting=config.prompting,
         prototypes=remembered,
     )
@@ -142,6 +143,8 @@ def push(
     from huggingface_hub import HfApi
 
     read_config(folder)
+    for _ in files_inside(folder):
+        pass  # what is private beside the mixture must not be uploaded with it
     api = HfApi(token=token)
     try:
         name = api.create_repo(repository, private=private, exist_ok=True).repo_id
@@ -158,7 +161,9 @@ def pull(repository: str, folder: Path, *, revision: str | None = None) -> None:
     snapshot = _folder(repository, revision)
     read_config(snapshot)
     with writing(folder, seconds=_PATIENCE), _replacing(folder) as copy:
-        shutil.copytree(snapshot, copy, dirs_exist_ok=True)  # follows the links of the cache
+        for file in files_inside(snapshot):
+            (copy / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(snapshot / file, copy / file)  # follows the links of the cache
 
 
 @contextmanager
@@ -209,21 +214,31 @@ def _copy(expert: Expert, folder: Path) -> tuple[Path, Path]:
 
 def _expert(folder: Path, record: ExpertRecord) -> Expert:
     """Read one expert of the mixture in `folder`, from its copy there or from its source."""
-    if record.folder is None:
-        expert = load_expert(
-            record.name, record.source, revision=record.revision, lossy=record.lossy
-        )
-    else:
-        expert = load_expert(record.name, folder / record.folder, lossy=record.lossy)
-    for file, digest in record.sha256.items():
-        _check_file(expert.config_file.parent / file, digest)
+    own = record.folder is not None
+    source = folder / record.folder if record.folder is not None else record.source
+
+    def check(file: Path) -> None:
+        if file.name not in record.sha256:
+            raise CheckpointError(f"{folder / CONFIG} holds no SHA-256 of {file}")
+        check_digest(file, record.sha256[file.name], folder if own else None)
+
+    if own:
+        for name in record.sha256:
+            check(folder / str(record.folder) / name)
+    revision = None if own else record.revision
+    expert = load_expert(record.name, source, revision=revision, lossy=record.lossy, check=check)
     return replace(expert, source=record.source, revision=record.revision)
 
 
-def _check_file(file: Path, digest: str) -> None:
-    if not file.is_file():
-        raise CheckpointError(f"{file} is missing")
-    if sha256(file) != digest:
-        raise CheckpointError(
-            f"{file} is not the file that was saved with this mixture: its SHA-256 differs"
-        )
+def _load_tensors(folder: Path, name: str, digest: str) -> dict[str, Tensor]:
+    """Read a file of a mixture's own tensors; CheckpointError if they are none, or no numbers."""
+    file = folder / name
+    check_digest(file, digest, folder)
+    try:
+        state = dict(load_file(file))
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{file} cannot be read: {first_line(error)}") from error
+    for key, tensor in state.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise CheckpointError(f"{file}: '{key}' holds NaN or inf; save the mixture again")
+    return state

@@ -9,7 +9,7 @@
 They are pickled files, read with `weights_only=True`, which refuses everything but tensors.
 """
 
-import pickle
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from loramix.errors import CheckpointError, ExpertError
+from loramix.storage.adapter_config import settle
 
 _MARK = ".context_gated_mixing."
 _LORA = (".lora_A", ".lora_B")
@@ -31,6 +32,8 @@ def write_adapter(name: str, file: Path, folder: Path, *, alpha: float) -> None:
     alpha: loralib's `lora_alpha`, which its files do not hold: updates are scaled by alpha / rank.
     Raises ExpertError or CheckpointError if the file holds no such matrices.
     """
+    if not math.isfinite(alpha):
+        raise ExpertError(f"expert '{name}': alpha is {alpha}, which is no number")
     state = _read(file)
     layers = [key.removesuffix(_LORA[0]) for key in state if key.endswith(_LORA[0])]
     if not layers:
@@ -59,6 +62,7 @@ def write_adapter(name: str, file: Path, folder: Path, *, alpha: float) -> None:
     LoraConfig(
         r=rank, lora_alpha=alpha, target_modules=layers, inference_mode=True
     ).save_pretrained(str(folder))
+    settle(folder)
     save_file(tensors, folder / "adapter_model.safetensors")
 
 
@@ -94,7 +98,7 @@ def _read(file: Path) -> Mapping[str, Tensor]:
         raise CheckpointError(f"{file} does not exist")
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # a damaged pickle raises anything
         raise CheckpointError(
             f"{file} holds more than tensors, or is no torch file: it is not read ({error})"
         ) from error

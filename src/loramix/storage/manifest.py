@@ -1,17 +1,20 @@
 """`mixture_config.json`: what a saved mixture is made of."""
 
-import json
 from importlib.metadata import version
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from loramix.config import GateConfig, Prompting
 from loramix.errors import CheckpointError
+from loramix.storage.texts import read_json
 
 SCHEMA: Literal[2] = 2  # 2 may have prototypes
 CONFIG = "mixture_config.json"
+
+
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class ExpertRecord(BaseModel):
@@ -23,12 +26,23 @@ class ExpertRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str
+    name: str = Field(min_length=1)
     source: str
     revision: str | None
     folder: str | None
-    sha256: dict[str, str]
+    sha256: dict[str, Digest] = Field(min_length=2)  # of its settings and its weights
     lossy: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _stays_inside(self) -> "ExpertRecord":
+        place = PurePosixPath(self.folder or "")
+        leads_out = place.is_absolute() or ".." in place.parts or "\0" in str(place)
+        if self.folder is not None and (leads_out or not place.parts):
+            raise ValueError(f"folder {self.folder!r} is no folder inside the mixture")
+        for name in self.sha256:
+            if PurePosixPath(name).name != name:
+                raise ValueError(f"sha256 names {name!r}, which is no name of a file")
+        return self
 
 
 class MixtureConfig(BaseModel):
@@ -41,10 +55,19 @@ class MixtureConfig(BaseModel):
     revision: str | None
     experts: list[ExpertRecord]
     gate: GateConfig
-    gate_sha256: str
-    prototypes_sha256: str | None = None
+    gate_sha256: Digest
+    prototypes_sha256: Digest | None = None
     prompting: Prompting = Prompting()
     versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "MixtureConfig":
+        names = [expert.name for expert in self.experts]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two experts have one name, of {names}")
+        if not names:
+            raise ValueError("there are no experts")
+        return self
 
 
 def read_config(folder: Path) -> MixtureConfig:
@@ -56,7 +79,7 @@ def read_config(folder: Path) -> MixtureConfig:
     if not file.is_file():
         raise CheckpointError(f"{folder} is no mixture: it holds no {CONFIG}")
     try:
-        content = json.loads(file.read_bytes())
+        content = read_json(file)
         found = content.get("schema_version") if isinstance(content, dict) else None
         if isinstance(found, int) and found > SCHEMA:
             raise CheckpointError(
@@ -64,7 +87,7 @@ def read_config(folder: Path) -> MixtureConfig:
                 f"{SCHEMA}; pip install --upgrade loramix"
             )
         return MixtureConfig.model_validate(content)
-    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise CheckpointError(
             f"{file} is damaged: it does not describe a mixture of schema {SCHEMA}\n{error}"
         ) from error

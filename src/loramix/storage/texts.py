@@ -2,12 +2,14 @@
 
 import codecs
 import gzip
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader, TextIOWrapper
 from pathlib import Path
 
 REMEDY = "save it as UTF-8 (in spreadsheets 'CSV UTF-8', in editors 'Save as', encoding UTF-8)"
+_LARGEST_SETTINGS = 50 * 10**6  # bytes
 # UTF-32's little-endian mark begins with UTF-16's, so it stands first.
 _MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -56,6 +58,23 @@ def read_text(path: Path) -> str:
         return path.read_bytes().decode(marked)
     except UnicodeDecodeError as error:
         raise EncodingError(f"it is damaged {marked}: {error.reason}; {REMEDY}") from error
+
+
+def read_json(path: Path) -> object:
+    """Return the content of a JSON file of settings.
+
+    Raises ValueError, in words, if it is no JSON, holds NaN or Infinity, or is too large.
+    """
+    if path.stat().st_size > _LARGEST_SETTINGS:
+        raise ValueError(f"it has more than {_LARGEST_SETTINGS // 10**6} MB")
+    try:
+        return json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"it holds {text}, which is no number")
 
 
 def _without_nul(lines: TextIOWrapper) -> Iterator[str]:

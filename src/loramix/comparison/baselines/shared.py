@@ -19,6 +19,7 @@ from loramix.data.leaks import RECORD, record
 from loramix.experiment.answers import encode_all, mean_loss, target_losses
 from loramix.experiment.run import MODELS, Run
 from loramix.mixture.model import MixtureModel
+from loramix.storage.adapter_config import settle
 from loramix.storage.files import atomic_folder, write_csv, write_text
 
 WEIGHTS, TRIED = "weights.json", "tried.csv"
@@ -136,6 +137,7 @@ def merge(run: Run, folder: Path, *, combination: str) -> None:
         for file in (models / "merged").iterdir():
             file.rename(models / file.name)
         (models / "merged").rmdir()
+        settle(models)
 
 
 def _merged_rank(model: PeftModel) -> int:

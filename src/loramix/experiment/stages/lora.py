@@ -2,7 +2,6 @@
 given adapters are taken over.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from loramix.experiment.run import MODELS, Run
 from loramix.experiment.training.trainer import train
 from loramix.mixture.fitting import fitted
 from loramix.mixture.linear import is_transposed
+from loramix.storage.adapter_config import settle
 from loramix.storage.experts import LowRank
 from loramix.storage.export import short_names, write_adapter
 from loramix.storage.files import atomic_folder
@@ -44,7 +44,8 @@ def learn_adapter(
     train(run, model, base.tokenizer, spec, tasks, folder=folder, label=title)
     with atomic_folder(folder / MODELS) as models:
         model.save_pretrained(models)
-        _name_base(models / "adapter_config.json", run.recipe.base.name)
+        # the base as the recipe names it, not the folder it was cached in
+        settle(models, base_model_name_or_path=run.recipe.base.name)
 
 
 def take_over(run: Run, name: str) -> None:
@@ -113,9 +114,3 @@ def attention_layers(model: nn.Module) -> list[str]:
             f"no attention projections of known names in {type(model).__name__}; set lora.targets"
         )
     return found
-
-
-def _name_base(file: Path, name: str) -> None:
-    """Let the adapter name the base as the recipe does, not the folder it was cached in."""
-    settings = json.loads(file.read_text())
-    file.write_text(json.dumps({**settings, "base_model_name_or_path": name}, indent=2))
