@@ -170,4 +170,4 @@ def _task(expert: str, **settings: Any) -> Task:
 
 def _slug(expert: str) -> str:
     """Return an expert's name as a task may be called."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", expert).strip("-_") or "expert"
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", expert).strip("-_")[:100] or "expert"

@@ -84,7 +84,7 @@ class Task(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")  # also of its files and its expert
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)  # also of its files
     source: str | tuple[str, ...] = Field(min_length=1)
     config: str | None = None
     revision: str | None = None

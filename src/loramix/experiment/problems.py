@@ -14,6 +14,9 @@ from loramix.experiment.labels import run_labels
 from loramix.experiment.recipe import GateSpec, Recipe
 from loramix.mixture.problems import gate_problems
 
+# What lies beside a task's answers, which are called after the task.
+_FILES = {"auxiliary", "learned_from", "losses", "routing_steps", "test_loss", "weights"}
+
 
 def recipe_problems(recipe: Recipe) -> list[str]:
     """Return every reason why this recipe could not be run, one sentence each."""
@@ -24,6 +27,7 @@ def recipe_problems(recipe: Recipe) -> list[str]:
         *_missing_base(recipe),
         *_given(recipe),
         *_chats(recipe),
+        *_layers_and_lengths(recipe),
         *_gates(recipe),
         *_mixtures(recipe),
     ]
@@ -41,6 +45,11 @@ def _repeated_names(recipe: Recipe) -> Iterator[str]:
     names = [task.name for task in recipe.tasks]
     if len(set(names)) < len(names):
         yield f"tasks: names must differ, found {names}"
+    for name in names:
+        if name in _FILES:
+            yield f"task '{name}': its answers would replace {name}.csv of a run; rename it"
+        if f"{name}-answers" in names:
+            yield f"tasks: '{name}-answers' would be filed as the answers of '{name}'; rename it"
 
 
 def _experts(recipe: Recipe) -> Iterator[str]:
@@ -73,6 +82,18 @@ def _experts(recipe: Recipe) -> Iterator[str]:
             "tasks: none has an expert, so there is nothing to train the gates on; say which "
             "expert is right for one of them (expert: NAME)"
         )
+
+
+def _layers_and_lengths(recipe: Recipe) -> Iterator[str]:
+    """Yield what the recipe asks of its base that it does not have.
+
+    The bases that come with loramix compute positions and have the usual layers.
+    """
+    if recipe.base.name in loading.base_names() and recipe.lora.targets is None:
+        return
+    from loramix.experiment.base_problems import base_problems  # torch takes seconds
+
+    yield from base_problems(recipe)
 
 
 def _given(recipe: Recipe) -> Iterator[str]:

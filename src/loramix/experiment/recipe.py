@@ -1,7 +1,7 @@
 """A recipe: everything that a run depends on, as checked settings; see `reading` for its YAML."""
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
@@ -27,6 +27,7 @@ ModelName = Literal[
     "xlora",
     "mixtures",
 ]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # as NumPy takes them
 TestSet = Literal["named", "bare", "paraphrased", "mixed", "unknown"]
 
 
@@ -194,7 +195,7 @@ class ComparisonSpec(Strict):
     mixtures: dict[str, dict[str, JsonValue]] = Field(
         default={"CGM LoRA": {}, "reference gate": {"context": "reference"}}
     )
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), min_length=1)
     test_sets: tuple[TestSet, ...] = Field(default=get_args(TestSet), min_length=1)
     test_samples: int | None = Field(default=None, ge=2)
     side_samples: int | None = Field(default=100, ge=2)
@@ -214,8 +215,8 @@ class Recipe(Strict):
     samples: kept of every task; None: as many as the smallest task has.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    seed: int = Field(default=0, ge=0)
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
+    seed: Seed = 0
     base: BaseSpec = BaseSpec()
     experts: dict[str, ExpertSpec] = {}
     tasks: tuple[Task, ...] = Field(min_length=1)
