@@ -16,6 +16,8 @@ from torch.nn.functional import pad
 from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutput
 
+from loramix.errors import MixtureError
+from loramix.mixture.masks import CACHES
 from loramix.mixture.model import MixtureModel
 from loramix.mixture.state import recording
 from loramix.serving.caches import give_room, join, joinable, select, trim
@@ -57,11 +59,13 @@ class Encoded:
 class Batch:
     """Rows, and what the model keeps of them.
 
-    mask_BT: which columns of the cache are tokens of each row. encoded: of an encoder-decoder.
+    cache_name: under which the base takes its cache. mask_BT: which columns of the cache are tokens
+    of each row. encoded: of an encoder-decoder.
     """
 
     rows: list[Row]
     cache: Cache
+    cache_name: str
     mask_BT: Bool[Tensor, "B T"]
     routing: RoutingSums
     encoded: Encoded | None = None
@@ -131,7 +135,7 @@ class Passes:
         width = ids_BT.shape[1]
         batch.mask_BT = pad(batch.mask_BT, (0, width), value=True)
         mask_BT = batch.mask_BT.long()
-        inputs: dict[str, object] = {"past_key_values": batch.cache}
+        inputs: dict[str, object] = {batch.cache_name: batch.cache}
         if batch.encoded is not None:
             inputs |= {
                 "encoder_outputs": BaseModelOutput(last_hidden_state=batch.encoded.hidden_BSD),
@@ -164,14 +168,14 @@ class Passes:
             inputs["position_ids"] = _places(mask_BT)
         with recording() as record:
             output = self._call(rows, inputs)
-        cache = output.past_key_values
+        name, cache = _cache(output)
         give_room(cache)
         routing = RoutingSums.of(self._layers, record)
         if seq2seq:
             encoded = Encoded(output.encoder_last_hidden_state, mask_BT.bool())
-            batch = Batch(rows, cache, one_B1.bool(), routing, encoded)
+            batch = Batch(rows, cache, name, one_B1.bool(), routing, encoded)
         else:
-            batch = Batch(rows, cache, mask_BT.bool(), routing)
+            batch = Batch(rows, cache, name, mask_BT.bool(), routing)
         return batch, _last(output)
 
     def _call(self, rows: list[Row], inputs: dict[str, object]) -> "ModelOutput":
@@ -179,6 +183,15 @@ class Passes:
             inputs["logits_to_keep"] = 1
         with self._mixture.holding([row.job.weights for row in rows]):
             return self._mixture(**inputs, use_cache=True)
+
+
+def _cache(output: "ModelOutput") -> tuple[str, Cache]:
+    """Return the cache that a pass has filled, and its name; raises MixtureError without one."""
+    for name in CACHES:
+        cache = getattr(output, name, None)
+        if isinstance(cache, Cache):
+            return name, cache
+    raise MixtureError("this base returns no cache that can be gone on with, so it is not served")
 
 
 def _last(output: "ModelOutput") -> Float[Tensor, "B V"]:

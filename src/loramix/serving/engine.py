@@ -45,7 +45,7 @@ class Engine:
         self._batches: list[Batch] = []
         self._calls: list[Callable[[], None]] = []
         self._wake, self._stopping = threading.Condition(), False
-        self._pads = pads(self._passes, self._maker)
+        self._pads = pads(mixture, self._passes, self._maker)
         same_length = not self._pads and not mixture.config.is_encoder_decoder
         self._waiting = Waiting(self.limits, same_length=same_length)
         self._thread = threading.Thread(target=self._run, name="loramix-engine", daemon=True)
