@@ -1,7 +1,7 @@
 """Serving many at once: the embedded engine beside other ways to answer the same requests.
 
     python benchmarks/serving.py                 tokens/s and time to first token, in rounds
-    python benchmarks/serving.py --soak 10000    with hang-ups and malformed requests among them
+    python benchmarks/serving.py --only engine   and one by one, the other ways left out
 
 Requests of mixed length, with random tokens, on the embedded default with three random adapters.
 The ways take turns in one process. `processor` counts what all threads of the process computed,
@@ -15,7 +15,6 @@ which other work on the machine changes less than the clock.
 
 import argparse
 import gc
-import json
 import queue
 import random
 import statistics
@@ -234,7 +233,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--requests", type=int, default=REQUESTS)
     parser.add_argument("--only", action="append", help="ways whose names begin so; repeatable")
-    parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     with systems(given.context) as (mixture, engine, base):
         chosen = {
@@ -248,11 +246,8 @@ def main() -> None:
                 results[name].append(measured(way, given.requests, seed=turn))
                 last = results[name][-1]
                 rate = last.tokens / last.seconds
-                print(f"{turn + 1}, {name}: {rate:.1f} tokens/s", file=sys.stderr)
-    print("\n".join(table(results)))
-    if given.out:
-        rows = {name: [vars(run) for run in runs] for name, runs in results.items()}
-        given.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+                print(f"{turn + 1}, {name}: {rate:.1f} tokens/s", file=sys.stderr, flush=True)
+            print(f"after {turn + 1} rounds:", *table(results), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class Exchange:
         metrics: Metrics,
     ) -> None:
         self._loop, self._metrics = asyncio.get_running_loop(), metrics
-        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[int, Event] | None] = asyncio.Queue()  # None: hung up
         self.jobs = [
             Job(prompt.ids, sampling, self._deliver(index), weights, prompt.chat)
             for index, (prompt, sampling) in enumerate(prompts)
@@ -50,10 +50,14 @@ class Exchange:
         are then given up.
         """
         gone = asyncio.create_task(_hung_up(request))
+        gone.add_done_callback(lambda task: self._events.put_nowait(None))
         left, begun = len(self.jobs), set[int]()
         try:
             while left:
-                index, event = await self._next(gone)
+                told = await self._events.get()
+                if told is None:
+                    raise ClientGoneError
+                index, event = told
                 job = self.jobs[index]
                 if isinstance(event, ServingError):
                     self._metrics.failed(event.code or "error")
@@ -72,14 +76,6 @@ class Exchange:
             gone.cancel()
             for job in self.jobs:
                 job.cancel()
-
-    async def _next(self, gone: "asyncio.Task[None]") -> tuple[int, Event]:
-        event = asyncio.create_task(self._events.get())
-        await asyncio.wait({event, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not event.done():
-            event.cancel()
-            raise ClientGoneError
-        return event.result()
 
     def _deliver(self, index: int) -> Callable[[Event], None]:
         def deliver(event: Event) -> None:
