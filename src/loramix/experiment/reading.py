@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -15,6 +14,7 @@ from loramix.errors import DataError, RecipeError, did_you_mean
 from loramix.experiment.problems import recipe_problems
 from loramix.experiment.recipe import ExpertSpec, Recipe
 from loramix.storage.texts import EncodingError, read_text
+from loramix.storage.yaml_texts import read_yaml
 
 
 def shipped() -> dict[str, Path]:
@@ -79,8 +79,8 @@ def _read(source: str, seen: tuple[Path, ...] = ()) -> dict[str, object]:
     except (OSError, EncodingError) as error:
         raise RecipeError(f"cannot read the recipe {path}: {error}") from error
     try:
-        settings = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError: a date that does not exist
+        settings = read_yaml(text)
+    except (ValueError, TypeError, OverflowError) as error:  # TypeError: a key that is a list
         tabs = "; indent with spaces, not with tabs" if "'\\t'" in str(error) else ""
         raise RecipeError(f"{path} is no valid YAML: {error}{tabs}") from error
     if not isinstance(settings, dict):
@@ -138,8 +138,8 @@ def _value(text: str) -> object:
     """Return the value of an override as YAML reads it, or as text."""
     scientific = "e" in text.lower() and text[:1].isdigit()  # YAML takes 1e-3 for a text
     try:
-        return float(text) if scientific else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError):
+        return float(text) if scientific else read_yaml(text)
+    except (ValueError, TypeError, OverflowError):
         return text
 
 

@@ -12,8 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-
-import yaml
+from typing import Any
 
 from loramix.bases.loading import resolve_revision
 from loramix.data.sources import pinned, source_fingerprint
@@ -26,6 +25,7 @@ from loramix.experiment.run import Run
 from loramix.experiment.sizes import check_room
 from loramix.storage.files import sha256, write_text
 from loramix.storage.locks import locked
+from loramix.storage.yaml_texts import read_yaml
 
 log = logging.getLogger("loramix")
 LOCK = ".lock"  # of a run folder: one process at a time
@@ -105,7 +105,7 @@ def pin(recipe: Recipe, earlier: Path) -> Recipe:
     data_commits: dict[str, str | None] = {}
     adapters: dict[str, dict[str, str | None]] = {}
     if earlier.is_file():
-        began = yaml.safe_load(earlier.read_text(encoding="utf-8"))
+        began = _began(earlier)
         model_commits[began["base"]["name"]] = began["base"]["revision"]
         data_commits = {str(task["source"]): task["revision"] for task in began["tasks"]}
         adapters = began.get("experts", {})
@@ -127,6 +127,22 @@ def pin(recipe: Recipe, earlier: Path) -> Recipe:
         for name, spec in recipe.experts.items()
     }
     return recipe.model_copy(update={"base": base, "experts": experts, "tasks": tuple(tasks)})
+
+
+def _began(file: Path) -> dict[str, Any]:
+    """Return the recipe with which a run folder was begun; StageError if it is damaged."""
+    try:
+        began: Any = read_yaml(file.read_text(encoding="utf-8"))
+        # all that is asked of it
+        _ = began["base"]["name"], began["base"]["revision"], dict(began.get("experts", {}))
+        _ = [(each["name"], each["source"], each["revision"]) for each in began["tasks"]]
+        _ = ["whitespace" in each["cleaning"] for each in began["tasks"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StageError(
+            f"{file} is damaged: it is not the recipe that this run was begun with; put it back, "
+            "or choose another folder with --out"
+        ) from error
+    return dict(began)
 
 
 def fingerprint(step: Step, known: Mapping[str, str]) -> str:

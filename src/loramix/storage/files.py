@@ -15,7 +15,7 @@ from urllib.parse import quote
 from loramix.errors import DataError, OutputError
 from loramix.storage.replacing import put, restore, scratch, target
 
-_LONGEST_FIELD = 2**31 - 1  # the most that the csv module takes on every system
+_LONGEST_FIELD = 2**26  # characters: some hundred books
 _LONGEST_NAME = 200  # of a folder; systems end at 255, and names are made longer
 _AROUND = 20  # characters on each side of what an error shows
 _limit = RLock()  # the csv module's limit is one for the whole process

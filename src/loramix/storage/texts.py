@@ -9,6 +9,7 @@ from io import BufferedReader, TextIOWrapper
 from pathlib import Path
 
 REMEDY = "save it as UTF-8 (in spreadsheets 'CSV UTF-8', in editors 'Save as', encoding UTF-8)"
+_LONGEST_LINE = 2**26  # characters: some hundred books
 _LARGEST_SETTINGS = 50 * 10**6  # bytes
 # UTF-32's little-endian mark begins with UTF-16's, so it stands first.
 _MARKS = {
@@ -78,7 +79,13 @@ def _refuse_constant(text: str) -> None:
 
 
 def _without_nul(lines: TextIOWrapper) -> Iterator[str]:
-    for number, line in enumerate(lines, start=1):
+    # read in bounds: a few kilobytes of a .gz file can unpack into one line of gigabytes
+    read = iter(lambda: lines.readline(_LONGEST_LINE + 1), "")
+    for number, line in enumerate(read, start=1):
+        if len(line) > _LONGEST_LINE:
+            raise EncodingError(
+                f"line {number} has more than {_LONGEST_LINE:,} characters; break it up"
+            )
         if "\0" in line:
             raise EncodingError(_holds_nul(number))
         yield line
