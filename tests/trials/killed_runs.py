@@ -90,6 +90,7 @@ def main() -> None:
             if hits < 0 or differ:
                 print(f"run {number}: {differ[:10]}", flush=True)
             number += 1
+            print(f"so far: {dict(found)}", flush=True)
     trial.report("killed runs", found["kills"], found, failures=("runs that differ",))
 
 

@@ -1,6 +1,7 @@
 """The model card of a mixture: what it is made of, and what a run measured."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -10,6 +11,7 @@ from loramix.storage.files import write_text
 from loramix.storage.hub import is_hub_id
 from loramix.storage.manifest import MixtureConfig, read_config
 
+_MARKUP = re.compile(r"[`*\[\]<>|&\\#!~\r\n\u0085\u2028\u2029]")
 RECIPE, METRICS = "recipe.yaml", "metrics.json"
 Rows = Sequence[Mapping[str, object]]
 
@@ -39,23 +41,26 @@ def write_card(folder: Path) -> None:
     recipe = (folder / RECIPE).read_text(encoding="utf-8") if (folder / RECIPE).is_file() else ""
     template = Template((files("loramix.storage") / "card.md").read_text(encoding="utf-8"))
     card = template.substitute(
-        base=config.base,
+        base=_code(config.base),
         base_id=f"base_model: {config.base}\n" if _on_hub(config.base) else "",
-        revision=f" at revision `{config.revision}`" if config.revision else "",
+        revision=f" at revision {_code(config.revision)}" if config.revision else "",
         count=len(config.experts),
         prompts=_prompts(config),
         experts=_lines(
-            (each.name, f"`{each.source}`", ", ".join(each.lossy) or "nothing")
+            (_plain(each.name), _code(each.source), _plain(", ".join(each.lossy) or "nothing"))
             for each in config.experts
         ),
         gate=_lines(_gate_settings(config)),
         weights=_section("Mean weights", [_table(measured.get("mean_weights", []))]),
         metrics=_section(
             "Scores on withheld test samples",
-            [f"### {name}\n\n{_table(rows)}" for name, rows in measured.get("scores", {}).items()],
+            [
+                f"### {_plain(name)}\n\n{_table(rows)}"
+                for name, rows in measured.get("scores", {}).items()
+            ],
         ),
-        recipe=_section("Recipe", [f"```yaml\n{recipe.strip()}\n```" if recipe else ""]),
-        versions=", ".join(f"{name} {version}" for name, version in config.versions.items()),
+        recipe=_section("Recipe", [_fenced(recipe.strip(), "yaml") if recipe else ""]),
+        versions=_plain(", ".join(map(" ".join, config.versions.items()))),
     )
     write_text(folder / "README.md", card)
 
@@ -65,7 +70,8 @@ def _prompts(config: MixtureConfig) -> str:
         "one user turn in the tokenizer's chat template" if config.prompting.chat else "plain text"
     )
     templates = "; ".join(
-        f"{task}: `{template}`" for task, template in config.prompting.templates.items()
+        f"{_plain(task)}: {_code(template)}"
+        for task, template in config.prompting.templates.items()
     )
     return f"{form}; {templates}" if templates else form
 
@@ -92,14 +98,28 @@ def _table(rows: Rows) -> str:
         return ""
     return "\n".join(
         [
-            f"| {' | '.join(rows[0])} |",
+            f"| {' | '.join(_plain(column) for column in rows[0])} |",
             "|---" * len(rows[0]) + "|",
-            _lines(tuple(row.values()) for row in rows),
+            _lines(tuple(map(_plain, row.values())) for row in rows),
         ]
     )
 
 
 def _lines(rows: Iterable[Sequence[object]]) -> str:
-    return "\n".join(
-        f"| {' | '.join(str(cell).replace('|', '&#124;') for cell in row)} |" for row in rows
-    )
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
+
+
+def _plain(value: object) -> str:
+    """Return a text of strangers as text: nothing in it is Markdown or HTML."""
+    return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", str(value))
+
+
+def _code(text: str) -> str:
+    """Return a text as code within a line or a cell, where it cannot end what is around it."""
+    return f"<code>{_plain(text)}</code>" if _MARKUP.search(text) else f"`{text}`"
+
+
+def _fenced(text: str, language: str) -> str:
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
