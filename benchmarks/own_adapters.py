@@ -28,14 +28,14 @@ from transformers import PreTrainedTokenizerBase
 
 from loramix import GateConfig, MixtureModel
 from loramix.assembly.examples import read_examples
-from loramix.assembly.fit import fit, prompts_of
+from loramix.assembly.fit import all_prompts, fit, prompts_of
 from loramix.data.tokens.batches import IGNORED, Collator, Encoded, length_order
 from loramix.mixture.arrow import from_adapters as from_directions
 from loramix.mixture.prototypes import SHARPNESS, add_expert, from_examples
 
 BASE = "smollm2-135m"
 FORMS = ("named", "bare", "paraphrased")
-SHARPNESSES = (4, 12, 20, 40)
+SHARPNESSES = (6, 12, 24)
 PROMPTS = 16
 GROWN = "16 prompts, a ninth added"
 BATCH = 8
@@ -148,11 +148,9 @@ def nothing(bench: Bench) -> MixtureModel:
 def prompts(bench: Bench, sharpness: float) -> MixtureModel:
     """Return the mixture that knows 16 prompts of each expert, as `loramix mix` makes it."""
     mixture = bench.mixture()
-    examples = {
-        name: prompts_of(mixture, read_examples(name, texts))
-        for name, texts in bench.prompts(PROMPTS).items()
-    }
-    from_examples(mixture, examples, sharpness=sharpness)
+    known = bench.prompts(PROMPTS).items()
+    examples = {name: read_examples(name, texts) for name, texts in known}
+    from_examples(mixture, all_prompts(mixture, examples), sharpness=sharpness)
     return mixture
 
 

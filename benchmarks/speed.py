@@ -101,11 +101,13 @@ CASES = [
         prompt=128,
     ),
     Case("forward", "llama-135m", ("loramix top-2",), (2, 16, 64), batch=1, prompt=128),
+    Case("forward", "llama-135m", ("loramix", "loramix top-2"), (2, 20, 64), batch=1, prompt=256),
     Case(
         "forward", "t5-small", ("base", "PEFT LoRA", "Arrow", "loramix"), (8,), batch=1, prompt=2048
     ),
     Case("training", "llama-135m", ("PEFT LoRA", "X-LoRA", "loramix"), (4,), batch=8, prompt=128),
     Case("training", "llama-135m", ("PEFT LoRA", "loramix"), (2,), batch=8, prompt=128),
+    Case("training", "llama-135m", ("loramix", "loramix top-2"), (2, 20, 64), batch=4, prompt=128),
     Case("training", "t5-small", ("PEFT LoRA", "loramix"), (2,), batch=8, prompt=128),
 ]
 

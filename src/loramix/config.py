@@ -32,6 +32,9 @@ class GateConfig(BaseModel):
         keeps one. What is not kept gets gradients as if it had been (straight-through: Bengio et
         al. 2013, arXiv:1308.3432).
     k: how many experts `top-k` keeps; other activations do not use it.
+    carry: whether a gate decides by the scores of all gates before it in the stack as well as by
+        its own, see `loramix.mixture.gate.Evidence`: what one layer reads is weak evidence, and the
+        deeper a layer lies, the more has come together. Not of a `reference` gate.
     temperature: divides the scores before the activation; below 1 sharpens.
     base_slot: whether the base takes part as one more expert that adds nothing: the gate can then
         turn all experts off.
@@ -46,12 +49,22 @@ class GateConfig(BaseModel):
     hidden: int = Field(default=8, ge=1, le=2**14)
     activation: Activation = "softmax"
     k: int = Field(default=2, ge=1)
+    carry: bool = True
     temperature: float = Field(default=1.0, gt=0)
     base_slot: bool = False
     mixing: Mixing = "output"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_reference_gate_carries_nothing(cls, values: object) -> object:
+        if isinstance(values, dict) and values.get("context") == "reference":
+            return {"carry": False, **values}
+        return values
+
     @model_validator(mode="after")
     def _consistent(self) -> "GateConfig":
+        if self.carry and self.context == "reference":
+            raise ValueError("carry: a reference gate decides alone; leave it out")
         if self.base_slot and self.activation == "sigmoid":
             raise ValueError(
                 "base_slot: a sigmoid gate can turn every expert off by itself; use it with softmax"

@@ -13,12 +13,15 @@ from typing import get_args
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
 from loramix.cli.main import cli
 from loramix.comparison.asking import SCORES, routing_rows
-from loramix.comparison.baselines import xlora
+from loramix.comparison.baselines import cat, retriever, static, xlora
 from loramix.comparison.baselines.shared import read_weights, untrained_mixture
 from loramix.comparison.compare import compare
+from loramix.comparison.comparison import Comparison
+from loramix.comparison.models import compared_models
 from loramix.comparison.rescoring import current_scores
 from loramix.comparison.testsets import Question, asked_task, questions, read_questions
 from loramix.config import GateConfig
@@ -31,6 +34,7 @@ from loramix.experiment.run import Run
 from loramix.metrics.measures import COMBINED
 from loramix.metrics.words import TOKENIZER
 from loramix.mixture.routing_measures import entropy
+from loramix.mixture.state import recording
 from loramix.storage.files import write_csv
 
 SETTINGS = [
@@ -47,7 +51,8 @@ pytestmark = pytest.mark.filterwarnings(
 )
 LABELS = [
     *("base", "full finetune", "LoRA haiku", "LoRA title", "one LoRA, all tasks"),
-    *("uniform weights", "best static weights", "TIES", "DARE", "LoraHub", "Arrow", "X-LoRA"),
+    *("small LoRA, all tasks", "uniform weights", "best static weights", "CAT", "TIES"),
+    *("DARE", "LoraHub", "Arrow", "X-LoRA", "retriever"),
     *("CGM LoRA", "reference gate", "oracle"),
 ]
 
@@ -78,7 +83,7 @@ def test_every_model_is_scored_in_one_schema(folder: Path) -> None:
     assert ",".join(results[0]) == columns
     assert list(dict.fromkeys(row["model"] for row in results)) == LABELS
     assert {row["recipe"] for row in results} == {"small"}
-    assert {row["test_set"] for row in results} == set(get_args(TestSet))
+    assert {row["test_set"] for row in results} == set(get_args(TestSet)) - {"crossed"}
     mixture = [row for row in results if row["model"] == "CGM LoRA" and row["task"] == "haiku"]
     assert {row["seed"] for row in mixture} == {"0", "1", "all"}
 
@@ -164,7 +169,7 @@ def test_the_report_shows_every_model_and_the_verdict(folder: Path) -> None:
     page = (folder / "report.html").read_text()
     assert all(label in page for label in LABELS)
     assert "not worse than the right expert on haiku" in page
-    assert len(json.loads((folder / "results.json").read_text())["verdict"]) == 2 + 11 + 1
+    assert len(json.loads((folder / "results.json").read_text())["verdict"]) == 2 + 14 + 1
 
 
 def test_a_second_comparison_does_nothing_and_other_questions_need_no_training(
@@ -313,6 +318,81 @@ def test_the_best_static_weights_are_the_best_that_were_tried(
         name: float(best[name]) for name in ("haiku", "title")
     }
     assert len(rows(folder / "lorahub" / "tried.csv")) >= 6
+
+
+def test_weights_that_are_learned_differ_by_layer_and_are_loaded_as_they_were(
+    recipe: Recipe, root: Path, folder: Path
+) -> None:
+    run = Run(recipe, root)
+    learned = load_file(folder / "cat" / "weights.safetensors")
+    with cat.BASELINE.load(run, folder / "cat", run.load_base()) as mixture:
+        used = mixture.weights(input_ids=torch.arange(5, 15)[None])
+        assert used.keys() == learned.keys() == mixture.layers.keys()
+        for layer, weights in used.items():
+            torch.testing.assert_close(weights[0], learned[layer])
+    rows_of_layers = torch.stack(list(learned.values()))
+    assert float((rows_of_layers - 0.5).abs().max()) > 1e-4, "nothing was learned"
+    assert len(rows_of_layers.unique(dim=0)) > 1
+
+
+def test_of_many_experts_static_weights_are_learned(recipe: Recipe) -> None:
+    tasks = tuple(recipe.tasks[0].model_copy(update={"name": f"t{i}"}) for i in range(4))
+    many = recipe.model_copy(update={"tasks": tasks})
+    assert "weights.safetensors" in static.BASELINE.leaves_of(many)
+    assert "tried.csv" in static.BASELINE.leaves_of(recipe)
+
+
+def test_the_retriever_gives_a_prompt_to_one_expert(
+    recipe: Recipe, root: Path, folder: Path
+) -> None:
+    run = Run(recipe, root)
+    with retriever.BASELINE.load(run, folder / "retriever", run.load_base()) as model:
+        tokenizer, read, found = run.load_base().tokenizer, [], []
+        for task in recipe.tasks:
+            ids = tokenizer(task.render("rain and snow"), return_tensors="pt").input_ids
+            read.append(tokenizer.decode(ids[0], skip_special_tokens=True))
+            with recording() as used, torch.no_grad():
+                answer = torch.full((1, 3), 7)
+                whole = torch.cat([ids, answer], 1)
+                labels = torch.cat([torch.full_like(ids, -100), answer], 1)
+                model(input_ids=whole, attention_mask=torch.ones_like(whole), labels=labels)
+            weights = torch.stack([each.row_mean[0] for each in used.values()])
+            assert len(weights.unique(dim=0)) == 1, "one choice for all layers"
+            assert sorted(weights[0].tolist()) == [0.0, 1.0]
+            found.append(int(weights[0].argmax()))
+            tokens = model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, pad_token_id=0
+            )
+            assert tokens.shape[1] >= ids.shape[1] + 1
+    prototypes = load_file(folder / "retriever" / "prototypes.safetensors")
+    embedded = model.encoder.embed(read)
+    places = torch.stack([prototypes[name] for name in recipe.expert_names])
+    nearest = torch.cosine_similarity(embedded[:, None], places[None], dim=-1).argmax(1)
+    assert found == nearest.tolist()
+
+
+def test_crossed_questions_ask_for_every_task_about_inputs_of_the_others(
+    recipe: Recipe, root: Path, folder: Path
+) -> None:
+    spec = recipe.comparison.model_copy(update={"test_sets": ("crossed",)})
+    asked = questions(Run(recipe, root).changed(comparison=spec))
+    task_of = {sample.id: sample.task for sample in Run(recipe, root).manifest}
+    assert {(each.task, task_of[each.id]) for each in asked} == {
+        ("haiku", "title"),
+        ("title", "haiku"),
+    }
+    assert {each.reference for each in asked} == {""}
+    assert all(asked_task(recipe, each).render(each.input) for each in asked)
+
+
+def test_the_oracle_alone_asks_every_expert_its_own_task(recipe: Recipe, root: Path) -> None:
+    spec = recipe.comparison.model_copy(update={"models": ("base", "oracle")})
+    models, _ = compared_models(Comparison(Run(recipe, root).changed(comparison=spec)))
+    assert [(model.row, model.asks) for model in models] == [
+        ("base", None),
+        ("oracle", ("haiku",)),
+        ("oracle", ("title",)),
+    ]
 
 
 def test_x_loras_classifier_is_kept(recipe: Recipe, root: Path, folder: Path) -> None:

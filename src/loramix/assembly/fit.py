@@ -17,22 +17,22 @@ from torch import Tensor
 from loramix.assembly.examples import Examples, Given, read_examples
 from loramix.assembly.refinement import Refinement, refine
 from loramix.assembly.verdict import encoded_examples
-from loramix.assembly.wordings import other_wordings
 from loramix.config import PLACEHOLDER
-from loramix.data.tokens.batches import Encoded, generation_batch, length_order
+from loramix.data.wordings import crossed, other_wordings, template_of, without_template
 from loramix.errors import DataError, did_you_mean
 from loramix.experiment.progress import Bar
+from loramix.experiment.training.gate_start import in_batches
 from loramix.mixture import consensus
 from loramix.mixture.model import MixtureModel
 from loramix.mixture.prototypes import from_examples
 
 log = logging.getLogger("loramix")
 Depth = Literal["nothing", "prompts", "answers"]
-PROMPTS = 16  # of one expert, from which prototypes are made
+PROMPTS = 16  # of one expert, from which prototypes are made,
+CROSSED = 40  # and at most so many about the inputs of others
 TRAINED = 24  # of these that training sees, and
 CHECKED = 8  # of the held-out ones by which it is judged: more cost minutes and change little
 HELD_OUT = 0.25  # of the examples
-_BATCH = 8  # prompts that are read at once
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def fit(
     _check_chat(mixture, learned)
     mixture.widen(len(mixture.experts))
     rows = {name: encoded_examples(mixture, each) for name, each in learned.items()}
-    prompts = {name: prompts_of(mixture, each) for name, each in learned.items()}
+    prompts = all_prompts(mixture, learned)
     bar = Bar("prototypes", sum(map(len, prompts.values())))
     from_examples(mixture, prompts, each=bar.step)
     bar.close()
@@ -118,20 +118,52 @@ def check_names(experts: Sequence[str], named: Iterable[str]) -> None:
             )
 
 
+def all_prompts(
+    mixture: MixtureModel, examples: Mapping[str, Examples]
+) -> dict[str, list[dict[str, Tensor]]]:
+    """Return the prompts of all experts as the model's inputs: their own, the same in other
+    wordings, and theirs about the inputs of the others.
+    """
+    prompts = {name: prompts_of(mixture, each) for name, each in examples.items()}
+    single = {name: _few(each) for name, each in examples.items() if not each.task.conversational}
+    templates, inputs = {}, {}
+    for name, few in single.items():
+        texts = [text for text, _ in few.pairs]
+        if few.task.prompt != PLACEHOLDER:
+            before, after = few.task.prompt.split(PLACEHOLDER)
+            templates[name], inputs[name] = [(before, after)], texts
+        elif found := template_of(texts):
+            templates[name], inputs[name] = [found], without_template(texts)
+        else:
+            inputs[name] = texts
+    for name, texts in crossed(templates, inputs, each=CROSSED).items():
+        rows = encoded_examples(mixture, _as_they_are(single[name], texts))
+        prompts[name] += in_batches(mixture, mixture.tokenizer, rows)
+    return prompts
+
+
 def prompts_of(mixture: MixtureModel, examples: Examples) -> list[dict[str, Tensor]]:
     """Return an expert's prompts as the model's inputs, as many as prototypes need, and the same in
     other wordings.
     """
-    few = replace(examples, pairs=examples.pairs[:PROMPTS])
+    few = _few(examples)
     rows = encoded_examples(mixture, few)
     if not few.task.conversational:
         inputs = [text for text, _ in few.pairs]
         known = None if few.task.prompt == PLACEHOLDER else inputs
         others = other_wordings([few.task.render(text) for text in inputs], known)
-        as_they_are = few.task.model_copy(update={"prompt": PLACEHOLDER})
-        worded = replace(few, task=as_they_are, pairs=tuple((text, None) for text in others))
-        rows += encoded_examples(mixture, worded)
-    return _inputs(mixture, rows)
+        rows += encoded_examples(mixture, _as_they_are(few, others))
+    return in_batches(mixture, mixture.tokenizer, rows)
+
+
+def _few(examples: Examples) -> Examples:
+    return replace(examples, pairs=examples.pairs[:PROMPTS])
+
+
+def _as_they_are(examples: Examples, texts: Sequence[str]) -> Examples:
+    """Return texts as the prompts of an expert, without its template around them."""
+    task = examples.task.model_copy(update={"prompt": PLACEHOLDER})
+    return replace(examples, task=task, pairs=tuple((text, None) for text in texts))
 
 
 def _from_adapters(mixture: MixtureModel) -> None:
@@ -145,18 +177,6 @@ def _check_chat(mixture: MixtureModel, examples: Mapping[str, Examples]) -> None
     """Let prompts go through the chat template where examples are conversations."""
     if any(each.task.conversational for each in examples.values()):
         mixture.prompting = mixture.prompting.model_copy(update={"chat": True})
-
-
-def _inputs(mixture: MixtureModel, rows: Sequence[Encoded]) -> list[dict[str, Tensor]]:
-    """Return prompts as the model's inputs, in batches of similar length."""
-    causal = not mixture.config.is_encoder_decoder
-    order = length_order([len(row.prompt) for row in rows])
-    parts = [
-        [rows[index] for index in order[first : first + _BATCH]]
-        for first in range(0, len(rows), _BATCH)
-    ]
-    batches = [generation_batch(mixture.tokenizer, part, causal) for part in parts]
-    return [{key: value.to(mixture.device) for key, value in each.items()} for each in batches]
 
 
 def _check_answers(examples: Mapping[str, Examples], training: bool, held_out: float) -> None:

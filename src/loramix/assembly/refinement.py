@@ -9,20 +9,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loramix.assembly.paired import difference
 from loramix.data.tokens.batches import Encoded
 from loramix.experiment.answers import Loss, mean_loss, target_losses
+from loramix.experiment.paired import gains, mean_of_means
 from loramix.experiment.progress import Bar
 from loramix.experiment.recipe import TrainSpec
 from loramix.experiment.training.tokens import as_samples
 from loramix.experiment.training.trainer import learn
 from loramix.mixture.model import MixtureModel
+from loramix.mixture.prototypes import SOFT, follow
 
 log = logging.getLogger("loramix")
 SPEC = TrainSpec(epochs=1, batch_size=8, learning_rate=1e-2, schedule="linear")
@@ -78,6 +78,8 @@ def refine(
     """
     start = {key: value.clone() for key, value in mixture.gate_state().items()}
     before = _losses(mixture, held_out, "held-out examples before training")
+    if mixture.prototypes is not None:
+        follow(mixture, mixture.prototypes, SOFT)
     with _scale_and_shift(mixture):
         learn(
             mixture,
@@ -92,12 +94,12 @@ def refine(
         )
     mixture.eval()
     after = _losses(mixture, held_out, "held-out examples after training")
-    kept = _gains(before, after)
+    kept = gains(before.values(), after.values())
     if not kept:
         mixture.load_gate_state(start)
     log.info(
         "training: mean loss on held-out examples %.4f before, %.4f after; %s",
-        *(sum(map(mean_loss, each.values())) / len(each) for each in (before, after)),
+        *(mean_of_means(each.values()) for each in (before, after)),
         "kept" if kept else "not kept: the gates stay where they were",
     )
     means = [{name: mean_loss(part) for name, part in each.items()} for each in (before, after)]
@@ -130,10 +132,3 @@ def _losses(
         bar.step()
     bar.close()
     return losses
-
-
-def _gains(before: Mapping[str, list[Loss]], after: Mapping[str, list[Loss]]) -> bool:
-    changes = [difference(after[name], before[name]) for name in before]
-    fall = -fmean(change.mean for change in changes)
-    error = sum(change.error**2 for change in changes) ** 0.5 / len(changes)
-    return fall > error and not any(change.positive for change in changes)

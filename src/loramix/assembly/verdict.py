@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from loramix.assembly.examples import Examples
-from loramix.assembly.paired import Difference, difference
 from loramix.data.tokens.batches import Encoded, generation_batch
 from loramix.data.tokens.encoding import encode
 from loramix.experiment.answers import Loss, mean_loss, target_losses
+from loramix.experiment.paired import Difference, difference
 from loramix.experiment.progress import Bar
 from loramix.mixture.model import MixtureModel
 

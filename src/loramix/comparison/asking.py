@@ -148,8 +148,10 @@ def _answers(
     encoded: Sequence[Encoded],
     title: str,
 ) -> list[Answer]:
-    """Return the answers to the questions of one task; without a cache, to the first ones only."""
-    limit = None if compared.cached else recipe.comparison.uncached_samples
+    """Return the answers to the questions of one task, or to the first ones only."""
+    spec = recipe.comparison
+    limits = [spec.answered_samples, None if compared.cached else spec.uncached_samples]
+    limit = min((each for each in limits if each is not None), default=None)
     return generate_answers(
         model,
         base.tokenizer,
@@ -163,9 +165,7 @@ def _answers(
 
 def _answer_rows(questions: Sequence[Question], answers: Sequence[Answer]) -> list[Row]:
     rows: list[Row] = []
-    for question, answer in zip(
-        questions, answers, strict=False
-    ):  # without a cache, there are fewer answers
+    for question, answer in zip(questions, answers, strict=False):  # there may be fewer answers
         ended = int(answer.finished)
         rows.append(
             (question.task, question.id, question.input, answer.text, ended, question.reference)

@@ -90,6 +90,8 @@ def _questions(comparison: Comparison) -> Step:
 def _ask(comparison: Comparison, model: ComparedModel, test_set: TestSet) -> Step:
     recipe, folder = comparison.recipe, comparison.folder(model, test_set)
     limits = {} if model.cached else {"uncached samples": recipe.comparison.uncached_samples}
+    if recipe.comparison.answered_samples is not None:
+        limits["answered samples"] = recipe.comparison.answered_samples
     settings: Settings = {
         **recipe.model_dump(mode="json", include={"generation", "evaluation"}),
         "base": recipe.base.model_dump(mode="json"),

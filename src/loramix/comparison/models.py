@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 from loramix.bases.loading import Base, load_base
@@ -15,8 +16,8 @@ from loramix.data.tasks import Task
 from loramix.errors import RecipeError
 from loramix.experiment.answers import Model
 from loramix.experiment.given import unequal_ranks
-from loramix.experiment.graph import GATE_OUTPUTS, Settings, Step, lora_step
-from loramix.experiment.labels import BASE, FINETUNE, expert_key, label
+from loramix.experiment.graph import GATE_OUTPUTS, Settings, Step, gate_settings, lora_step
+from loramix.experiment.labels import BASE, FINETUNE, ORACLE, expert_key, label
 from loramix.experiment.recipe import GateSpec
 from loramix.experiment.run import MODELS, Run
 from loramix.experiment.stages.gate import learn_gates
@@ -62,7 +63,9 @@ def _of_run(comparison: Comparison, name: str) -> list[ComparedModel]:
         return [_finetune(comparison, task) for task in comparison.recipe.tasks]
     if name == "experts":
         return [_expert(comparison, expert) for expert in comparison.recipe.expert_names]
-    return []  # the oracle: the answers of every task's own expert once more, see `scores`
+    if "experts" in comparison.recipe.comparison.models:
+        return []  # the oracle: the answers of every task's own expert once more, see `scores`
+    return [_of_oracle(comparison, expert) for expert in comparison.recipe.expert_names]
 
 
 def _mixtures(comparison: Comparison, left_out: list[str]) -> list[ComparedModel]:
@@ -124,17 +127,26 @@ def _expert(comparison: Comparison, name: str) -> ComparedModel:
     )
 
 
+def _of_oracle(comparison: Comparison, name: str) -> ComparedModel:
+    """Return an expert that is asked its own tasks alone, as a part of the oracle."""
+    own = [task for task, expert in comparison.recipe.own_experts.items() if expert == name]
+    expert = _expert(comparison, name)
+    key, oracle = f"{expert.key}-own", label(ORACLE)
+    return replace(expert, key=key, row=ORACLE, label=oracle, asks=tuple(own))
+
+
 def _baseline(comparison: Comparison, name: str, baseline: Baseline) -> ComparedModel:
     run, folder = comparison.run, comparison.root / name
     needs = comparison.expert_steps if baseline.of_experts else ("prepare",)
     learned = comparison.expert_folders if baseline.of_experts else ()
     fits: tuple[Step, ...] = ()
+    leaves = baseline.leaves_of(run.recipe)
     if baseline.fit is not None:
         work = partial(baseline.fit, run, folder)
         settings = baseline.settings(run.recipe)
-        fit = comparison.fit_step(name, work, settings, baseline.leaves, needs=needs)
+        fit = comparison.fit_step(name, work, settings, leaves, needs=needs)
         needs, fits = (fit.key,), (fit,)
-    if RECORD in baseline.leaves:
+    if RECORD in leaves:
         learned = (*learned, folder)
     return ComparedModel(
         name,
@@ -155,7 +167,7 @@ def _mixture(comparison: Comparison, name: str, spec: GateSpec, seed: int) -> Co
     run: Run = comparison.run.changed(gate=spec, seed=seed)
     folder = comparison.root / key
     work = partial(learn_gates, run, folder=folder, title=f"{name}, seed {seed}")
-    settings: Settings = {"gate": spec.model_dump(mode="json"), "seeds": {"seed": seed}}
+    settings: Settings = {"gate": gate_settings(spec), "seeds": {"seed": seed}}
     fit = comparison.fit_step(key, work, settings, GATE_OUTPUTS, needs=comparison.expert_steps)
 
     @contextmanager

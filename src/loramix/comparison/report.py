@@ -6,6 +6,7 @@ from typing import Literal
 from loramix.comparison.collapse import routing_weights
 from loramix.comparison.comparison import ComparedModel, Comparison
 from loramix.comparison.scores import ModelScores, Scores, read_scores
+from loramix.comparison.shares import sets_with_shares, shares
 from loramix.comparison.testsets import UNKNOWN
 from loramix.comparison.verdict import verdict
 from loramix.data.messages import plain_text
@@ -33,6 +34,7 @@ _TEST_SETS = {
     "bare": "inputs alone, no task named",
     "paraphrased": "prompts in other words",
     "mixed": "one task about another's inputs",
+    "crossed": "every task about the others' inputs",
     "unknown": "a task that no expert knows",
 }
 _TOKENIZED = {"Tokenizer": "words", "BLEU": "bleu", "chrF": "chrf"}  # facts, by measure
@@ -102,6 +104,7 @@ def _tables(scores: Scores) -> Iterator[ScoreTable]:
     of_reference = [*_names("reference"), "perplexity"]
     of_form, of_style = _names("form"), _names("style")
     yield _headline(scores)
+    yield from _shares(scores)
     for test_set, words in _TEST_SETS.items():
         title = f"{words.capitalize()}: scores"
         yield from _table(scores, title, test_set, [*of_reference, *of_form])
@@ -129,6 +132,31 @@ def _headline(scores: Scores) -> ScoreTable:
         "inputs alone."
     )
     return ScoreTable("Combined score", note, headings, _by_model(scores, columns))
+
+
+def _shares(scores: Scores) -> Iterator[ScoreTable]:
+    """Yield the table of the shares of the right expert's gain: the mean over tasks and the worst
+    of them, by test set; nothing without an oracle.
+    """
+    sets = sets_with_shares(scores)
+    found = {row: [shares(scores, row, each) for each in sets] for row in scores.rows}
+    rows: list[tuple[str, list[MeanScore | None]]] = []
+    for row, of_sets in found.items():
+        cells: list[MeanScore | None] = []
+        for each in of_sets:
+            if each is None:
+                cells += [None, None]
+                continue
+            for share in (each.mean, each.by_task[each.worst]):
+                cells.append(MeanScore(share.value, share.low, share.high, ""))
+        rows.append((scores.labels[row], cells))
+    if sets:
+        note = (
+            "Share of what the right expert gains over the base, by loss: 0 is the base, 1 the "
+            "right expert. Mean over tasks, and the task with the smallest share."
+        )
+        headings = [f"{each} {kind}" for each in sets for kind in ("mean", "worst task")]
+        yield ScoreTable("Share of the right expert's gain", note, headings, rows)
 
 
 def _table(

@@ -22,6 +22,8 @@ from loramix.comparison.asking import ROUTING
 from loramix.comparison.comparison import ComparedModel, Comparison
 from loramix.comparison.models import mixture_row
 from loramix.comparison.scores import ModelScores, Scores
+from loramix.comparison.shares import MEASURE as SHARE
+from loramix.comparison.shares import sets_with_shares, shares
 from loramix.comparison.statistics import Estimate
 from loramix.comparison.verdict import verdict
 from loramix.experiment.recipe import Recipe
@@ -86,6 +88,18 @@ def _rows(scores: Scores) -> Iterator[Row]:
             if estimate is not None:
                 n = scores.count(row, test_set, tasks, "combined")
                 yield ALL, label, ALL, test_set, "combined", *_cells(estimate), n
+        yield from _share_rows(scores, row, label)
+
+
+def _share_rows(scores: Scores, row: str, label: str) -> Iterator[Row]:
+    """Yield the shares of the right expert's gain, of every task and of all."""
+    for test_set in sets_with_shares(scores):
+        found = shares(scores, row, test_set)
+        if found is not None:
+            counts = [scores.count(row, test_set, [task], "loss") for task in found.by_task]
+            for (task, share), n in zip(found.by_task.items(), counts, strict=True):
+                yield ALL, label, task, test_set, SHARE, *_cells(share), n
+            yield ALL, label, ALL, test_set, SHARE, *_cells(found.mean), sum(counts)
 
 
 def _measured(scores: Scores, parts: Sequence[ModelScores]) -> Iterator[Row]:

@@ -163,7 +163,7 @@ def read_scores(comparison: Comparison, models: Sequence[ComparedModel]) -> Scor
             folder = comparison.folder(model, test_set)
             rows = current_scores(recipe, test_set, folder)
             parts += _of_model(model, test_set, rows, folder / ANSWERS)
-    if "oracle" in recipe.comparison.models:
+    if {"oracle", "experts"} <= set(recipe.comparison.models):
         own = {task: expert_key(expert) for task, expert in recipe.own_experts.items()}
         experts = [part for part in parts if own.get(part.task) == part.row]
         parts += [replace(part, row=ORACLE, label=label(ORACLE)) for part in experts]

@@ -5,6 +5,7 @@ bare         the same samples without any prompt: the input alone, so that no ta
 paraphrased  the same samples in other wordings of the prompt, one of the task's for each sample
 mixed        one task's prompt about the inputs of another (a haiku about an abstract), which has no
              reference; of tasks whose answers have a form that can be checked without one
+crossed      the same for every task, its samples spread over the inputs of all others
 unknown      a task that no expert knows: the first task's `inverse`, which asks for the input given
              the target
 """
@@ -106,6 +107,16 @@ def _mixed(recipe: Recipe, withheld: Withheld) -> Asked:
                     yield asked.name, sample.id, asked.prompt, sample.input, ""
 
 
+def _crossed(recipe: Recipe, withheld: Withheld) -> Asked:
+    single = [task for task in recipe.tasks if not task.conversational]
+    for place, asked in enumerate(single):
+        others = [*single[place + 1 :], *single[:place]]
+        for turn in range(len(withheld[asked.name]) if others else 0):
+            of_other = withheld[others[turn % len(others)].name]
+            sample = of_other[turn // len(others) % len(of_other)]
+            yield asked.name, sample.id, asked.prompt, sample.input, ""
+
+
 def _unknown(recipe: Recipe, withheld: Withheld) -> Asked:
     task = next((task for task in recipe.tasks if task.inverse), None)
     if task is not None and task.inverse is not None:
@@ -118,5 +129,6 @@ _ASKED: dict[TestSet, Callable[[Recipe, Withheld], Asked]] = {
     "bare": _bare,
     "paraphrased": _paraphrased,
     "mixed": _mixed,
+    "crossed": _crossed,
     "unknown": _unknown,
 }

@@ -9,7 +9,7 @@ from loramix.data.catalogue import BUILT_IN
 from loramix.data.leaks import RECORD
 from loramix.data.tasks import Task, Whitespace
 from loramix.experiment.given import digests
-from loramix.experiment.recipe import Recipe
+from loramix.experiment.recipe import GateSpec, Recipe
 from loramix.experiment.run import (
     CHECKPOINTS,
     LOSSES,
@@ -43,6 +43,9 @@ OLD_WAYS: Settings = {
     "validation_split": None,
     "test_split": None,
 }
+# And those of gates.
+OLD_GATES: Settings = {"carry": False, "examples": 16, "rates": "equal", "keep_start": False}
+_INITS = {"mean": "prototype", "prototype": "worded prototype"}  # what finished runs call them
 
 TRAINING_OUTPUTS = (LOSSES, "losses.png", RECORD)
 GATE_OUTPUTS = (MODELS, *TRAINING_OUTPUTS, AUXILIARY_LOSSES, ROUTING_STEPS)
@@ -164,7 +167,11 @@ def _gate(run: Run) -> list[Step]:
     learn = Step(
         "gate",
         "gate",
-        {**_training(run, "gate", run.recipe.routed), **expert_settings(run.recipe)},
+        {
+            **_training(run, "gate", run.recipe.routed),
+            "gate": gate_settings(run.recipe.gate),
+            **expert_settings(run.recipe),
+        },
         expert_steps(run.recipe),
         _outputs(folder, *GATE_OUTPUTS),
         partial(gate.learn, run),
@@ -232,6 +239,15 @@ def expert_settings(recipe: Recipe) -> Settings:
 def task_settings(tasks: Iterable[Task], fields: Iterable[str]) -> list[Settings]:
     """Return these fields of every task."""
     return [_as_before(task, task.model_dump(mode="json", include=set(fields))) for task in tasks]
+
+
+def gate_settings(spec: GateSpec) -> Settings:
+    """Return the settings of gates and of their training, without younger ones that change nothing:
+    they must not redo finished runs.
+    """
+    settings = spec.model_dump(mode="json")
+    kept = {name: value for name, value in settings.items() if OLD_GATES.get(name, ...) != value}
+    return {**kept, "init": _INITS.get(spec.init, spec.init)}
 
 
 def earlier_whitespace(task: Task) -> Whitespace:

@@ -169,9 +169,9 @@ def _of_gates(recipe: Recipe, gate: GateSpec, key: str) -> Iterator[str]:
     for setting, problem in found:
         yield f"{key}.{setting}: {problem}"
     idle = [name for name in recipe.expert_names if name not in recipe.own_experts.values()]
-    if gate.init == "prototype" and idle:
+    if gate.init in ("prototype", "mean") and idle:
         yield (
-            f"{key}.init: 'prototype' takes prompts of every expert, and no task has the expert "
+            f"{key}.init: '{gate.init}' takes prompts of every expert, and no task has the expert "
             f"{', '.join(idle)}; give it a task (expert: {idle[0]}), or use init 'zero' or 'arrow'"
         )
 

@@ -51,7 +51,9 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _resolved(recipe: Recipe) -> tuple[Recipe, list[str]]:
-    """Return the recipe with the format and columns of every task, and why some have none."""
+    """Return the recipe with the format and columns of every task, and why some have none; and with
+    the hidden units that its experts need, unless it says how many.
+    """
     tasks, problems = [], []
     for task in recipe.tasks:
         try:
@@ -59,7 +61,11 @@ def _resolved(recipe: Recipe) -> tuple[Recipe, list[str]]:
         except DataError as error:
             tasks.append(task)
             problems.append(str(error))
-    return recipe.model_copy(update={"tasks": tuple(tasks)}), problems
+    changes: dict[str, object] = {"tasks": tuple(tasks)}
+    if "hidden" not in recipe.gate.model_fields_set:
+        hidden = max(recipe.gate.hidden, len(recipe.expert_names))
+        changes["gate"] = recipe.gate.model_copy(update={"hidden": hidden})
+    return recipe.model_copy(update=changes), problems
 
 
 def _read(source: str, seen: tuple[Path, ...] = ()) -> dict[str, object]:

@@ -18,17 +18,20 @@ ModelName = Literal[
     "experts",
     "oracle",
     "joint",
+    "joint-small",
     "uniform",
     "static",
+    "cat",
     "ties",
     "dare",
     "lorahub",
     "arrow",
     "xlora",
+    "retriever",
     "mixtures",
 ]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # as NumPy takes them
-TestSet = Literal["named", "bare", "paraphrased", "mixed", "unknown"]
+TestSet = Literal["named", "bare", "paraphrased", "mixed", "crossed", "unknown"]
 
 
 class Strict(BaseModel):
@@ -130,18 +133,29 @@ class GateSpec(TrainSpec, GateConfig):
     """The gates of the mixture and their training.
 
     init: their start: at the uniform mixture (`zero`), at the `prototype` of the first training
-        prompts of each expert's tasks, or at the directions that each adapter amplifies most
-        (`arrow`); see `loramix.mixture.prototypes`.
+        prompts of each expert's tasks, in their own and in neutral wordings, at their plain `mean`
+        (softer), or at the directions that each adapter amplifies most (`arrow`); see
+        `loramix.mixture.prototypes`.
+    examples: the prompts of every task of which prototypes and means are made.
+    rates: by `width`, each weight learns at the learning rate over the width of what it reads, so
+        that a step moves the scores by no more than a few learning rates; `equal` is one rate for
+        all.
+    epochs: of the training; with 0, gates stay where they start.
+    keep_start: whether training is undone where validation samples show no gain by it.
     entropy, balance, supervised: coefficients of the auxiliary losses, see
         `loramix.experiment.training.gate_losses`.
     bare: the share of the training prompts that are the input alone, without the task's prompt
         around it. Gates that see some cannot win by reading the task's name.
     """
 
+    epochs: int = Field(default=3, ge=0)
     learning_rate: float = Field(default=3e-3, gt=0)
     patience: int = Field(default=10, ge=1)
     context: Context = "prompt"
     init: Init = "prototype"
+    examples: int = Field(default=16, ge=1)
+    rates: Literal["width", "equal"] = "width"
+    keep_start: bool = True
     entropy: float = Field(default=0.0, ge=0)
     balance: float = Field(default=0.0, ge=0)
     supervised: float = Field(default=0.0, ge=0)
@@ -179,15 +193,18 @@ class ComparisonSpec(Strict):
     seeds: of the gates' training; everything else is trained once, with the recipe's seed.
     test_sets: `named` is the withheld split; `bare` the same without the prompt around the input;
         `paraphrased` the same with other wordings of the prompt; `mixed` asks for one task about
-        the inputs of another; `unknown` asks for a task that no expert knows.
+        the inputs of another, where an answer's form can be checked; `crossed` asks so for every
+        task, to see which expert is followed; `unknown` asks for a task that no expert knows.
     test_samples: of each task, in the first two sets; side_samples: in the other sets; None: all
         that are withheld.
+    answered_samples: of each task and test set, that are answered; losses are measured on all.
     uncached_samples: of the first test set, for models that cannot use a cache (X-LoRA) and take
         minutes where others take seconds; they answer no other. Their losses are measured on all.
     search_samples: validation samples of every task, for the search of fixed weights.
     search_steps: weights that LoraHub's search tries.
     density: the share of each adapter that TIES and DARE keep.
-    xlora_learning_rate: of X-LoRA's classifier, which is trained like the gates otherwise.
+    xlora_learning_rate: of X-LoRA's classifier, which is trained like the gates otherwise;
+        weights_learning_rate: of static weights that are learned.
     replicates: of the bootstrap.
     """
 
@@ -196,14 +213,18 @@ class ComparisonSpec(Strict):
         default={"CGM LoRA": {}, "reference gate": {"context": "reference"}}
     )
     seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), min_length=1)
-    test_sets: tuple[TestSet, ...] = Field(default=get_args(TestSet), min_length=1)
+    test_sets: tuple[TestSet, ...] = Field(
+        default=("named", "bare", "paraphrased", "mixed", "unknown"), min_length=1
+    )
     test_samples: int | None = Field(default=None, ge=2)
     side_samples: int | None = Field(default=100, ge=2)
+    answered_samples: int | None = Field(default=None, ge=1)
     uncached_samples: int | None = Field(default=50, ge=2)
     search_samples: int = Field(default=32, ge=1)
     search_steps: int = Field(default=40, ge=1)
     density: float = Field(default=0.5, gt=0, le=1)
     xlora_learning_rate: float = Field(default=1e-3, gt=0)
+    weights_learning_rate: float = Field(default=1e-2, gt=0)
     replicates: int = Field(default=2000, ge=100)
 
 
@@ -256,7 +277,8 @@ class Recipe(Strict):
         """
         own = self.gate.model_dump()
         training = self.gate.model_dump(include=set(TrainSpec.model_fields))
-        reference = training | {"init": "zero", "bare": 0.0} | GateConfig.reference().model_dump()
+        untouched = {"init": "zero", "bare": 0.0, "rates": "equal", "keep_start": False}
+        reference = training | untouched | GateConfig.reference().model_dump()
         mixtures = {}
         for name, changes in self.comparison.mixtures.items():
             start = reference if changes.get("context") == "reference" else own

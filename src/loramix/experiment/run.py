@@ -11,7 +11,7 @@ from loramix.bases.loading import Base, load_base
 from loramix.data.samples import Sample, read_manifest
 from loramix.data.tasks import Split, Task
 from loramix.experiment.labels import BASE, FINETUNE, MIXTURE, expert_key, label
-from loramix.experiment.recipe import GateSpec, Recipe, TrainSpec
+from loramix.experiment.recipe import Recipe, TrainSpec
 from loramix.report.content import LossRow
 from loramix.storage.experts import Expert, load_expert
 from loramix.storage.files import path_part, read_csv
@@ -21,6 +21,7 @@ MODELS = "models"  # in the folder of a model: what training left
 ANSWER_COLUMNS = ("input", "generated", "reference")
 LOSSES, LOSS_COLUMNS = "losses.csv", ("step", "epoch", "training", "validation")
 TEST_LOSS, TEST_LOSS_COLUMNS = "test_loss.csv", ("task", "loss")
+GATE_CHECK = "gates.csv"  # see `loramix.experiment.training.gate_check`
 ROUTING_STEPS, ROUTING_STEP_COLUMNS = "routing_steps.csv", ("step", "task", "expert", "weight")
 WEIGHTS, WEIGHT_COLUMNS = "weights.csv", ("layer", "task", "expert", "weight")
 
@@ -49,10 +50,11 @@ class Run:
     recipe: Recipe
     root: Path
 
-    def changed(self, *, gate: GateSpec, seed: int) -> "Run":
-        """Return the run with other gates and seed, in the same folder and on the same samples."""
-        recipe = self.recipe.model_copy(update={"gate": gate, "seed": seed})
-        return replace(self, recipe=recipe)
+    def changed(self, **settings: object) -> "Run":
+        """Return the run with other settings of its recipe, in the same folder and on the same
+        samples.
+        """
+        return replace(self, recipe=self.recipe.model_copy(update=settings))
 
     def folder(self, stage: str, part: str | None = None) -> Path:
         """Return a stage's folder; finetune has one for every task, lora one for every expert."""

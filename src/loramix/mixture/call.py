@@ -15,6 +15,7 @@ from loramix.config import GateConfig
 from loramix.errors import MixtureError
 from loramix.mixture.context import read, spread
 from loramix.mixture.folding import Folding
+from loramix.mixture.gate import Evidence
 from loramix.mixture.state import current, in_call
 from loramix.mixture.update import Update
 from loramix.mixture.weights import FixedWeights, RoutingWeights
@@ -65,6 +66,8 @@ class Call:
     fixed: weights that override every gate.
     decided: gate group -> weights. Begins with those that came with a cache; the first layer of
         each further group adds its own.
+    evidence: of the gates so far, where gates carry it on: of those that read the stack's tokens or
+        its prompt, and of those that read the encoder's tokens.
     states: gate group -> sum and count with which a running mean goes on.
     updates: layer -> update, where weights stay as they are for all further steps. None where they
         may change, or where gradients are wanted.
@@ -79,6 +82,7 @@ class Call:
     fixed: FixedWeights | None = None
     decided: dict[str, Float[Tensor, "B _ E"]] = field(default_factory=dict)
     states: dict[str, Float[Tensor, "B F"]] = field(default_factory=dict)
+    evidence: dict[str, Evidence] = field(default_factory=dict)
     updates: dict[str, Update] | None = None
     folding: Folding | None = None
     outer: "Call | None" = None
@@ -168,7 +172,8 @@ class Call:
             )
         if config.context == "prompt" and self.encoder is not None:
             context_B1D, _ = self.context(config, self.encoder.mean_B1D, self.encoder.one_B1)
-            weights_B1E: Tensor = gate(context_B1D, self.encoder.one_B1)
+            evidence = self._evidence(layer, "stack")
+            weights_B1E: Tensor = gate(context_B1D, self.encoder.one_B1, evidence)
             return weights_B1E
         if self.mask_BT is None or self.mask_BT.shape != x_BTD.shape[:2]:
             raise MixtureError(
@@ -181,10 +186,18 @@ class Call:
         )
         if state_BF is not None:
             self.states[layer.group] = state_BF
-        weights_BTE: Tensor = gate(context_BTD, self.mask_BT)
+        weights_BTE: Tensor = gate(context_BTD, self.mask_BT, self._evidence(layer, "stack"))
         if self.segments_BT is not None and config.context == "prompt":
             return spread(weights_BTE, self.segments_BT)
         return weights_BTE
+
+    def _evidence(self, layer: "MixtureLinear", of: str) -> Evidence | None:
+        """Return the evidence that the gate of a layer carries on, if these gates do."""
+        if not layer.config.carry:
+            return None
+        evidence = self.evidence.setdefault(of, Evidence())
+        evidence.blocks = layer.block + 1
+        return evidence
 
     def _decided_by_encoder_tokens(self, layer: "MixtureLinear") -> RoutingWeights:
         """Return the decision for the encoder's tokens; the gate may be another layer's."""
@@ -200,7 +213,8 @@ class Call:
                     "use scope='layer' with these experts"
                 )
             context_BSD, _ = self.context(config, encoder.hidden_BSD, encoder.mask_BS)
-            self.decided[group] = gate(context_BSD, encoder.mask_BS)
+            evidence = self._evidence(layer, "encoder")
+            self.decided[group] = gate(context_BSD, encoder.mask_BS, evidence)
         return RoutingWeights(self.decided[group], encoder.mask_BS)
 
 
@@ -231,5 +245,10 @@ def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContext
     if call is not None:
         # What the last layer before has read would be kept until the second pass has run.
         call._context = call._product = None
-    again = call and replace(call, decided=dict(call.decided), states=dict(call.states))
+    again = call and replace(
+        call,
+        decided=dict(call.decided),
+        states=dict(call.states),
+        evidence={of: replace(each) for of, each in call.evidence.items()},
+    )
     return nullcontext(), in_call(again)

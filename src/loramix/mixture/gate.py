@@ -9,6 +9,7 @@ experts, `S` slots: the experts and, where the gate may turn all of them off, th
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,6 +19,25 @@ from loramix.config import GateConfig
 from loramix.errors import MixtureError
 from loramix.mixture.context import in_float32, masked_mean
 from loramix.mixture.problems import gate_problems
+
+
+@dataclass
+class Evidence:
+    """The scores of the gates that a pass has come through, and the blocks of layers they lie in.
+
+    A gate decides by their sum, over the number of these blocks. A sum, so that gates which know
+    nothing yet change nothing; over the blocks, so that it stays as large in deep bases.
+
+    Axes: `S` slots, the experts and perhaps the base.
+    """
+
+    sum_BTS: Tensor | None = None
+    blocks: int = 1
+
+    def with_scores(self, scores_BTS: Float[Tensor, "B T S"]) -> Float[Tensor, "B T S"]:
+        """Add the scores of one more gate, and return what it decides by."""
+        self.sum_BTS = scores_BTS if self.sum_BTS is None else self.sum_BTS + scores_BTS
+        return self.sum_BTS / self.blocks
 
 
 class ContextGate(nn.Module):
@@ -52,9 +72,15 @@ class ContextGate(nn.Module):
         return self.lift.in_features
 
     def forward(
-        self, context_BTD: Float[Tensor, "B T D"], mask_BT: Bool[Tensor, "B _"]
+        self,
+        context_BTD: Float[Tensor, "B T D"],
+        mask_BT: Bool[Tensor, "B _"],
+        evidence: Evidence | None = None,
     ) -> Float[Tensor, "B _ E"]:
         """Return the experts' weights for each context.
+
+        evidence: of the gates before this one, to which its scores are added; None: it decides
+            alone.
 
         A `reference` gate decides once for each row, from the mean of its scores over the tokens
         where `mask_BT` is true; other gates do not need the mask.
@@ -65,6 +91,8 @@ class ContextGate(nn.Module):
                 scores = scores / self.config.temperature
             if self.config.context == "reference":
                 scores = masked_mean(scores, mask_BT)
+            if evidence is not None:
+                scores = evidence.with_scores(scores)
             return self._weights(scores)
 
     def rearranged(

@@ -35,7 +35,7 @@ def roles(
         readers.setdefault(_group(base, name, scope), name)
     groups = {name: _group(base, name, scope) for name in ordered}
     return {
-        name: Role(name, group, readers[groups[name]], forms.get(name, "rows"))
+        name: Role(name, group, readers[groups[name]], forms.get(name, "rows"), block_of(name))
         for name, group in groups.items()
     }
 
@@ -76,6 +76,11 @@ def check_readers(old: Iterable[Role], new: Iterable[Role]) -> None:
                 f"layer; with these experts that would be '{role.reader}'. Build a new mixture, or "
                 "one with scope='layer'"
             )
+
+
+def block_of(layer: str) -> int:
+    """Return the number of a layer's block in its stack; 0 for a layer outside of blocks."""
+    return next((int(part) for part in layer.split(".") if part.isdigit()), 0)
 
 
 def in_decoder(base: "PreTrainedModel", layer: str) -> bool:

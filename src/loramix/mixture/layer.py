@@ -52,13 +52,14 @@ class Role:
     """A layer's part in its model.
 
     group: the name of its gate group. reader: the layer of the group whose input the gate reads.
-    form: of the input that the base hands to this layer.
+    form: of the input that the base hands to this layer. block: its number in the stack.
     """
 
     layer: str
     group: str
     reader: str
     form: Form = "rows"
+    block: int = 0
 
 
 class MixtureLinear(nn.Module):
@@ -92,7 +93,7 @@ class MixtureLinear(nn.Module):
             )
         self.base, self.config = base, gate.config
         self.name, self.form = role.layer, role.form
-        self.group, self.reader = role.group, role.reader
+        self.group, self.reader, self.block = role.group, role.reader, role.block
         self.gate = gate if role.layer == role.reader else None
         self.stacked = stacked if index == 0 else None
         self.index = index

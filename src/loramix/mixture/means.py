@@ -23,7 +23,8 @@ _ALIKE = 1e-6  # mean squared distance of two means, over the width, below which
 _MEAN, _SCATTER = "mean/", "scatter/"
 _COUNTS, _SHARPNESS = "prompts", "sharpness"
 RIDGE = 1.0  # λ, of the mean variance of a context
-RANK = 16  # directions of Σ that are kept; beyond them λ outweighs it
+RANK = 16  # directions of Σ that are kept of one expert, and of all together at least
+RANK_OF_EACH = 2  # directions of all together, for every expert; beyond them λ outweighs Σ
 
 
 @dataclass(frozen=True)
@@ -151,21 +152,23 @@ def reset(gate: ContextGate) -> None:
     gate.train_unequal_priors()
 
 
-def scatter_of(differences_ND: Float[Tensor, "N D"], variance: float) -> Float[Tensor, "R D"]:
+def scatter_of(
+    differences_ND: Float[Tensor, "N D"], variance: float, experts: int
+) -> Float[Tensor, "R D"]:
     """Return the main directions of contexts around their means, see `Prototypes`.
 
     variance: of a context in all directions, of which λ is a part.
     """
     ridge = RIDGE * variance / differences_ND.shape[1]
-    main_RD = main_directions(differences_ND)
+    main_RD = main_directions(differences_ND, max(RANK, RANK_OF_EACH * experts))
     squares_R = main_RD.square().sum(1, keepdim=True)  # variances
     return main_RD / (squares_R + ridge).clamp(min=1e-12).sqrt()
 
 
-def main_directions(differences_ND: Float[Tensor, "N D"]) -> Float[Tensor, "R D"]:
-    """Return at most R vectors whose outer products add up to nearly those of the differences."""
+def main_directions(differences_ND: Float[Tensor, "N D"], rank: int) -> Float[Tensor, "R D"]:
+    """Return at most `rank` vectors whose outer products add up to almost the differences'."""
     _, vectors_NN = torch.linalg.eigh(differences_ND @ differences_ND.T)
-    main_RD: Tensor = vectors_NN[:, -RANK:].T @ differences_ND
+    main_RD: Tensor = vectors_NN[:, -rank:].T @ differences_ND
     return main_RD
 
 

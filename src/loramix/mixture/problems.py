@@ -5,7 +5,8 @@ from typing import Literal
 
 from loramix.config import GateConfig
 
-Init = Literal["zero", "prototype", "arrow"]  # how gates start, see `loramix.mixture.prototypes`
+# How gates start, see `loramix.mixture.prototypes`.
+Init = Literal["zero", "prototype", "mean", "arrow"]
 
 
 def gate_problems(
@@ -17,14 +18,14 @@ def gate_problems(
     """
     if config.activation == "top-k" and config.k > experts:
         yield "k", f"cannot keep {config.k} of {experts} experts; use k={experts} or less"
-    units = {"zero": 1, "prototype": experts, "arrow": 2 * experts}[init]
+    units = {"zero": 1, "arrow": 2 * experts}.get(init, experts)
     if config.hidden < units:
         yield (
             "hidden",
             f"init '{init}' of {experts} experts needs {units} hidden units in every gate, and "
             f"there are {config.hidden}; use hidden={units} or more",
         )
-    if init == "prototype" and config.context == "reference":
+    if init in ("prototype", "mean") and config.context == "reference":
         yield (
             "init",
             "a reference gate has no biases, which prototypes of examples need; use init 'zero' or "

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from loramix.errors import MixtureError, did_you_mean
 from loramix.mixture.context import masked_mean, read
-from loramix.mixture.gate import ContextGate
-from loramix.mixture.groups import in_decoder
+from loramix.mixture.gate import ContextGate, Evidence
+from loramix.mixture.groups import block_of, in_decoder
 from loramix.mixture.linear import linear_shape
 from loramix.mixture.means import (
+    RANK,
     Prototypes,
     main_directions,
     scatter_of,
@@ -34,6 +35,8 @@ from loramix.mixture.model import MixtureModel
 from loramix.mixture.problems import Init, gate_problems
 
 SHARPNESS = 12.0
+# Training starts here: gates that are sure get no gradients, and cannot learn to mix.
+SOFT = 2.0
 Examples = Sequence[str | Mapping[str, Tensor]]
 
 
@@ -75,8 +78,14 @@ def from_examples(
         torch.tensor([one.prompts for one in seen]),
         sharpness,
     )
+    follow(mixture, mixture.prototypes, sharpness)
+
+
+@torch.no_grad()
+def follow(mixture: MixtureModel, held: Prototypes, sharpness: float) -> None:
+    """Write the rule of prototypes into all gates, as sharp as asked; nothing else changes."""
     for reader, gate in mixture.gates.items():
-        place, held = gate.prior.device, mixture.prototypes
+        place = gate.prior.device
         means_ED, scatter_RD = held.means[reader].to(place), held.scatters[reader].to(place)
         write_rule(gate, means_ED, scatter_RD, sharpness)
 
@@ -135,10 +144,14 @@ def remembered_weights(mixture: MixtureModel) -> dict[str, float]:
         return {}
     known = [index for index, count in enumerate(held.counts.tolist()) if count]
     sums = torch.zeros(len(mixture.experts))
+    evidence = {side: Evidence() for side in (False, True)}  # of an encoder, and of a decoder
     for reader, gate in mixture.gates.items():
         means_1ED = held.means[reader].to(gate.prior.device)[None]
         mask = torch.ones(means_1ED.shape[:2], dtype=torch.bool, device=means_1ED.device)
-        sums += gate(means_1ED, mask)[0].diagonal().cpu()
+        before = evidence[in_decoder(mixture.base, reader)] if gate.config.carry else None
+        if before is not None:
+            before.blocks = block_of(reader) + 1
+        sums += gate(means_1ED, mask, before)[0].diagonal().cpu()
     means = (sums / len(mixture.gates)).tolist()
     return {mixture.expert_names[index]: means[index] for index in known}
 
@@ -188,14 +201,15 @@ def _seen(
         len(next(iter(contexts_ND.values()))),
         means,
         {layer: float(ND.square().sum(1).mean()) for layer, ND in apart.items()},
-        {layer: main_directions(ND / len(ND) ** 0.5) for layer, ND in apart.items()},
+        {layer: main_directions(ND / len(ND) ** 0.5, RANK) for layer, ND in apart.items()},
     )
 
 
 def _scatter(seen: Sequence[_Seen], layer: str) -> Float[Tensor, "R D"]:
     """Return how the contexts of one expert scatter in a layer, the mean over experts."""
     differences = torch.cat([one.differences[layer] for one in seen]) / len(seen) ** 0.5
-    return scatter_of(differences, fmean(one.variances[layer] for one in seen))
+    variance = fmean(one.variances[layer] for one in seen)
+    return scatter_of(differences, variance, experts=len(seen))
 
 
 def _with_newcomer(mixture: MixtureModel, old: Prototypes, examples: Examples) -> Prototypes:
@@ -250,11 +264,13 @@ def _choose(
     reader: str,
     expert: int | None,
     gate: ContextGate,
-    args: tuple[Tensor, Tensor],
+    args: tuple[object, ...],
     output: Tensor,
 ) -> Tensor:
     """Note what a gate reads, and put one expert in the place of its decision."""
-    context, mask = args
+    context, mask = args[:2]
+    assert isinstance(context, Tensor)
+    assert isinstance(mask, Tensor)
     if context.shape[1] != mask.shape[1]:  # one for the whole row
         mask = torch.ones_like(context[..., 0], dtype=torch.bool)
     found.setdefault(reader, masked_mean(context, mask)[:, 0])

@@ -10,7 +10,7 @@ from loramix.config import GateConfig, Prompting
 from loramix.errors import CheckpointError
 from loramix.storage.texts import read_json
 
-SCHEMA: Literal[2] = 2  # 2 may have prototypes
+SCHEMA: Literal[3] = 3  # 2 may have prototypes, and in 3 gates may carry evidence on
 CONFIG = "mixture_config.json"
 
 
@@ -50,7 +50,7 @@ class MixtureConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: Literal[1, 2] = SCHEMA
+    schema_version: Literal[1, 2, 3] = SCHEMA
     base: str
     revision: str | None
     experts: list[ExpertRecord]
@@ -59,6 +59,15 @@ class MixtureConfig(BaseModel):
     prototypes_sha256: Digest | None = None
     prompting: Prompting = Prompting()
     versions: dict[str, str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_gates_decide_alone(cls, values: object) -> object:
+        if isinstance(values, dict) and values.get("schema_version") in (1, 2):
+            gate = values.get("gate")
+            if isinstance(gate, dict):
+                return {**values, "gate": {**gate, "carry": False}}
+        return values
 
     @model_validator(mode="after")
     def _names_differ(self) -> "MixtureConfig":

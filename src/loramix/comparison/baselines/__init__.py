@@ -8,9 +8,11 @@ from collections.abc import Mapping
 
 from loramix.comparison.baselines import (
     arrow,
+    cat,
     dare,
     joint,
     lorahub,
+    retriever,
     static,
     ties,
     uniform,
@@ -20,11 +22,14 @@ from loramix.comparison.baselines.baseline import Baseline
 
 BASELINES: Mapping[str, Baseline] = {
     "joint": joint.BASELINE,
+    "joint-small": joint.SMALL,
     "uniform": uniform.BASELINE,
     "static": static.BASELINE,
+    "cat": cat.BASELINE,
     "ties": ties.BASELINE,
     "dare": dare.BASELINE,
     "lorahub": lorahub.BASELINE,
     "arrow": arrow.BASELINE,
     "xlora": xlora.BASELINE,
+    "retriever": retriever.BASELINE,
 }

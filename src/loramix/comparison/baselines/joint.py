@@ -1,8 +1,11 @@
-"""Joint: one adapter of all tasks that have an expert, trained on them in turn, with as many
-parameters as the experts together; a given one counts as much as one that is trained.
+"""Joint: one adapter of all tasks that have an expert, trained on them in turn: with as many
+parameters as the experts together (a given one counts as much as one that is trained), or with
+those of one expert.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 from peft import PeftModel
@@ -16,23 +19,21 @@ from loramix.experiment.run import MODELS, Run
 from loramix.experiment.stages.lora import learn_adapter
 
 
-def settings(recipe: Recipe) -> Settings:
-    """Return the settings of the training."""
-    return {"lora": _spec(recipe).model_dump(mode="json")}
-
-
-def fit(run: Run, folder: Path) -> None:
-    """Train the adapter."""
-    title = "LoRA of all tasks at once"
-    learn_adapter(run, _spec(run.recipe), run.recipe.routed, folder=folder, title=title)
-
-
 def load(run: Run, folder: Path, base: Base) -> AbstractContextManager[PeftModel]:
     """Return the base with the adapter."""
     return with_adapter(base, folder / MODELS)
 
 
-def _spec(recipe: Recipe) -> LoraSpec:
+def _fit(spec: Callable[[Recipe], LoraSpec], title: str, run: Run, folder: Path) -> None:
+    """Train the adapter."""
+    learn_adapter(run, spec(run.recipe), run.recipe.routed, folder=folder, title=title)
+
+
+def _settings(spec: Callable[[Recipe], LoraSpec], recipe: Recipe) -> Settings:
+    return {"lora": spec(recipe).model_dump(mode="json")}
+
+
+def _large(recipe: Recipe) -> LoraSpec:
     """Return the experts' settings with their ranks added up, and alpha with them: the update keeps
     its scale.
     """
@@ -40,12 +41,21 @@ def _spec(recipe: Recipe) -> LoraSpec:
     return spec.model_copy(update={"rank": spec.rank * count, "alpha": spec.alpha * count})
 
 
-BASELINE = Baseline(
-    "one LoRA, all tasks",
-    paper=None,
-    load=load,
-    fit=fit,
-    leaves=(MODELS, *TRAINING_OUTPUTS),
-    settings=settings,
-    of_experts=False,
-)
+def _small(recipe: Recipe) -> LoraSpec:
+    return recipe.lora
+
+
+def _baseline(label: str, title: str, spec: Callable[[Recipe], LoraSpec]) -> Baseline:
+    return Baseline(
+        label,
+        paper=None,
+        load=load,
+        fit=partial(_fit, spec, title),
+        leaves=(MODELS, *TRAINING_OUTPUTS),
+        settings=partial(_settings, spec),
+        of_experts=False,
+    )
+
+
+BASELINE = _baseline("one LoRA, all tasks", "LoRA of all tasks at once", _large)
+SMALL = _baseline("small LoRA, all tasks", "small LoRA of all tasks at once", _small)

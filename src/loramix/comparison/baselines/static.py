@@ -1,12 +1,15 @@
-"""Static: the best weights of a grid, the same for every input, chosen on validation samples."""
+"""Static: one weight for every expert, the same for every input and layer.
+
+Of few experts the whole grid is searched, on validation samples; of more, whose grid would be too
+large, gradients find the weights on the samples of the gates.
+"""
 
 import itertools
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import torch
-
 from loramix.bases.loading import Base
+from loramix.comparison.baselines import learned_weights
 from loramix.comparison.baselines.baseline import Baseline
 from loramix.comparison.baselines.shared import (
     SEARCH_LEAVES,
@@ -23,21 +26,27 @@ from loramix.mixture.model import MixtureModel
 
 LABEL = "best static weights"
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
-MOST_POINTS = 125  # of the grid that are tried: more experts get a random part of it
+MOST_POINTS = 125  # of a grid that is searched: three experts
 
 
 def settings(recipe: Recipe) -> Settings:
     """Return the settings of the search."""
+    if not _searched(recipe):
+        return learned_weights.settings(recipe)
     return {"search": recipe.comparison.model_dump(mode="json", include={"search_samples"})}
 
 
+def leaves(recipe: Recipe) -> tuple[str, ...]:
+    """Return what the fit leaves."""
+    return SEARCH_LEAVES if _searched(recipe) else learned_weights.LEAVES
+
+
 def fit(run: Run, folder: Path) -> None:
-    """Write the weights of the grid with the lowest mean of the tasks' validation losses."""
+    """Write the weights with the lowest mean of the tasks' losses."""
+    if not _searched(run.recipe):
+        learned_weights.learn(run, folder, per_layer=False, label=LABEL)
+        return
     points = list(itertools.product(GRID, repeat=len(run.recipe.expert_names)))
-    if len(points) > MOST_POINTS:
-        generator = torch.Generator().manual_seed(run.recipe.seed)
-        chosen = torch.randperm(len(points), generator=generator)[:MOST_POINTS]
-        points = [points[index] for index in chosen.tolist()]
 
     def search(loss: Objective) -> list[list[float]]:
         return [[*point, loss(point)] for point in track(points, LABEL)]
@@ -47,7 +56,14 @@ def fit(run: Run, folder: Path) -> None:
 
 def load(run: Run, folder: Path, base: Base) -> AbstractContextManager[MixtureModel]:
     """Return the run's experts at the weights that were found."""
+    if not _searched(run.recipe):
+        return learned_weights.load(run, folder, base)
     return at_weights(run, base, read_weights(folder), mixing="output")
 
 
-BASELINE = Baseline(LABEL, paper=None, load=load, fit=fit, leaves=SEARCH_LEAVES, settings=settings)
+def _searched(recipe: Recipe) -> bool:
+    points: int = len(GRID) ** len(recipe.expert_names)
+    return points <= MOST_POINTS
+
+
+BASELINE = Baseline(LABEL, paper=None, load=load, fit=fit, leaves=leaves, settings=settings)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from loramix.bases.loading import Base, load_config
 from loramix.comparison.baselines.baseline import Baseline
-from loramix.experiment.graph import TRAINING_OUTPUTS, Settings
+from loramix.experiment.graph import OLD_GATES, TRAINING_OUTPUTS, Settings, gate_settings
 from loramix.experiment.recipe import Recipe, TrainSpec
 from loramix.experiment.run import Run
 from loramix.experiment.training.checkpoints import load_trainable, trainable_state
@@ -34,8 +34,10 @@ def problem(recipe: Recipe) -> str | None:
 
 def settings(recipe: Recipe) -> Settings:
     """Return the settings of the training."""
+    # of the gates, it takes the training alone; the rest is as it always was
+    as_before = recipe.gate.model_copy(update={**OLD_GATES, "init": "mean"})
     return {
-        **recipe.model_dump(mode="json", include={"gate"}),
+        "gate": gate_settings(as_before),
         "classifier": {"learning_rate": recipe.comparison.xlora_learning_rate},
     }
 
@@ -48,6 +50,7 @@ def fit(run: Run, folder: Path) -> None:
     """
     recipe, base = run.recipe, run.load_base()
     training = recipe.gate.model_dump(include=set(TrainSpec.model_fields))
+    training["epochs"] = max(1, recipe.gate.epochs)  # gates may do without
     training["learning_rate"] = recipe.comparison.xlora_learning_rate
     spec = TrainSpec.model_validate(training)
     model = untrained(run, base)

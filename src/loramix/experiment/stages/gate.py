@@ -16,16 +16,13 @@ from loramix.data.tokens.batches import Encoded, generation_batch
 from loramix.experiment.answers import encode_all, write_answers
 from loramix.experiment.labels import MIXTURE, label
 from loramix.experiment.run import MODELS, WEIGHT_COLUMNS, WEIGHTS, Run
+from loramix.experiment.training.gate_check import GateCheck
+from loramix.experiment.training.gate_start import start_gates
 from loramix.experiment.training.gate_trainer import GateTrainer
-from loramix.experiment.training.tokens import as_trained
 from loramix.experiment.training.trainer import train
-from loramix.mixture.arrow import from_adapters
 from loramix.mixture.model import MixtureModel
-from loramix.mixture.prototypes import from_examples
+from loramix.mixture.prototypes import SOFT, follow
 from loramix.storage.files import write_csv
-
-EXAMPLES = 16  # prompts per task for prototypes
-SHARPNESS = 4.0  # a soft start, plain nearest means, which training sharpens
 
 
 def learn(run: Run) -> None:
@@ -36,14 +33,12 @@ def learn(run: Run) -> None:
 def learn_gates(run: Run, *, folder: Path, title: str) -> None:
     """Write the mixture of the recipe's `gate` and `seed`, and its gates' losses, to `folder`."""
     base, spec, tasks = run.load_base(), run.recipe.gate, run.recipe.routed
-    mixture = _untrained(run, base)
+    mixture = untrained(run, base)
     own = [run.recipe.own_experts[task.name] for task in tasks]
-    if spec.init == "prototype":
-        from_examples(
-            mixture, _examples(run, mixture, base.tokenizer), sharpness=SHARPNESS, discount=False
-        )
-    elif spec.init == "arrow":
-        from_adapters(mixture)
+    start_gates(run, mixture, base.tokenizer)
+    check = GateCheck(run, mixture, base.tokenizer)
+    if spec.init == "prototype" and spec.epochs and mixture.prototypes is not None:
+        follow(mixture, mixture.prototypes, SOFT)
     train(
         run,
         mixture,
@@ -57,6 +52,7 @@ def learn_gates(run: Run, *, folder: Path, title: str) -> None:
         ),
         bare=spec.bare,
     )
+    check.finish(folder, trained=spec.epochs > 0, keep_start=spec.keep_start)
     mixture.save_pretrained(folder / MODELS)
 
 
@@ -85,8 +81,8 @@ def prompt_batches(
         yield {key: value.to(model.device) for key, value in batch.items()}
 
 
-def _untrained(run: Run, base: Base) -> MixtureModel:
-    """Return the untrained mixture of the run's experts, the same one for the same seed."""
+def untrained(run: Run, base: Base) -> MixtureModel:
+    """Return the run's experts at uniform weights, the same mixture for the same seed."""
     templates = {task.name: task.prompt for task in run.recipe.tasks}
     with torch.random.fork_rng():  # the caller's random state stays as it is
         torch.manual_seed(run.recipe.seed)
@@ -98,24 +94,6 @@ def _untrained(run: Run, base: Base) -> MixtureModel:
             revision=base.revision,
             prompting=Prompting(chat=run.recipe.base.chat, templates=templates),
         )
-
-
-def _examples(
-    run: Run, mixture: MixtureModel, tokenizer: PreTrainedTokenizerBase
-) -> dict[str, list[dict[str, torch.Tensor]]]:
-    """Return the first training prompts of every expert's tasks, one by one."""
-    recipe, bare = run.recipe, run.recipe.gate.bare
-    chosen = run.training_samples(recipe.gate, recipe.routed)["train"]
-    examples: dict[str, list[dict[str, torch.Tensor]]] = {}
-    for task, samples in zip(recipe.routed, chosen, strict=True):
-        asked = [
-            (as_trained(task, sample, bare=bare), sample.input, None)
-            for sample in samples[:EXAMPLES]
-        ]
-        encoded = encode_all(mixture, tokenizer, recipe, asked)
-        prompts = list(prompt_batches(mixture, tokenizer, encoded, size=1))
-        examples.setdefault(recipe.own_experts[task.name], []).extend(prompts)
-    return examples
 
 
 def _mean_weights(

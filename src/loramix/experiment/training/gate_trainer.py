@@ -1,7 +1,7 @@
 """Training of gates: the language model's loss and, if asked for, losses on the weights."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from loramix.experiment.recipe import GateSpec
 from loramix.experiment.run import ROUTING_STEP_COLUMNS, ROUTING_STEPS
 from loramix.experiment.training.gate_losses import imbalance, label_loss, means_of_experts
 from loramix.experiment.training.mixing_trainer import MixingTrainer
+from loramix.mixture.gate import ContextGate
 from loramix.mixture.routing_measures import entropy
 from loramix.mixture.state import recording
 from loramix.mixture.weights import RoutingWeights
@@ -44,9 +45,32 @@ class GateTrainer(MixingTrainer):
         super().__init__(*args, **kwargs)
         self._tasks, self._experts = [task.name for task in tasks], list(experts)
         self._own = [self._experts.index(expert) for expert in own]
+        self._by_width = spec.rates == "width"
         self._coefficients = {name: float(getattr(spec, name)) for name in AUXILIARY}
         self._measured: dict[str, list[float]] = defaultdict(list)  # since the last log entry
         self._last_means: dict[int, Tensor] = {}  # (L, E) by task index, detached
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Return the optimizer, in which every parameter has a rate that the gate's scores bear.
+
+        A step of Adam moves each of a unit's weights by about the rate, and so its sum over D
+        inputs by D times as much: at the rate of a bias, a few steps would write over what the
+        prototypes know.
+        """
+        if not self._by_width:
+            plain: torch.optim.Optimizer = super().create_optimizer(model)
+            return plain
+        kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        rate = settings["lr"]
+        groups = [
+            {"params": [parameter], "lr": rate / width}
+            for gate in self.model.gates.values()
+            for parameter, width in widths(gate)
+            if parameter.requires_grad
+        ]
+        optimizer: torch.optim.Optimizer = kind(groups, **settings)
+        self.optimizer = optimizer
+        return optimizer
 
     def compute_loss(
         self,
@@ -129,3 +153,17 @@ class GateTrainer(MixingTrainer):
             "balance": imbalance(of_experts_LKE),
             "supervised": label_loss(weights_LBE, self._own[task]),
         }
+
+
+def widths(gate: ContextGate) -> Iterator[tuple[Tensor, float]]:
+    """Yield the parameters of a gate, and by how much a step of each moves a score, in steps of a
+    bias: contexts have root mean square 1, and a hidden unit is about as large as its bias.
+    """
+    yield gate.lift.weight, gate.lift.in_features
+    largest = 0.0
+    if gate.lift.bias is not None:
+        yield gate.lift.bias, 1.0
+        yield gate.score.bias, 1.0
+        largest = float(gate.lift.bias.abs().max())
+    yield gate.score.weight, gate.score.in_features * (1.0 + largest)
+    yield gate.prior, 1.0

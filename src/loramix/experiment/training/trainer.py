@@ -107,7 +107,8 @@ def learn(
     _announce(model, dtype, spec, training, validation, label)
     last = last_checkpoint(checkpoints)
     trainer.add_callback(Checkpoints(trainer, last))
-    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    if spec.epochs:
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
     trainer.write_history(folder, label)
 
 

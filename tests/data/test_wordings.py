@@ -2,7 +2,7 @@
 
 import pytest
 
-from loramix.assembly.wordings import NEUTRAL, other_wordings, without_template
+from loramix.data.wordings import NEUTRAL, crossed, other_wordings, template_of, without_template
 
 WORDS = ("rain", "radishes", "a long summer", "rest")
 
@@ -35,3 +35,24 @@ def test_inputs_are_asked_by_themselves_and_in_neutral_wordings() -> None:
     assert found[:4] == list(WORDS)
     assert NEUTRAL[1].format(WORDS[1]) in found
     assert other_wordings(["no", "thing", "in", "common"]) == []
+
+
+def test_every_request_is_made_about_the_inputs_of_all_others_in_turn() -> None:
+    templates = {"haiku": [("haiku: ", "")], "title": [("name ", "!"), ("call ", "?")]}
+    inputs = {"haiku": ["rain", "snow"], "title": ["a paper", "a study"], "free": ["hello"]}
+    found = crossed(templates, inputs, each=3)
+    assert found["haiku"] == ["haiku: a paper", "haiku: hello", "haiku: a study"]
+    assert found["title"] == ["name hello!", "call rain?", "name snow!"]
+    assert found["free"] == [], "it has no wording of its own"
+    assert crossed(templates, {"haiku": ["rain"]}, each=3) == {"haiku": []}
+
+
+def test_braces_in_texts_mean_nothing() -> None:
+    inputs = {"a": ["{x}"], "b": ["{input} {}"]}
+    assert crossed({"a": [("{", "}")]}, inputs, each=2)["a"] == ["{{input} {}}"]
+
+
+def test_a_template_is_what_all_prompts_share() -> None:
+    prompts = [f"write a haiku about {word} now" for word in WORDS]
+    assert template_of(prompts) == ("write a haiku about ", " now")
+    assert template_of(["rain", "snow", "wind", "hail"]) is None
