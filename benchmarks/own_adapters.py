@@ -35,7 +35,7 @@ from loramix.mixture.prototypes import SHARPNESS, add_expert, from_examples
 
 BASE = "smollm2-135m"
 FORMS = ("named", "bare", "paraphrased")
-SHARPNESSES = (6, 12, 24)
+SHARPNESSES = (4, 12, 24)
 PROMPTS = 16
 GROWN = "16 prompts, a ninth added"
 BATCH = 8

@@ -34,9 +34,10 @@ from loramix.mixture.means import (
 from loramix.mixture.model import MixtureModel
 from loramix.mixture.problems import Init, gate_problems
 
-SHARPNESS = 12.0
+# Of gates that carry evidence on, whose scores add up within a block, and of those that do not.
+SHARPNESS, ALONE = 4.0, 12.0
 # Training starts here: gates that are sure get no gradients, and cannot learn to mix.
-SOFT = 2.0
+SOFT = 1.0
 Examples = Sequence[str | Mapping[str, Tensor]]
 
 
@@ -45,7 +46,7 @@ def from_examples(
     mixture: MixtureModel,
     examples: Mapping[str, Examples],
     *,
-    sharpness: float = SHARPNESS,
+    sharpness: float | None = None,
     discount: bool = True,
     each: Callable[[], object] = lambda: None,
 ) -> None:
@@ -53,7 +54,7 @@ def from_examples(
 
     examples: for every expert some prompts, as texts or as the model's inputs (a few suffice).
     sharpness: how far, in nats, the score of an expert's own mean context lies above another's, on
-        average.
+        average and in one gate; None: what has proved itself for such gates.
     discount: whether directions in which the examples of one expert differ count less.
     each: called after every example, for a display of progress.
 
@@ -70,6 +71,8 @@ def from_examples(
             f"examples: there are none for {', '.join(missing)}; every expert needs some"
         )
     check_start(mixture, "prototype")
+    if sharpness is None:
+        sharpness = SHARPNESS if mixture.gate_config.carry else ALONE
     seen = [_seen(mixture, index, examples[name], each) for index, name in enumerate(names)]
     layers = seen[0].means.keys()
     mixture.prototypes = Prototypes(
