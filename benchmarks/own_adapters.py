@@ -5,10 +5,12 @@
 
 Share of gain = (loss of base - loss of mixture) / (loss of base - loss of own expert), on withheld
 samples of each task, for the prompts of the task (named), their inputs alone (bare) and the prompts
-in other words (paraphrased). Losses are kept in losses.json beside the adapters, so a stopped run
-goes on where it was, and rows measured before cost nothing (`--again` measures them anew, after a
-change of loramix). The table is printed as markdown, with one line for every task in
-own_adapters.csv. All rows take an hour and a half on one core, most of it forward passes.
+in other words (paraphrased). In the last columns, a task's request is made about the inputs of
+others (crossed), and the weight of the expert that is asked for counts. All is kept in losses.json
+beside the adapters, so a stopped run goes on where it was, and rows measured before cost nothing
+(`--again` measures them anew, after a change of loramix). The table is printed as markdown, with
+one line for every task in own_adapters.csv. All rows take an hour and a half on one core, most of
+it forward passes.
 """
 
 import argparse
@@ -30,11 +32,14 @@ from loramix import GateConfig, MixtureModel
 from loramix.assembly.examples import read_examples
 from loramix.assembly.fit import all_prompts, fit, prompts_of
 from loramix.data.tokens.batches import IGNORED, Collator, Encoded, length_order
+from loramix.data.wordings import crossed, template_of
 from loramix.mixture.arrow import from_adapters as from_directions
 from loramix.mixture.prototypes import SHARPNESS, add_expert, from_examples
 
 BASE = "smollm2-135m"
 FORMS = ("named", "bare", "paraphrased")
+ASKED = "crossed"  # of which there are weights and no losses
+CROSSED_INPUTS = 2  # of every other expert
 SHARPNESSES = (4, 12, 24)
 PROMPTS = 16
 GROWN = "16 prompts, a ninth added"
@@ -227,6 +232,27 @@ def measured(bench: Bench, mixture: MixtureModel, name: str, form: str) -> list[
     return sample_losses(mixture, samples, Collator(mixture.tokenizer, causal=True))
 
 
+@torch.no_grad()
+def asked_weights(bench: Bench, mixture: MixtureModel, name: str) -> list[float]:
+    """Return the weight of an expert, the mean over layers, on its request about the withheld
+    inputs of the others.
+    """
+    names = bench.experts[:EXPERTS]
+    template = template_of([str(row["prompt"]) for row in bench.rows_of("examples", name)])
+    assert template is not None
+    inputs = {
+        other: [str(row["input"]) for row in bench.rows_of("test", other)[:CROSSED_INPUTS]]
+        for other in dict.fromkeys([name, *names])
+    }
+    count = CROSSED_INPUTS * (len(inputs) - 1)
+    weights = []
+    for prompt in crossed({name: [template]}, inputs, each=count)[name]:
+        ids = mixture.tokenizer(prompt + "\n", return_tensors="pt").input_ids
+        found = torch.stack(list(mixture.mean_weights(input_ids=ids).values()))
+        weights.append(float(found[:, 0, mixture.expert_names.index(name)].mean()))
+    return weights
+
+
 def shares_of(bench: Bench, reference: Reference, row: str) -> Iterator[dict[str, object]]:
     """Yield the share of every task and prompt form for one row of the table."""
     prepared = cache(lambda: ROWS[row](bench).eval())
@@ -240,15 +266,20 @@ def shares_of(bench: Bench, reference: Reference, row: str) -> Iterator[dict[str
             )
             share = reference.share(name, form, losses)
             yield {"row": row, "expert": name, "form": form, "share": round(share, 4)}
+    for name in bench.experts[: EXPERTS + (row == GROWN)]:
+        weights = bench.losses(
+            row, name, ASKED, lambda name=name: asked_weights(bench, prepared(), name)
+        )
+        yield {"row": row, "expert": name, "form": ASKED, "share": round(mean(weights), 4)}
 
 
 def table(found: Sequence[Mapping[str, object]]) -> Iterator[str]:
     """Yield the lines of the markdown table: mean and worst task of every row and form."""
-    yield "| gates | " + " | ".join(f"{form} | worst" for form in FORMS) + " |"
-    yield "| --- |" + " ---: | ---: |" * len(FORMS)
+    yield "| gates | " + " | ".join(f"{form} | worst" for form in (*FORMS, ASKED)) + " |"
+    yield "| --- |" + " ---: | ---: |" * (len(FORMS) + 1)
     for row in dict.fromkeys(str(each["row"]) for each in found):
         cells = []
-        for form in FORMS:
+        for form in (*FORMS, ASKED):
             shares = [float(str(e["share"])) for e in found if (e["row"], e["form"]) == (row, form)]
             cells.append(f"{mean(shares):.3f} | {min(shares):.3f}")
         yield f"| {row} | " + " | ".join(cells) + " |"
