@@ -9,6 +9,7 @@ The harness scores a context and its continuation in one call and passes no labe
 told by `MixtureModel.reading` where the context ends.
 """
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,7 +25,10 @@ try:
     from lm_eval.api.registry import model_registry
     from lm_eval.models.huggingface import HFLM
 except ModuleNotFoundError as error:
-    raise MissingExtraError("lm-eval", "harness") from error
+    missing = MissingExtraError("lm-eval", "harness")
+    if __name__ == "__main__":
+        sys.exit(f"error: {missing}")
+    raise missing from error
 
 # What is scored: the two texts, and the tokens of the context and of the continuation.
 Request = tuple[object, list[int], list[int]]

@@ -156,9 +156,9 @@ def test_the_base_is_loaded_in_the_number_format_asked_for(call: Call, mixture: 
 @pytest.mark.parametrize("base", ["tiny-llama", "tiny-t5"])
 def test_explain_shows_every_token_of_a_token_gate(tmp_path: Path, base: str) -> None:
     mixture, page = saved_mixture(tmp_path, base, context="token"), tmp_path / "page.html"
-    result = CliRunner().invoke(
-        cli, ["explain", str(mixture), "<b>tea & milk</b>", "--html", str(page)]
-    )
+    asked = ["explain", str(mixture), "<b>tea & milk</b>"]
+    picture = tmp_path / "picture.svg"
+    result = CliRunner().invoke(cli, [*asked, "--html", str(page), "--svg", str(picture)])
     assert result.exit_code == 0, result.output
     tokens = re.findall(r"^│ '(.+?)' +│ \d", result.output, re.MULTILINE)
     assert "".join(tokens).startswith("<b>tea & milk</b>"), result.output
@@ -167,6 +167,7 @@ def test_explain_shows_every_token_of_a_token_gate(tmp_path: Path, base: str) ->
     assert "<b>tea" not in html
     assert html.count('style="--share:') > 3
     assert html.count('class="bar') >= 2 * 2
+    assert "&lt;b&gt;tea &amp; milk&lt;/b&gt;" in picture.read_text()
 
 
 def test_export_writes_an_adapter_or_a_model(call: Call, mixture: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from loramix.cli.display import silence_libraries
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from loramix.mixture.explanation import Explanation
     from loramix.mixture.model import MixtureModel
 
 
@@ -66,8 +67,15 @@ def answer(model: "MixtureModel", inputs: "Mapping[str, Tensor]", max_new_tokens
     type=click.Path(path_type=Path, dir_okay=False),
     help="Also write the weights to this file, as a page.",
 )
+@click.option(
+    "--svg",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also draw the weights into this file, as a picture for a light or dark page.",
+)
 @options.dtype
-def explain_(mixture: str, prompt: str, task: str | None, html: Path | None, dtype: str) -> None:
+def explain_(
+    mixture: str, prompt: str, task: str | None, html: Path | None, svg: Path | None, dtype: str
+) -> None:
     """Show how much of each expert a MIXTURE uses for PROMPT.
 
     Prints the weights that the gate of every layer gives the experts. MIXTURE is a folder or Hub
@@ -77,12 +85,13 @@ def explain_(mixture: str, prompt: str, task: str | None, html: Path | None, dty
     Examples:
       loramix explain results/demo/cgm/models "write a haiku about rain"
       loramix explain results/demo/cgm/models "rain" --task haiku --html why.html
+      loramix explain my-mixture "write a haiku about rain" --svg routing.svg
     """
     from loramix.bases.devices import accelerator
     from loramix.cli.tables import show_weights
     from loramix.mixture.explanation import explain
     from loramix.mixture.model import MixtureModel
-    from loramix.report.explanation import explanation_page
+    from loramix.report.routing import RoutedPrompt, routing_svg
     from loramix.storage.files import write_text
 
     silence_libraries()
@@ -90,12 +99,21 @@ def explain_(mixture: str, prompt: str, task: str | None, html: Path | None, dty
     explanation = explain(model, prompt, task=task)
     show_weights(explanation)
     if html is not None:
-        page = explanation_page(
-            explanation.prompt,
-            explanation.experts,
-            layers=explanation.layers,
-            mean=explanation.mean,
-            tokens=explanation.tokens,
-        )
-        write_text(html, page)
+        write_text(html, _page(explanation))
         click.echo(f"Page:    {html}", err=True)
+    if svg is not None:
+        routed = RoutedPrompt(prompt, explanation.layers, explanation.mean)
+        write_text(svg, routing_svg(explanation.experts, [routed]))
+        click.echo(f"Picture: {svg}", err=True)
+
+
+def _page(explanation: "Explanation") -> str:
+    from loramix.report.explanation import explanation_page
+
+    return explanation_page(
+        explanation.prompt,
+        explanation.experts,
+        layers=explanation.layers,
+        mean=explanation.mean,
+        tokens=explanation.tokens,
+    )

@@ -54,9 +54,11 @@ def run(
       loramix run demo --stage lora
       loramix run demo lora.epochs=3 gate.hidden=16 --out results/longer
     """
+    from loramix.experiment import extras
     from loramix.experiment.reading import load_recipe
 
     resolved = load_recipe(recipe, overrides)
+    extras.require(*extras.needed(stage))
     silence_libraries()
     from loramix.experiment import runner
 
@@ -89,9 +91,12 @@ def compare(recipe: str, overrides: tuple[str, ...], out: Path | None, wait: boo
       loramix compare demo 'comparison.seeds=[0]'
       loramix compare ablate-context --out results/haiku-title-compare
     """
+    from loramix.experiment import extras
     from loramix.experiment.reading import load_recipe
 
     resolved = load_recipe(recipe, overrides)
+    searched = ("comparison",) if "lorahub" in resolved.comparison.models else ()
+    extras.require(*extras.needed(None), *searched)
     silence_libraries()
     from loramix.cli.tables import show_comparison
     from loramix.comparison.compare import compare as compare_models
