@@ -8,6 +8,7 @@ that it has written is compared with a run that nobody killed.
 
 import os
 import random
+import shutil
 import sys
 import time
 from collections import Counter
@@ -73,14 +74,15 @@ def main() -> None:
     found: Counter[str] = Counter()
     with TemporaryDirectory() as temporary:
         began = time.monotonic()
-        os.waitpid(started(Path(temporary) / "whole"), 0)
+        root = Path(temporary) / "run"  # one place: mixtures say where their experts come from
+        os.waitpid(started(root), 0)
         seconds = time.monotonic() - began
-        whole = content(Path(temporary) / "whole")
+        whole = content(root)
         print(f"a whole run takes {seconds:.1f} s and leaves {len(whole)} files", flush=True)
         number = 0
         while found["kills"] < kills:
             draw = random.Random(f"{seed}-{number}")
-            root = Path(temporary) / f"killed-{number}"
+            shutil.rmtree(root)
             hits = killed(root, draw, seconds, min(_KILLS, kills - found["kills"]))
             ended = content(root)
             differ = sorted(key for key in whole | ended if whole.get(key) != ended.get(key))

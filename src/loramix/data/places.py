@@ -8,7 +8,7 @@ from pathlib import Path
 from loramix.data.tables import SUFFIXES, is_table
 from loramix.data.tasks import PACKAGE
 from loramix.errors import DataError, did_you_mean
-from loramix.storage.hub import is_hub_id, local
+from loramix.storage.hub import exists, first_line, is_hub_id, local
 
 # Words in the names of a folder's files that say which split they hold, as `datasets` reads them.
 _SPLIT_WORDS = {
@@ -26,7 +26,7 @@ def locate(source: str) -> Path | None:
     What exists on disk wins over an id of the same name. Raises DataError if a path leads nowhere.
     """
     path = _path(source)
-    if path.exists():
+    if exists(path):
         return path
     if is_hub_id(source) and not source.lower().endswith(SUFFIXES):
         return None
@@ -46,7 +46,10 @@ def locate_all(source: str | Sequence[str]) -> list[Path] | None:
     for name in [source] if isinstance(source, str) else source:
         if _is_pattern(name):
             start = Path(_path(name).anchor)
-            found = sorted(start.glob(str(_path(name).relative_to(start))))
+            try:
+                found = sorted(start.glob(str(_path(name).relative_to(start))))
+            except (OSError, ValueError) as error:  # too long, or no pattern
+                raise DataError(f"{name} is no pattern of files: {first_line(error)}") from error
             files += [path for path in found if path.is_file()]
             if not found:
                 raise DataError(f"no file fits {name}; relative paths start at {Path.cwd()}")
@@ -103,7 +106,7 @@ def _split_in(name: str) -> str | None:
 
 
 def _is_pattern(source: str) -> bool:
-    return any(mark in source for mark in "*?[") and not _path(source).exists()
+    return any(mark in source for mark in "*?[") and not exists(_path(source))
 
 
 def _path(source: str) -> Path:
@@ -114,6 +117,6 @@ def _path(source: str) -> Path:
 
 def nearest_file(path: Path) -> str:
     """Return a hint: the nearest name in the folder of `path`, or that there is no folder."""
-    if not path.parent.is_dir():
+    if not exists(path.parent) or not path.parent.is_dir():
         return f" (there is no folder {path.parent} either; relative paths start at {Path.cwd()})"
     return did_you_mean(path.name, sorted(file.name for file in path.parent.iterdir()))

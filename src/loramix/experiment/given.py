@@ -13,7 +13,7 @@ from loramix.mixture.fitting import fitted
 from loramix.storage.adapter_files import AdapterFiles, find_adapter
 from loramix.storage.experts import Expert, load_expert
 from loramix.storage.files import sha256
-from loramix.storage.hub import local
+from loramix.storage.hub import exists
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,7 +37,7 @@ def pinned(name: str, spec: ExpertSpec, *, began: Mapping[str, str | None] | Non
         a revision, a run goes on with the commit that it began with.
     """
     source, named = spec.source, ""
-    if not local(source).exists():
+    if not exists(source):
         source, _, named = source.partition("@")
     revision = spec.revision or named or None
     same = began is not None and (began["source"], began["subfolder"]) == (source, spec.subfolder)

@@ -13,6 +13,7 @@ from loramix.data.tasks import Task
 from loramix.errors import DataError, RecipeError, did_you_mean
 from loramix.experiment.problems import recipe_problems
 from loramix.experiment.recipe import ExpertSpec, Recipe
+from loramix.storage.hub import exists
 from loramix.storage.texts import EncodingError, read_text
 from loramix.storage.yaml_texts import read_yaml
 
@@ -75,7 +76,7 @@ def _read(source: str, seen: tuple[Path, ...] = ()) -> dict[str, object]:
     """
     known = shipped()
     path = known.get(source, Path(source))
-    if not path.is_file():
+    if not exists(path) or not path.is_file():
         raise RecipeError(
             f"there is no recipe '{source}'{did_you_mean(source, known)}: neither a file nor one "
             f"of {', '.join(known)}"
@@ -100,7 +101,7 @@ def _read(source: str, seen: tuple[Path, ...] = ()) -> dict[str, object]:
         raise RecipeError(f"{path} extends '{parent}', which extends it in turn")
     # a file beside this one comes before a shipped recipe of the same name
     beside = path.parent / parent
-    found = str(beside) if beside.is_file() else parent
+    found = str(beside) if exists(beside) else parent
     return _merged(_read(found, (*seen, path.resolve())), settings)
 
 

@@ -1,6 +1,5 @@
 """A recipe: everything that a run depends on, as checked settings; see `reading` for its YAML."""
 
-from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import yaml
@@ -9,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from loramix.config import Context, GateConfig
 from loramix.data.tasks import NO_EXPERT, OWN, Task
 from loramix.mixture.problems import Init
+from loramix.storage.hub import exists
 
 STAGES = ("prepare", "benchmark", "finetune", "lora", "gate", "evaluate", "report")
 
@@ -77,7 +77,7 @@ class ExpertSpec(Strict):
         """The source and the folder in it, in the one text that names both."""
         if self.subfolder is None:
             return self.source
-        if Path(self.source).expanduser().exists():
+        if exists(self.source):
             return f"{self.source.rstrip('/')}/{self.subfolder}"
         repository, at, revision = self.source.partition("@")
         return f"{repository}/{self.subfolder}{at}{revision}"

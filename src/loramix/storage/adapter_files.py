@@ -12,7 +12,7 @@ from torch import Tensor
 
 from loramix.errors import ExpertError, HubError
 from loramix.storage.adapter_config import ADAPTER_CONFIG
-from loramix.storage.hub import find, first_line, local, split
+from loramix.storage.hub import exists, find, first_line, split
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PICKLED = "adapter_model.bin"  # of PEFT before 0.4
@@ -40,7 +40,7 @@ def find_adapter(expert: str, source: str, *, revision: str | None = None) -> Ad
         folder without an adapter stands for the only adapter in its subfolders.
     Raises ExpertError if there is no adapter, or several.
     """
-    if local(source).exists():
+    if exists(source):
         place, inner = source, ""
     else:
         place, inner, named = split(source)

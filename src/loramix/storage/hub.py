@@ -37,15 +37,19 @@ def find(
     if "\0" in str(name):
         raise HubError("no name, as it holds a NUL character; write another one")
     folder = local(name)
-    restore(target(folder))
-    if folder.is_dir():
+    try:
+        restore(target(folder))
+        is_folder, is_file = folder.is_dir(), folder.is_file()
+    except OSError as error:  # such as a name too long, or a folder that may not be entered
+        raise HubError(f"a path that the system refuses ({error.strerror or error})") from error
+    if is_folder:
         if revision is not None:
             raise HubError(
                 f"a folder, which has no revisions, so it cannot be had at '{revision}'; leave the "
                 "revision out"
             )
         return Found(folder, None)
-    if folder.is_file():
+    if is_file:
         raise HubError(f"a file; give the folder that holds it: {folder.parent}")
     if not is_hub_id(str(name)):
         raise HubError(
@@ -67,6 +71,13 @@ def find(
 def local(name: str | Path) -> Path:
     """Return the path of a name, in which ~ is the home folder where there is such a user."""
     return Path(os.path.expanduser(name))  # noqa: PTH111  # Path's own fails for an unknown user
+
+
+def exists(name: str | Path) -> bool:
+    """Return whether anything lies on disk under a name; not where the system refuses to look, as
+    for a name too long.
+    """
+    return os.path.exists(local(name))  # noqa: PTH110  # Path's own raises there
 
 
 def is_hub_id(name: str) -> bool:
