@@ -184,25 +184,33 @@ def ways(
 
 
 def table(results: dict[str, list[Result]]) -> Iterator[str]:
-    """Yield the lines of a table: medians over the rounds."""
+    """Yield the lines of a table: medians over the rounds; ratios are of processor time."""
+    yield "| way, at once | tokens/s | tokens per processor s | × one by one | time × its base |"
+    yield "| --- | ---: | ---: | ---: | ---: |"
     alone = results["one by one"]
-    yield "| way, at once | tokens/s | × one by one | processor s | × its base | first token s |"
-    yield "| --- | ---: | ---: | ---: | ---: | ---: |"
     for name, runs in results.items():
         rate = statistics.median(run.tokens / run.seconds for run in runs)
-        faster = statistics.median(
-            (run.tokens / run.seconds) / (one.tokens / one.seconds)
-            for run, one in zip(runs, alone, strict=True)
-        )
-        processor = statistics.median(run.processor for run in runs)
-        twin = results.get(name.replace("engine,", "engine, base,"))
-        beside = ""
-        if twin and "base" not in name:
-            pairs = zip(runs, twin, strict=True)
-            beside = f"{statistics.median(a.processor / b.processor for a, b in pairs):.2f}"
-        first = [second for run in runs for second in run.first]
-        shown = f"{statistics.median(first):.2f}" if first else ""
-        yield f"| {name} | {rate:.1f} | {faster:.2f} | {processor:.1f} | {beside} | {shown} |"
+        work = statistics.median(run.tokens / run.processor for run in runs)
+        faster = _ratio(alone, runs)
+        twin = results.get(name.replace("engine,", "engine, base,"), [])
+        beside = f"{_ratio(runs, twin):.2f}" if twin and twin is not runs else ""
+        yield f"| {name} | {rate:.1f} | {work:.1f} | {faster:.2f} | {beside} |"
+    yield ""
+    yield "| way, at once | first token, median s | 95 of 100 within s |"
+    yield "| --- | ---: | ---: |"
+    for name, runs in results.items():
+        first = sorted(second for run in runs for second in run.first)
+        if first:
+            late = first[int(0.95 * (len(first) - 1))]
+            yield f"| {name} | {statistics.median(first):.2f} | {late:.2f} |"
+
+
+def _ratio(slower: list[Result], faster: list[Result]) -> float:
+    """Return the median ratio of processor time per token."""
+    pairs = zip(slower, faster, strict=False)
+    return statistics.median(
+        (one.processor / one.tokens) / (other.processor / other.tokens) for one, other in pairs
+    )
 
 
 @contextmanager

@@ -50,6 +50,8 @@ def serve(
       loramix serve my-mixture
       LORAMIX_API_KEY=secret loramix serve my-mixture --host 0.0.0.0 --port 8080
     """
+    if api_key == "":
+        raise click.BadParameter("is empty, and so keeps nobody out", param_hint="--api-key")
     silence_libraries()
     try:
         from loramix.serving import server
