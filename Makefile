@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PYTEST_ARGS ?=
 
-.PHONY: help demo test lint format hooks clean
+.PHONY: help demo test lint docs format hooks clean
 
 help:                     ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,10 @@ lint: $(READY)            ## check formatting, lint rules, types and the directi
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+docs: $(VENV)/.docs       ## build the site into build/site, with every page and link checked
+	$(BIN)/python tools/stage_site.py build/pages
+	$(BIN)/zensical build --strict
+
 format: $(READY)          ## format the code and fix lint findings where that is safe
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -30,9 +34,13 @@ hooks: $(READY)           ## check every commit before it is made
 	$(BIN)/pre-commit install
 
 clean:                    ## delete the environment and all results
-	rm -rf $(VENV) results
+	rm -rf $(VENV) build results
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[docs]'
 	touch $@

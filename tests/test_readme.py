@@ -1,4 +1,6 @@
-"""Every block of the README does what it says, and what the documents point to is there."""
+"""Every block of the README and the first pages does what it says; documents point to what is
+there.
+"""
 
 import os
 import re
@@ -13,8 +15,11 @@ from loramix.experiment.reading import load_recipe
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-# They set up an environment and take minutes; make itself is what runs these tests.
-LEFT_OUT = ("make demo", "make test", ". .venv/bin/activate")
+START = ROOT / "docs/start.md"  # its first block makes the adapters that the other pages use
+EXECUTED = [ROOT / "README.md", START, ROOT / "docs/python.md", ROOT / "docs/command-line.md"]
+# The first three set up an environment and take minutes; make itself is what runs these tests.
+# A server does not end: `tests/serving` and an example start it.
+LEFT_OUT = ("make demo", "make test", ". .venv/bin/activate", "loramix serve")
 
 
 def blocks(document: Path, language: str) -> list[str]:
@@ -22,33 +27,47 @@ def blocks(document: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-def shell_lines() -> list[str]:
-    """Return the commands of the README, those over several lines as one."""
-    text = "".join(blocks(ROOT / "README.md", "sh"))
+def shell_lines(document: Path) -> list[str]:
+    """Return the commands of a document, those over several lines as one."""
+    text = "".join(blocks(document, "sh"))
     return re.sub(r" *\\\n *", " ", text).splitlines()
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_the_python_blocks_run_from_top_to_bottom(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand in a folder with the adapters and prompts to play with."""
     monkeypatch.chdir(tmp_path)
+    exec(blocks(START, "python")[0], {})
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.usefixtures("adapters")
+@pytest.mark.parametrize("document", ["README.md", "docs/python.md"])
+def test_the_python_blocks_run_from_top_to_bottom(document: str, tmp_path: Path) -> None:
     names: dict[str, object] = {}
-    for block in blocks(ROOT / "README.md", "python"):
+    for block in blocks(ROOT / document, "python"):
         exec(block, names)
     assert names["mix"].expert_names == ["haiku", "title"]
     written = {path.name for path in tmp_path.iterdir() if path.is_dir()}
-    assert written == {"adapters", "five-lines", "my-mixture", "one-adapter"}
+    more = {"my-mixture", "one-adapter"} if document == "docs/python.md" else set()
+    assert written == {"adapters", "five-lines"} | more
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.usefixtures("adapters")
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("document", "files"),
+    [
+        ("README.md", ["my-mixture/mixture_config.json", "routing.svg"]),
+        ("docs/start.md", ["my-mixture/verdict.html", "one-adapter/adapter_config.json"]),
+        ("docs/command-line.md", ["why.html", "results/tiny/compare/tiny/report.html"]),
+    ],
+)
 def test_the_shell_blocks_run_from_top_to_bottom(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    document: str, files: list[str], tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    exec(blocks(ROOT / "README.md", "python")[0], {})  # the adapters and prompts to play with
-    typed = [line for line in shell_lines() if not line.startswith(LEFT_OUT)]
+    typed = [line for line in shell_lines(ROOT / document) if not line.startswith(LEFT_OUT)]
     (tmp_path / "bin").mkdir()
     command = tmp_path / "bin" / "loramix"
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m loramix "$@"\n', encoding="utf-8")
@@ -61,13 +80,19 @@ def test_the_shell_blocks_run_from_top_to_bottom(
         env={**os.environ, "PATH": path},
         check=True,
     )
-    assert (tmp_path / "my-mixture/mixture_config.json").is_file()
-    assert (tmp_path / "why.html").is_file()
-    assert (tmp_path / "results/tiny/compare/tiny/report.html").is_file()
+    assert [file for file in files if not (tmp_path / file).is_file()] == []
 
 
-def test_every_line_of_the_shell_blocks_is_run_or_left_out_by_name() -> None:
-    assert all(line.startswith((*LEFT_OUT, "loramix ")) for line in shell_lines())
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_line_of_the_shell_blocks_is_run_or_left_out_by_name(document: Path) -> None:
+    lines = shell_lines(document)
+    assert document in EXECUTED or not lines  # blocks that are not run are marked otherwise
+    assert all(line.startswith((*LEFT_OUT, "loramix ")) for line in lines)
+
+
+def test_the_readme_begins_with_the_two_commands_that_show_and_prove_it() -> None:
+    lines = shell_lines(ROOT / "README.md")
+    assert [line.split("#")[0].strip() for line in lines[:2]] == ["make demo", "make test"]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
