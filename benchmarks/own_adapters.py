@@ -34,13 +34,12 @@ from loramix.assembly.fit import all_prompts, fit, prompts_of
 from loramix.data.tokens.batches import IGNORED, Collator, Encoded, length_order
 from loramix.data.wordings import crossed, template_of
 from loramix.mixture.arrow import from_adapters as from_directions
-from loramix.mixture.prototypes import SHARPNESS, add_expert, from_examples
+from loramix.mixture.prototypes import add_expert, from_examples
 
 BASE = "smollm2-135m"
 FORMS = ("named", "bare", "paraphrased")
 ASKED = "crossed"  # of which there are weights and no losses
 CROSSED_INPUTS = 2  # of every other expert
-SHARPNESSES = (4, 12, 24)
 PROMPTS = 16
 GROWN = "16 prompts, a ninth added"
 BATCH = 8
@@ -61,11 +60,10 @@ class Bench:
         with (self.folder / "adapters.csv").open(newline="", encoding="utf-8") as file:
             return [row["expert"] for row in csv.DictReader(file)]
 
-    def mixture(self, *, hidden: int = 8, experts: int = EXPERTS) -> MixtureModel:
+    def mixture(self, *, experts: int = EXPERTS, carry: bool = True) -> MixtureModel:
         """Return a mixture of the first adapters, with uniform weights."""
         sources = {name: self.folder / name for name in self.experts[:experts]}
-        mixture = MixtureModel.from_experts(BASE, sources, gate=GateConfig(hidden=hidden))
-        return mixture.eval()
+        return MixtureModel.from_experts(BASE, sources, gate=GateConfig(carry=carry)).eval()
 
     def rows_of(self, part: str, name: str) -> list[dict[str, object]]:
         """Return an adapter's samples of `examples` or `test`."""
@@ -150,12 +148,12 @@ def nothing(bench: Bench) -> MixtureModel:
     return mixture
 
 
-def prompts(bench: Bench, sharpness: float) -> MixtureModel:
+def prompts(bench: Bench, *, carry: bool = True) -> MixtureModel:
     """Return the mixture that knows 16 prompts of each expert, as `loramix mix` makes it."""
-    mixture = bench.mixture()
+    mixture = bench.mixture(carry=carry)
     known = bench.prompts(PROMPTS).items()
     examples = {name: read_examples(name, texts) for name, texts in known}
-    from_examples(mixture, all_prompts(mixture, examples), sharpness=sharpness)
+    from_examples(mixture, all_prompts(mixture, examples))
     return mixture
 
 
@@ -178,7 +176,7 @@ def answers(bench: Bench) -> MixtureModel:
 
 def grown(bench: Bench) -> MixtureModel:
     """Return the mixture of prompts to which the last adapter is added, with its own prompts."""
-    mixture = prompts(bench, SHARPNESS)
+    mixture = prompts(bench)
     newcomer = bench.experts[EXPERTS]
     texts = [str(row["prompt"]) for row in bench.rows_of("examples", newcomer)[:PROMPTS]]
     started = time.monotonic()
@@ -193,10 +191,8 @@ ROWS: dict[str, Callable[[Bench], MixtureModel]] = {
     "nothing but adapters: Arrow": arrow,
     "nothing but adapters": nothing,
     "16 prompts, plain means": plain_means,
-    **{
-        f"16 prompts, sharpness {sharpness}": partial(prompts, sharpness=sharpness)
-        for sharpness in SHARPNESSES
-    },
+    "16 prompts": prompts,
+    "16 prompts, gates alone": partial(prompts, carry=False),
     "64 prompts and answers": answers,
     GROWN: grown,
 }

@@ -29,7 +29,7 @@ from loramix.mixture.prototypes import from_examples
 log = logging.getLogger("loramix")
 Depth = Literal["nothing", "prompts", "answers"]
 PROMPTS = 16  # of one expert, from which prototypes are made,
-CROSSED = 40  # and at most so many about the inputs of others
+CROSSED = 24  # and at most so many about the inputs of others
 TRAINED = 24  # of these that training sees, and
 CHECKED = 8  # of the held-out ones by which it is judged: more cost minutes and change little
 HELD_OUT = 0.25  # of the examples

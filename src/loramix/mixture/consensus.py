@@ -20,7 +20,7 @@ from torch import Tensor
 
 from loramix.data.tokens.batches import Encoded, generation_batch
 from loramix.data.tokens.special_tokens import token_ids
-from loramix.data.tokens.template import one_turn, rendered
+from loramix.data.tokens.template import PROBE, one_turn, rendered
 from loramix.mixture.groups import in_decoder
 from loramix.mixture.means import reset, write_linear
 from loramix.mixture.model import MixtureModel
@@ -31,7 +31,6 @@ SHARPNESS = 4.0
 RIDGE = 0.1  # of the mean variance of a context, and of the mean similarity of two
 WRITTEN, RANDOM, LENGTH = 256, 160, 24  # texts by the base, of random tokens; tokens in each
 _BATCH = 16
-_PROBE = "loramix asks"  # a text that no template writes
 
 
 @torch.no_grad()
@@ -177,7 +176,7 @@ def _starts(mixture: MixtureModel) -> list[list[int]]:
     begin = tokenizer.bos_token_id
     starts = [[tokenizer.eos_token_id if begin is None else begin]]
     if tokenizer.chat_template:
-        opening, _, _ = rendered(tokenizer, one_turn(_PROBE), prompt=False).partition(_PROBE)
+        opening, _, _ = rendered(tokenizer, one_turn(PROBE), prompt=False).partition(PROBE)
         starts.append(token_ids(tokenizer, opening, add_special_tokens=False))
     return [start for start in starts if start]
 

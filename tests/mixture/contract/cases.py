@@ -32,6 +32,7 @@ class Case:
     mixing: str = "output"
     scope: str = "layer"
     base_slot: bool = False
+    alone: bool = False  # whether every gate decides by its own scores
 
     def __str__(self) -> str:
         parts = [
@@ -41,6 +42,7 @@ class Case:
             self.mixing,
             self.scope,
             "base" if self.base_slot else "",
+            "alone" if self.alone else "",
         ]
         return "-".join(filter(None, parts))
 
@@ -53,6 +55,7 @@ class Case:
             scope=self.scope,
             base_slot=self.base_slot,
             temperature=0.8,
+            **({"carry": False} if self.alone else {}),
         )
 
     def build(
@@ -83,6 +86,8 @@ GENERATING_FEW = [
     Case("gpt2", "running", "top-k", "parameter", "model"),
     Case("gpt2", "running", "top-1", scope="block", base_slot=True),
     Case("gpt2", "token", "softmax", scope="model", base_slot=True),
+    Case("llama", "prompt", alone=True),
+    Case("t5", "running", alone=True),
 ]
 REFERENCE_FEW = [
     Case("t5", "reference", "softmax", "parameter"),
@@ -101,7 +106,11 @@ WITH_BASE = [
     for shape in SHAPES
     for activation in ("softmax", "top-1")
 ]
-ALL = list(dict.fromkeys([*FEW, *PRODUCT, *SHARED, *WITH_BASE]))
+ALONE = [
+    Case(shape, context, alone=True)
+    for shape, context in product(SHAPES, ["prompt", "running", "token"])
+]
+ALL = list(dict.fromkeys([*FEW, *PRODUCT, *SHARED, *WITH_BASE, *ALONE]))
 GENERATING = [
     case for case in ALL if case.context != "reference"
 ]  # the reference gate needs the whole target

@@ -106,7 +106,8 @@ def _conversation(task: Task, text: str, *, chat: bool) -> Conversation | None:
         return None
     if not chat:
         raise DataError(
-            "conversations go through the tokenizer's chat template; set base.chat: true"
+            "conversations go through the tokenizer's chat template; set base.chat: true in a "
+            "recipe, or give loramix mix --chat"
         )
     try:
         return Conversation.from_text(text)

@@ -12,7 +12,7 @@ from loramix.errors import BaseModelError, DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_PROBE = "loramix asks"  # a text that no template writes
+PROBE = "loramix asks"  # a text that no template writes
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _rendered(
 def _thinking(tokenizer: "PreTrainedTokenizerBase", key: str) -> dict[str, bool]:
     """Return the setting with which the template begins prompts as it begins plain answers."""
     asked = one_turn("a")
-    whole = replace(asked, messages=[*asked.messages, {"role": "assistant", "content": _PROBE}])
+    whole = replace(asked, messages=[*asked.messages, {"role": "assistant", "content": PROBE}])
     choices: list[dict[str, bool]] = [{}, {"enable_thinking": False}]
     for settings in choices:
         try:
@@ -112,8 +112,8 @@ def _thinking(tokenizer: "PreTrainedTokenizerBase", key: str) -> dict[str, bool]
 @lru_cache(maxsize=16)  # by all that makes the turn another one
 def _answer_turn(tokenizer: "PreTrainedTokenizerBase", key: str, size: int) -> AnswerTurn:
     asked = one_turn("a")
-    whole = with_answer(tokenizer, asked, {"role": "assistant", "content": _PROBE})
-    head, found, after = whole.rpartition(_PROBE)
+    whole = with_answer(tokenizer, asked, {"role": "assistant", "content": PROBE})
+    head, found, after = whole.rpartition(PROBE)
     if not found:
         raise BaseModelError("the tokenizer's chat template leaves out the answer")
     prompt = rendered(tokenizer, asked, prompt=True)

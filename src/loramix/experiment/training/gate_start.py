@@ -21,7 +21,7 @@ from loramix.mixture.model import MixtureModel
 from loramix.mixture.prototypes import from_examples
 
 _BATCH = 8  # prompts that are read at once
-CROSSED = 40  # prompts of every task about the inputs of others, at most
+CROSSED = 24  # prompts of every task about the inputs of others, at most
 PLAIN = 4.0  # sharpness of plain means, which training sharpens
 
 Inputs = dict[str, Tensor]
