@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PYTEST_ARGS ?=
 
-.PHONY: help demo test lint docs format hooks clean
+.PHONY: help demo test trials lint docs format hooks clean
 
 help:                     ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,6 +15,13 @@ demo: $(READY)            ## set up, then run all five experiments on the embedd
 # Two workers suit two cores and do no harm on one; each takes whole files, whose fixtures it shares.
 test: $(READY)            ## set up, then run the tests, but for the slow ones
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+# Kills, concurrent runs and hostile files, drawn at random; bounded: some minutes at these counts.
+trials: $(READY)          ## try kills, concurrent runs and hostile files
+	$(BIN)/python tests/trials/killed_saves.py --count 100
+	$(BIN)/python tests/trials/concurrent_runs.py --count 5
+	$(BIN)/python tests/trials/hostile_inputs.py --count 300
+	$(BIN)/python tests/trials/killed_runs.py --count 10
 
 lint: $(READY)            ## check formatting, lint rules, types and the direction of imports
 	$(BIN)/ruff format --check .

@@ -96,6 +96,8 @@ def main() -> None:
                 print(f"case {case} ({kind}): {done}", traceback.format_exc(), sep="\n")
             finally:
                 signal.alarm(0)
+            if case % 100 == 99:
+                print(f"so far {case + 1}: {dict(found)}", flush=True)
     trial.report("hostile inputs", count, found, failures=("failed",))
 
 
