@@ -16,9 +16,10 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from loramix import MixtureModel
-from loramix.errors import CheckpointError
+from loramix.errors import CheckpointError, LoramixError
 from loramix.storage import adapter_config
 from loramix.storage import experts as reading
+from loramix.storage.card import write_card
 from loramix.storage.files import path_part, sha256
 from loramix.storage.format import load, pull, push
 from loramix.storage.manifest import ExpertRecord
@@ -173,3 +174,19 @@ def test_names_that_differ_have_parts_that_differ(names: set[str]) -> None:
 
 def test_long_names_that_differ_at_the_end_have_parts_that_differ() -> None:
     assert path_part("x" * 300 + "a") != path_part("x" * 300 + "b")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"scores": {"x": 1}}', '{"mean_weights": ["x"]}'])
+def test_damaged_measurements_are_told(saved: Path, content: str) -> None:
+    (saved / "metrics.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"metrics\.json is damaged"):
+        write_card(saved)
+
+
+@pytest.mark.parametrize("state", [{}, {"prompts": torch.ones(2, 2), "sharpness": torch.ones(1)}])
+def test_damaged_prototypes_are_told(saved: Path, state: dict[str, torch.Tensor]) -> None:
+    save_file({"mean/x": torch.ones(3, 2), **state}, saved / "prototypes.safetensors")
+    digest = sha256(saved / "prototypes.safetensors")
+    changed(saved, lambda content: content.update(prototypes_sha256=digest))
+    with pytest.raises(LoramixError, match="prototypes of this mixture are damaged"):
+        MixtureModel.from_pretrained(saved, tiny_model("llama"))

@@ -22,7 +22,7 @@ from loramix.assembly.verdict import ExpertVerdict, judge, warnings
 from loramix.bases.devices import accelerator
 from loramix.bases.loading import load_base
 from loramix.config import PLACEHOLDER, GateConfig, Prompting
-from loramix.errors import OutputError
+from loramix.errors import CheckpointError, OutputError
 from loramix.mixture.model import MixtureModel
 from loramix.mixture.prototypes import add_expert, remembered_weights
 from loramix.report.verdict import VerdictPage, VerdictRow, verdict_page
@@ -157,9 +157,14 @@ def remove(folder: Path, name: str, *, dtype: str = "float32", wait: bool = Fals
 
 def read_done(folder: Path) -> Done:
     """Return what an earlier command said of the mixture in `folder`."""
-    held = json.loads((folder / VERDICT).read_text(encoding="utf-8"))
-    verdicts = [ExpertVerdict.from_dict(each) for each in held["experts"]]
-    return Done(folder, verdicts, held["warnings"], held["facts"])
+    try:
+        held: Any = json.loads((folder / VERDICT).read_bytes())
+        verdicts = [ExpertVerdict.from_dict(each) for each in held["experts"]]
+        return Done(folder, verdicts, held["warnings"], held["facts"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / VERDICT} is damaged; delete it, and the same command judges again"
+        ) from error
 
 
 def _mixture(order: Order, base_name: str, experts: Sequence[Expert]) -> MixtureModel:
@@ -289,7 +294,12 @@ def _fingerprint(order: Order, base: str, experts: Sequence[Expert]) -> str:
 
 def _made(folder: Path) -> dict[str, Any]:
     file = folder / MADE
-    held: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    try:
+        held = json.loads(file.read_bytes()) if file.is_file() else {}
+    except (ValueError, RecursionError):
+        held = None
+    if not isinstance(held, dict):
+        raise CheckpointError(f"{file} is damaged; make the mixture anew, with --overwrite")
     return held
 
 

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from loramix.errors import MixtureError
 from loramix.mixture.gate import ContextGate
 
 _ALIKE = 1e-6  # mean squared distance of two means, over the width, below which nothing tells them
@@ -62,11 +63,16 @@ class Prototypes:
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> "Prototypes":
         """Return the prototypes of a `state`."""
+        lacking = {_COUNTS, _SHARPNESS} - state.keys()
+        if lacking or state[_COUNTS].dim() != 1 or state[_SHARPNESS].numel() != 1:
+            raise MixtureError("the prototypes of this mixture are damaged; fit it again")
         parts: dict[str, dict[str, Tensor]] = {_MEAN: {}, _SCATTER: {}}
         for name, tensor in state.items():
             for start, part in parts.items():
                 if name.startswith(start):
                     part[name.removeprefix(start)] = tensor
+        if any(len(each) != len(state[_COUNTS]) for each in parts[_MEAN].values()):
+            raise MixtureError("the prototypes of this mixture are of another number of experts")
         sharpness = round(float(state[_SHARPNESS]), 6)
         return cls(parts[_MEAN], parts[_SCATTER], state[_COUNTS], sharpness)
 

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
+from typing import Any
 
+from loramix.errors import CheckpointError
 from loramix.storage.files import write_text
 from loramix.storage.hub import is_hub_id
 from loramix.storage.manifest import MixtureConfig, read_config
@@ -33,11 +35,7 @@ def write_card(folder: Path) -> None:
     if there are any.
     """
     config = read_config(folder)
-    measured = (
-        json.loads((folder / METRICS).read_text(encoding="utf-8"))
-        if (folder / METRICS).is_file()
-        else {}
-    )
+    measured = _measured(folder / METRICS)
     recipe = (folder / RECIPE).read_text(encoding="utf-8") if (folder / RECIPE).is_file() else ""
     template = Template((files("loramix.storage") / "card.md").read_text(encoding="utf-8"))
     card = template.substitute(
@@ -63,6 +61,20 @@ def write_card(folder: Path) -> None:
         versions=_plain(", ".join(map(" ".join, config.versions.items()))),
     )
     write_text(folder / "README.md", card)
+
+
+def _measured(file: Path) -> dict[str, Any]:
+    """Return a run's tables of scores and mean weights, if there are any."""
+    if not file.is_file():
+        return {}
+    try:
+        content: Any = json.loads(file.read_bytes())
+        tables = [content.get("mean_weights", []), *content.get("scores", {}).values()]
+        if all(isinstance(row, dict) for table in tables for row in table):
+            return dict(content)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{file} is damaged ({error}); delete it") from error
+    raise CheckpointError(f"{file} is damaged: it holds no tables; delete it")
 
 
 def _prompts(config: MixtureConfig) -> str:

@@ -14,9 +14,11 @@ from loramix.data.samples import Sample, hash_fraction
 from loramix.data.tasks import Task
 from loramix.data.tokens.batches import Encoded
 from loramix.data.tokens.encoding import encode
+from loramix.errors import DataError
 from loramix.experiment.progress import track
 from loramix.experiment.recipe import Recipe
 from loramix.storage.files import atomic_folder
+from loramix.storage.hub import first_line
 
 _ENCODING = 2  # counts the ways in which `encode` made other ids of the same samples
 _IDS = datasets.List(datasets.Value("int32"))
@@ -95,7 +97,13 @@ def encode_samples(
                 rows.append(ids)
             with atomic_folder(folder) as temporary:
                 _table(rows, index).save_to_disk(temporary)
-        found.append(datasets.load_from_disk(str(folder)))
+        try:
+            found.append(datasets.load_from_disk(str(folder)))
+        except Exception as error:  # Arrow's own are of many kinds
+            raise DataError(
+                f"the tokens in {folder} are damaged ({first_line(error)}); delete this folder, "
+                "and they are made anew"
+            ) from error
     return Samples(found)
 
 
