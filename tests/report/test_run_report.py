@@ -96,6 +96,13 @@ def test_texts_of_other_tasks_keep_their_slashes_and_spaces() -> None:
     assert "white-space: pre-wrap" in page
 
 
+def test_the_verdict_opens_the_page_and_is_escaped() -> None:
+    page = run_page(replace(make_report(), verdict=(f"It won {SCRIPT}.", "It was trained.")))
+    opening = page[: page.index("<nav")]
+    assert "It won &lt;script&gt;" in opening
+    assert "<li>It was trained.</li>" in opening
+
+
 def test_at_most_twenty_samples_are_shown() -> None:
     assert run_page(make_report(samples=25)).count("<article") == 20
 

@@ -65,6 +65,7 @@ class RunSample:
 class RunReport:
     """The page of a run, in the order of its sections; `losses` are keyed by model.
 
+    verdict: sentences that open the page, the most important first.
     verses: the tasks in whose texts ` / ` stands for a line break.
     """
 
@@ -76,6 +77,7 @@ class RunReport:
     samples: dict[str, list[RunSample]]
     recipe: str
     verses: frozenset[str] = frozenset()
+    verdict: tuple[str, ...] = ()
 
 
 # --- on the page of a comparison

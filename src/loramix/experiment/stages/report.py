@@ -10,6 +10,7 @@ from loramix.experiment.labels import BASE, expert_key, label
 from loramix.experiment.run import MODELS, WEIGHTS, Run, read_losses
 from loramix.experiment.stages.evaluate import AnswerRows, read_answers, tables
 from loramix.experiment.stages.prepare import COUNTS
+from loramix.experiment.summary import sentences
 from loramix.metrics.measures import ORIGINS, Better, ScoreFile
 from loramix.report.content import RunReport, RunSample, RunTable, WeightRow, mean_weights
 from loramix.report.run import run_page
@@ -37,6 +38,7 @@ def run(run: Run) -> None:
         samples={task.name: _samples(answers, task) for task in run.recipe.tasks},
         recipe=run.recipe.to_yaml(),
         verses=verses(run.recipe.tasks),
+        verdict=tuple(sentences(run.recipe, _losses(run))),
     )
     write_text(run.root / "report.html", run_page(report))
 
@@ -75,6 +77,17 @@ def _summary(run: Run) -> list[tuple[str, str]]:
         facts.append(("Test samples scored", f"{recipe.generation.test_samples} per task"))
     versions = [f"{name} {version}" for name, version in environment["versions"].items()]
     return [*facts, ("Versions", ", ".join(versions))]
+
+
+def _losses(run: Run) -> dict[str, dict[str, float]]:
+    """Return every model's losses on the test samples by task, if the run measures them."""
+    tasks = [task.name for task in run.recipe.tasks]
+    measured = [table for table in tables(run.recipe) if table.shows == "loss"]
+    return {
+        row["model"]: {task: float(row[task]) for task in tasks}
+        for table in measured
+        for row in read_csv(run.root / table.file)
+    }
 
 
 def _table(run: Run, table: ScoreFile) -> RunTable:
