@@ -158,6 +158,10 @@ def test_models_and_routing(client: openai.OpenAI, server: Running) -> None:
         ({"made_up": 1}, 400, "made_up"),
         ({"loramix": {"weights": {"c": 1.0}}}, 400, "no expert 'c'"),
         ({"model": "tiny:a", "loramix": {"weights": {"b": 1.0}}}, 400, "weights of its own"),
+        ({"prompt": ["a"] * 17, "n": 16}, 400, "272 answers were asked for at once"),
+        ({"seed": 2**64}, 400, "seed"),
+        ({"stop": ["a"] * 17}, 400, "stop"),
+        ({"loramix": {"weights": {"a": 1e39}}}, 400, "weights.a"),
         ({"loramix": {"task": "haiku"}}, 400, "no prompt for a task 'haiku'"),
     ],
 )
@@ -171,6 +175,15 @@ def test_what_cannot_be_answered_is_refused_in_words(
     assert words in answer["error"]["message"]
     with pytest.raises(openai.APIStatusError):
         client.completions.create(**{"model": "tiny", "prompt": "a"}, extra_body=changed)
+
+
+@pytest.mark.parametrize("place", ["prompt", "model", "stop", "user"])
+def test_halves_of_characters_are_refused(server: Running, place: str) -> None:
+    status, answer = asked(
+        server, "/v1/completions", {"model": "tiny", "prompt": "a", place: "\ud800"}
+    )
+    assert status == 400
+    assert "half of a character" in answer["error"]["message"]
 
 
 def test_chats_that_the_model_cannot_read_are_refused(server: Running) -> None:

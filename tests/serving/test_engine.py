@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from architecture_checks import architecture, attention_layers, strengthened
-from cases import Case, Experts
+from cases import Case, Experts, over
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_architectures import tiny_model as tiny_architecture
@@ -128,12 +128,12 @@ def wrong(engine: Engine, asked: list[Asked]) -> list[Asked]:
     return [each for each in asked if not each.is_right(engine.mixture)]
 
 
+QUICK = [Case("llama", "prompt"), Case("t5", "running")]
 FEW = [
-    Case("llama", "prompt"),
+    *QUICK,
     Case("llama", "running", "top-k"),
     Case("gpt2", "token", "top-k", "parameter", "block"),
     Case("t5", "prompt", "top-k", base_slot=True),
-    Case("t5", "running"),
 ]
 ALL = [
     Case(shape, context, activation)
@@ -143,7 +143,7 @@ ALL = [
 ]
 
 
-@pytest.mark.parametrize("case", FEW, ids=str)
+@over(FEW, QUICK)
 def test_everyone_is_answered_as_alone(case: Case, experts: Experts, served: Served) -> None:
     engine, asked = served(case.build(experts)), some(7, seed=1)
     arriving(engine, asked, seed=2)
@@ -177,7 +177,10 @@ FAULTS = {  # what a row would take from the others
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(name, marks=() if name == "decisions" else pytest.mark.slow) for name in FAULTS],
+)
 def test_a_planted_fault_is_found(
     fault: str, experts: Experts, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,6 +192,7 @@ def test_a_planted_fault_is_found(
     assert wrong(engine, asked)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Unfeasible length constraints")
 def test_what_the_base_makes_of_logits_is_kept(experts: Experts, served: Served) -> None:
     mixture = Case("llama", "prompt").build(experts)
@@ -204,14 +208,13 @@ SHARES = {  # places by a mask or by columns, windows, states, an encoder's lear
     **{"bloom": True, "opt": True, "mistral": False, "mamba2": False},
     **{"bart": False, "mt5": True, "qwen3_next": False},
 }
-QUICK = ("bloom", "bart", "mamba2")
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("name", "shares"),
     [
-        pytest.param(name, shares, marks=() if name in QUICK else pytest.mark.slow)
+        pytest.param(name, shares, marks=() if name == "bart" else pytest.mark.slow)
         for name, shares in SHARES.items()
     ],
 )

@@ -147,6 +147,10 @@ def _add_errors(app: FastAPI) -> None:
     async def unknown(request: Request, error: HTTPException) -> Response:
         return refused(ServingError(str(error.detail), status=error.status_code))
 
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        return refused(ServingError("the server failed", status=500, code="internal_error"))
+
     @app.exception_handler(ClientGoneError)
     async def gone(request: Request, error: ClientGoneError) -> Response:
         return Response(status_code=_CLIENT_CLOSED)

@@ -89,6 +89,13 @@ class Asking:
         prompts = body.prompts
         if not prompts:
             raise ServingError("there is no prompt in the list", param="prompt")
+        answers = len(prompts) * (body.n or 1)
+        if answers > self._limits.waiting:
+            raise ServingError(
+                f"{answers} answers were asked for at once; the limit of this server is "
+                f"{self._limits.waiting}",
+                param="prompt",
+            )
         return [self._prompt(each, body.loramix.task) for each in prompts]
 
     def chat_prompt(self, body: ChatBody) -> Prompt:

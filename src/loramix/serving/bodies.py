@@ -1,11 +1,14 @@
 """The bodies of requests, as OpenAI's clients send them; what cannot be honoured is refused."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MOST_CHOICES = 16
+MOST_STOPS = 16
+MOST_WEIGHT = 1000.0  # far beyond use, and far from where numbers end
 MOST_LOGPROBS = 20
 
 
@@ -19,9 +22,18 @@ class LoramixOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    weights: dict[str, Annotated[float, Field(allow_inf_nan=False)]] | None = None
+    weights: dict[str, Annotated[float, Field(ge=-MOST_WEIGHT, le=MOST_WEIGHT)]] | None = None
     task: str | None = None
     layers: bool = False
+
+
+def whole_characters(values: object) -> object:
+    """Return a body as it is; raises ValueError for a half of a character, which is no text."""
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("a text holds half of a character (a lone surrogate)") from error
+    return values
 
 
 class StreamOptions(BaseModel):
@@ -43,8 +55,8 @@ class _Body(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
+    seed: Annotated[int, Field(ge=-(2**62), le=2**62)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     loramix: LoramixOptions = LoramixOptions()
@@ -66,6 +78,8 @@ class _Body(BaseModel):
         """The strings before which an answer ends."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return tuple(stop for stop in stops if stop)
+
+    _whole = model_validator(mode="before")(whole_characters)
 
     @model_validator(mode="after")
     def _refuse_effects(self) -> "_Body":
@@ -173,6 +187,8 @@ class RoutingBody(BaseModel):
     prompt: str | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
     task: str | None = None
+
+    _whole = model_validator(mode="before")(whole_characters)
 
     @model_validator(mode="after")
     def _check_one(self) -> "RoutingBody":

@@ -7,6 +7,8 @@ and they stand beside the others from then on. Rows that end, or that nobody wai
 import logging
 import threading
 import time
+import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
@@ -43,7 +45,7 @@ class Engine:
         self.mixture, self.limits = mixture.eval(), limits or Limits()
         self._passes, self._maker = Passes(mixture), RowMaker(mixture)
         self._batches: list[Batch] = []
-        self._calls: list[Callable[[], None]] = []
+        self._calls: deque[Callable[[], None]] = deque()
         self._wake, self._stopping = threading.Condition(), False
         self._pads = pads(mixture, self._passes, self._maker)
         same_length = not self._pads and not mixture.config.is_encoder_decoder
@@ -108,6 +110,9 @@ class Engine:
         with self._wake:
             if not self.alive:
                 raise ServingError("the server is stopping", status=503, code="stopping")
+            if len(self._calls) >= self.limits.waiting:
+                text = f"{len(self._calls)} calls wait already; try again later"
+                raise ServingError(text, status=503, code="queue_full")
             self._calls.append(run)
             self._wake.notify()
         return future
@@ -116,7 +121,7 @@ class Engine:
         with torch.inference_mode():
             while self._wait():
                 self._leave()
-                for call in self._taken_calls():
+                if call := self._next_call():
                     call()
                 self._admit()
                 for batch in list(self._batches):
@@ -136,10 +141,10 @@ class Engine:
             )
             return not self._stopping
 
-    def _taken_calls(self) -> list[Callable[[], None]]:
+    def _next_call(self) -> Callable[[], None] | None:
+        """Take the call that came first: one between two passes, so that calls hold up no row."""
         with self._wake:
-            calls, self._calls = self._calls, []
-        return calls
+            return self._calls.popleft() if self._calls else None
 
     def _leave(self) -> None:
         """Let those leave for whom nobody waits any more, and those whose time is over."""
@@ -214,8 +219,8 @@ class Engine:
         try:
             ids_B1 = torch.tensor(last, device=self.mixture.device)
             logits_BV = self._passes.go_on(batch, ids_B1)
-        except Exception:
-            logger.exception("a pass over %d rows failed; they go on one by one", len(last))
+        except Exception as error:
+            _log("a pass failed; its rows go on one by one", error)
             self._batches.remove(batch)  # its cache may hold the pass in some layers and not others
             for row in batch.rows:
                 self._begin([row])
@@ -254,9 +259,15 @@ class Engine:
 
 
 def _fail(job: Job, error: Exception) -> None:
-    """Tell whoever waits that this job failed; what it asked stays out of the log."""
-    logger.error("a request failed: %s", type(error).__name__, exc_info=error)
+    """Tell whoever waits that this job failed."""
+    _log("a request failed", error)
     _tell(job, ServingError("the model failed on this request", status=500, code="internal_error"))
+
+
+def _log(what: str, error: Exception) -> None:
+    """Log an error without its words, which may hold a part of what was asked."""
+    trace = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("%s: %s\n%s", what, type(error).__name__, trace)
 
 
 def _tell(job: Job, event: Event) -> None:
