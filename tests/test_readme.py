@@ -60,7 +60,7 @@ def test_the_python_blocks_run_from_top_to_bottom(document: str, tmp_path: Path)
     ("document", "files"),
     [
         ("README.md", ["my-mixture/mixture_config.json", "routing.svg"]),
-        ("docs/start.md", ["my-mixture/verdict.html", "one-adapter/adapter_config.json"]),
+        ("docs/start.md", ["my-mixture/mixture_config.json", "one-adapter/adapter_config.json"]),
         ("docs/command-line.md", ["why.html", "results/tiny/compare/tiny/report.html"]),
     ],
 )

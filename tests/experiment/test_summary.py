@@ -36,7 +36,7 @@ def test_the_verdict_is_that_of_the_losses(
 def test_the_summary_tells_the_gain_and_the_best() -> None:
     told = " ".join(sentences(RECIPE, LOSSES))
     assert "it keeps 95 % on haiku and 100 % on title." in told
-    assert "has LoRA haiku on haiku (2.000) and LoRA title and CGM LoRA on title (3.000)." in told
+    assert "samples: LoRA haiku on haiku (2.000), LoRA title and CGM LoRA on title (3.000)." in told
     assert "adapters for haiku and title, and gates" in told
 
 

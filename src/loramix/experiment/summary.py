@@ -73,7 +73,7 @@ def _best(losses: Losses, tasks: Sequence[str]) -> str:
         lowest = min(loss[task] for loss in losses.values())
         winners = [model for model, loss in losses.items() if loss[task] == lowest]
         won.append(f"{' and '.join(winners)} on {task} ({lowest:.3f})")
-    return f"The lowest loss on withheld samples has {_listed(won)}."
+    return f"Lowest loss on withheld samples: {', '.join(won)}."
 
 
 def _listed(words: Sequence[str]) -> str:
