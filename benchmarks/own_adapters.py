@@ -60,7 +60,7 @@ class Bench:
         with (self.folder / "adapters.csv").open(newline="", encoding="utf-8") as file:
             return [row["expert"] for row in csv.DictReader(file)]
 
-    def mixture(self, *, experts: int = EXPERTS, carry: bool = True) -> MixtureModel:
+    def mixture(self, *, experts: int = EXPERTS, carry: bool = False) -> MixtureModel:
         """Return a mixture of the first adapters, with uniform weights."""
         sources = {name: self.folder / name for name in self.experts[:experts]}
         return MixtureModel.from_experts(BASE, sources, gate=GateConfig(carry=carry)).eval()
@@ -148,12 +148,20 @@ def nothing(bench: Bench) -> MixtureModel:
     return mixture
 
 
-def prompts(bench: Bench, *, carry: bool = True) -> MixtureModel:
-    """Return the mixture that knows 16 prompts of each expert, as `loramix mix` makes it."""
+def prompts(bench: Bench, *, carry: bool = False, foreign: bool = True) -> MixtureModel:
+    """Return the mixture that knows 16 prompts of each expert, as `loramix mix` makes it.
+
+    carry: whether gates carry evidence on. foreign: whether they know requests about the inputs of
+        other experts.
+    """
     mixture = bench.mixture(carry=carry)
     known = bench.prompts(PROMPTS).items()
     examples = {name: read_examples(name, texts) for name, texts in known}
-    from_examples(mixture, all_prompts(mixture, examples))
+    if foreign:
+        from_examples(mixture, all_prompts(mixture, examples))
+    else:
+        own = {name: prompts_of(mixture, each) for name, each in examples.items()}
+        from_examples(mixture, own)
     return mixture
 
 
@@ -192,7 +200,8 @@ ROWS: dict[str, Callable[[Bench], MixtureModel]] = {
     "nothing but adapters": nothing,
     "16 prompts, plain means": plain_means,
     "16 prompts": prompts,
-    "16 prompts, gates alone": partial(prompts, carry=False),
+    "16 prompts, own inputs alone": partial(prompts, foreign=False),
+    "16 prompts, gates that carry": partial(prompts, carry=True),
     "64 prompts and answers": answers,
     GROWN: grown,
 }

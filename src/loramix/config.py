@@ -33,8 +33,8 @@ class GateConfig(BaseModel):
         al. 2013, arXiv:1308.3432).
     k: how many experts `top-k` keeps; other activations do not use it.
     carry: whether a gate decides by the scores of all gates before it in the stack as well as by
-        its own, see `loramix.mixture.gate.Evidence`: what one layer reads is weak evidence, and the
-        deeper a layer lies, the more has come together. Not of a `reference` gate.
+        its own, see `loramix.mixture.gate.Evidence`. Such gates are right more often, and wrong in
+        all layers at once. Not of a `reference` gate.
     temperature: divides the scores before the activation; below 1 sharpens.
     base_slot: whether the base takes part as one more expert that adds nothing: the gate can then
         turn all experts off.
@@ -49,17 +49,10 @@ class GateConfig(BaseModel):
     hidden: int = Field(default=8, ge=1, le=2**14)
     activation: Activation = "softmax"
     k: int = Field(default=2, ge=1)
-    carry: bool = True
+    carry: bool = False
     temperature: float = Field(default=1.0, gt=0)
     base_slot: bool = False
     mixing: Mixing = "output"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _a_reference_gate_carries_nothing(cls, values: object) -> object:
-        if isinstance(values, dict) and values.get("context") == "reference":
-            return {"carry": False, **values}
-        return values
 
     @model_validator(mode="after")
     def _consistent(self) -> "GateConfig":

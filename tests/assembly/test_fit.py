@@ -13,7 +13,7 @@ from loramix.assembly import refinement
 from loramix.assembly.verdict import ExpertVerdict, Losses, judge, warnings
 from loramix.errors import DataError
 from loramix.experiment.paired import Difference
-from loramix.mixture.prototypes import SHARPNESS, SOFT
+from loramix.mixture.prototypes import SOFT
 
 WORDS = {"a": "rain moon snow", "b": "SELECT id FROM table"}
 
@@ -96,8 +96,8 @@ def test_training_moves_nothing_but_scale_and_shifts(
         if "prior" in key:
             close(trained[key], start)
         elif "lift" in key:  # as softly as training begins; units without effect stay
-            ratios = torch.where(start == 0, SOFT / SHARPNESS, trained[key] / start)
-            softened = (ratios - SOFT / SHARPNESS).abs() < 1e-4
+            ratios = torch.where(start == 0, SOFT, trained[key] / start)
+            softened = (ratios - SOFT).abs() < 1e-4
             assert bool((softened | (trained[key] == start)).all())
         elif key.endswith("score.weight"):
             used = start != 0

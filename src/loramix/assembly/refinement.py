@@ -79,7 +79,7 @@ def refine(
     start = {key: value.clone() for key, value in mixture.gate_state().items()}
     before = _losses(mixture, held_out, "held-out examples before training")
     if mixture.prototypes is not None:
-        follow(mixture, mixture.prototypes, SOFT)
+        follow(mixture, mixture.prototypes, SOFT * mixture.prototypes.sharpness)
     with _scale_and_shift(mixture):
         learn(
             mixture,

@@ -34,10 +34,10 @@ from loramix.mixture.means import (
 from loramix.mixture.model import MixtureModel
 from loramix.mixture.problems import Init, gate_problems
 
-# Of gates that carry evidence on, whose scores add up within a block, and of those that do not.
-SHARPNESS, ALONE = 4.0, 12.0
-# Training starts here: gates that are sure get no gradients, and cannot learn to mix.
-SOFT = 1.0
+# Of gates that decide alone, and of those that carry evidence on, which adds up within a block.
+SHARPNESS, CARRIED = 12.0, 4.0
+# Training starts at this part of it: gates that are sure get no gradients, and cannot learn to mix.
+SOFT = 1 / 3
 Examples = Sequence[str | Mapping[str, Tensor]]
 
 
@@ -72,7 +72,7 @@ def from_examples(
         )
     check_start(mixture, "prototype")
     if sharpness is None:
-        sharpness = SHARPNESS if mixture.gate_config.carry else ALONE
+        sharpness = CARRIED if mixture.gate_config.carry else SHARPNESS
     seen = [_seen(mixture, index, examples[name], each) for index, name in enumerate(names)]
     layers = seen[0].means.keys()
     mixture.prototypes = Prototypes(

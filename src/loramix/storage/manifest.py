@@ -60,15 +60,6 @@ class MixtureConfig(BaseModel):
     prompting: Prompting = Prompting()
     versions: dict[str, str]
 
-    @model_validator(mode="before")
-    @classmethod
-    def _older_gates_decide_alone(cls, values: object) -> object:
-        if isinstance(values, dict) and values.get("schema_version") in (1, 2):
-            gate = values.get("gate")
-            if isinstance(gate, dict):
-                return {**values, "gate": {**gate, "carry": False}}
-        return values
-
     @model_validator(mode="after")
     def _names_differ(self) -> "MixtureConfig":
         names = [expert.name for expert in self.experts]

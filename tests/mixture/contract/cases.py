@@ -32,7 +32,7 @@ class Case:
     mixing: str = "output"
     scope: str = "layer"
     base_slot: bool = False
-    alone: bool = False  # whether every gate decides by its own scores
+    carry: bool = False  # whether gates decide by the scores of those before them too
 
     def __str__(self) -> str:
         parts = [
@@ -42,7 +42,7 @@ class Case:
             self.mixing,
             self.scope,
             "base" if self.base_slot else "",
-            "alone" if self.alone else "",
+            "carry" if self.carry else "",
         ]
         return "-".join(filter(None, parts))
 
@@ -55,7 +55,7 @@ class Case:
             scope=self.scope,
             base_slot=self.base_slot,
             temperature=0.8,
-            **({"carry": False} if self.alone else {}),
+            carry=self.carry,
         )
 
     def build(
@@ -86,8 +86,8 @@ GENERATING_FEW = [
     Case("gpt2", "running", "top-k", "parameter", "model"),
     Case("gpt2", "running", "top-1", scope="block", base_slot=True),
     Case("gpt2", "token", "softmax", scope="model", base_slot=True),
-    Case("llama", "prompt", alone=True),
-    Case("t5", "running", alone=True),
+    Case("llama", "prompt", carry=True),
+    Case("t5", "running", carry=True),
 ]
 REFERENCE_FEW = [
     Case("t5", "reference", "softmax", "parameter"),
@@ -106,11 +106,11 @@ WITH_BASE = [
     for shape in SHAPES
     for activation in ("softmax", "top-1")
 ]
-ALONE = [
-    Case(shape, context, alone=True)
+CARRYING = [
+    Case(shape, context, carry=True)
     for shape, context in product(SHAPES, ["prompt", "running", "token"])
 ]
-ALL = list(dict.fromkeys([*FEW, *PRODUCT, *SHARED, *WITH_BASE, *ALONE]))
+ALL = list(dict.fromkeys([*FEW, *PRODUCT, *SHARED, *WITH_BASE, *CARRYING]))
 GENERATING = [
     case for case in ALL if case.context != "reference"
 ]  # the reference gate needs the whole target

@@ -38,7 +38,7 @@ def learn_gates(run: Run, *, folder: Path, title: str) -> None:
     start_gates(run, mixture, base.tokenizer)
     check = GateCheck(run, mixture, base.tokenizer)
     if spec.init == "prototype" and spec.epochs and mixture.prototypes is not None:
-        follow(mixture, mixture.prototypes, SOFT)
+        follow(mixture, mixture.prototypes, SOFT * mixture.prototypes.sharpness)
     train(
         run,
         mixture,
