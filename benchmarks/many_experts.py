@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, help="only so many tasks")
     parser.add_argument("--out", type=Path, default=Path("results/many-experts"))
     parser.add_argument("--curve-samples", type=int, default=12, help="of each task; 0: no curve")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     recipe = load_recipe(str(write_recipe(options)), options.overrides)
     folder = compare(recipe, options.out)
