@@ -151,6 +151,9 @@ def write_curve(points: Sequence[Point], folder: Path) -> None:
     _draw(by_experts, [each for each in points if each.examples == usual], "experts")
     _draw(by_examples, sorted(each for each in points if each.experts == most), "examples")
     by_examples.set(xlabel="prompts known of each expert", xscale="log")
+    for axis, places in ((by_experts, SIZES), (by_examples, EXAMPLES)):
+        axis.set_xticks(places, labels=map(str, places))
+    by_experts.set_xlim(1, most + 1)
     by_experts.set(xlabel="experts", ylabel="share of the right expert's gain")
     by_experts.legend(frameon=False, fontsize=8)
     with atomic_file(folder / "curve.png") as temporary:
