@@ -164,6 +164,6 @@ def widths(gate: ContextGate) -> Iterator[tuple[Tensor, float]]:
     if gate.lift.bias is not None:
         yield gate.lift.bias, 1.0
         yield gate.score.bias, 1.0
-        largest = float(gate.lift.bias.abs().max())
+        largest = float(gate.lift.bias.detach().abs().max())
     yield gate.score.weight, gate.score.in_features * (1.0 + largest)
     yield gate.prior, 1.0
