@@ -308,7 +308,9 @@ def test_auxiliary_losses_do_what_they_are_for(tmp_path: Path, finished: Path) -
     def trained(folder: str, *settings: str) -> list[dict[str, str]]:
         root = tmp_path / folder
         shutil.copytree(finished, root)
-        recipe = load_recipe("tiny", [*SMALL, "gate.learning_rate=0.02", *settings])
+        recipe = load_recipe(
+            "tiny", [*SMALL, "gate.learning_rate=0.02", "gate.rates=equal", *settings]
+        )
         runner.run(recipe, root, stage="gate")
         return rows(root / "cgm" / "auxiliary.csv")[-4:]
 
