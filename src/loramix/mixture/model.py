@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.module import _IncompatibleKeys
 
 from loramix.bases.loading import load_base, load_tokenizer
 from loramix.config import GateConfig, Prompting
 from loramix.data.conversations import Conversation, Message
 from loramix.errors import ExpertError, LoramixError, MixtureError
+from loramix.mixture.exporting import export
 from loramix.mixture.fitting import fitted
 from loramix.mixture.folding import Folding
 from loramix.mixture.gate import ContextGate, load_state, state_of
@@ -26,10 +27,8 @@ from loramix.mixture.hooks import Backbone, attach, leave_labels
 from loramix.mixture.inputs import asked, text_inputs, with_first_step
 from loramix.mixture.layer import MixtureLinear
 from loramix.mixture.layout import observe
-from loramix.mixture.linear import is_transposed
 from loramix.mixture.loaded_adapters import take_adapters
 from loramix.mixture.means import Prototypes
-from loramix.mixture.merging import write_merged
 from loramix.mixture.pretrained import TransformersModel, refuse_kept_labels, scale_loss, take_items
 from loramix.mixture.problems import loose_state_problem
 from loramix.mixture.state import current, fixing, generating, holding, reading, recording
@@ -41,7 +40,6 @@ from loramix.mixture.weights import (
     Weights,
     by_hand,
     index_of,
-    row_of,
 )
 from loramix.mixture.wrapping import (
     adapted_layers,
@@ -52,8 +50,7 @@ from loramix.mixture.wrapping import (
     wrap,
 )
 from loramix.storage.checkpoint import save_in_checkpoint
-from loramix.storage.experts import Expert, LowRank, load_expert
-from loramix.storage.export import combined, short_names, write_adapter
+from loramix.storage.experts import Expert, load_expert
 from loramix.storage.format import Parts, load, push, save
 
 if TYPE_CHECKING:
@@ -307,48 +304,7 @@ class MixtureModel(TransformersModel):
         Raises MixtureError unless exactly one of both is given, or if the gates do not decide once
         for each prompt.
         """
-        if (weights is None) == (prompt is None):
-            raise MixtureError("export needs either weights={expert: weight} or prompt='…'")
-        if isinstance(prompt, str):
-            prompt = self.text_inputs(prompt)
-        if prompt is not None:
-            chosen = self._prompt_weights(prompt)
-        else:
-            chosen = dict.fromkeys(self.layers, row_of(weights or {}, self.expert_names))
-        updates = combined(self.experts, chosen, self.gate_config.mixing)
-        layers = {name: layer.base for name, layer in self.layers.items()}
-        if merged:
-            write_merged(self.base, layers, updates, Path(path))
-            return
-        self._write_adapter(updates, layers, Path(path))
-
-    def _write_adapter(
-        self, updates: Mapping[str, LowRank], layers: Mapping[str, nn.Module], path: Path
-    ) -> None:
-        modules = [name for name, _ in self.base.named_modules()]
-        write_adapter(
-            updates,
-            path,
-            targets=short_names(layers, modules),
-            fan_in_fan_out=any(is_transposed(layer) for layer in layers.values()),
-            base_name=self.base_name,
-            revision=self.revision,
-            task_type="SEQ_2_SEQ_LM" if self.config.is_encoder_decoder else "CAUSAL_LM",
-        )
-
-    def _prompt_weights(self, inputs: Mapping[str, Tensor]) -> dict[str, Float[Tensor, " E"]]:
-        """Return the weights of every layer for a prompt; for several rows, their mean.
-
-        Raises MixtureError unless the gates decide once for each prompt: other weights cannot be
-        one adapter.
-        """
-        context = self.gate_config.context
-        if context != "prompt":
-            raise MixtureError(
-                f"the weights of a '{context}' gate depend on more than the prompt, so no single "
-                "adapter has them; export fixed weights instead"
-            )
-        return {name: weights_BE.mean(0) for name, weights_BE in self.weights(**inputs).items()}
+        export(self, Path(path), weights=weights, prompt=prompt, merged=merged)
 
     @property
     def expert_names(self) -> list[str]:
