@@ -28,8 +28,7 @@ from loramix.mixture.prototypes import from_examples
 
 log = logging.getLogger("loramix")
 Depth = Literal["nothing", "prompts", "answers"]
-PROMPTS = 16  # of one expert, from which prototypes are made,
-CROSSED = 24  # and at most so many about the inputs of others
+PROMPTS = 16  # of one expert, from which prototypes are made
 TRAINED = 24  # of these that training sees, and
 CHECKED = 8  # of the held-out ones by which it is judged: more cost minutes and change little
 HELD_OUT = 0.25  # of the examples
@@ -136,7 +135,7 @@ def all_prompts(
             templates[name], inputs[name] = [found], without_template(texts)
         else:
             inputs[name] = texts
-    for name, texts in crossed(templates, inputs, each=CROSSED).items():
+    for name, texts in crossed(templates, inputs).items():
         rows = encoded_examples(mixture, _as_they_are(single[name], texts))
         prompts[name] += in_batches(mixture, mixture.tokenizer, rows)
     return prompts

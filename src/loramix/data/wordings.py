@@ -21,6 +21,8 @@ NEUTRAL = (
 )
 Template = tuple[str, str]  # what stands before an input, and what after it
 
+# More such prompts of an expert make its request count more, and its own inputs less.
+CROSSED = 24
 _FEWEST = 4  # prompts, from which what they share is a template and no chance
 
 
@@ -41,7 +43,10 @@ def other_wordings(prompts: Sequence[str], inputs: Sequence[str] | None = None) 
 
 
 def crossed(
-    templates: Mapping[str, Sequence[Template]], inputs: Mapping[str, Sequence[str]], *, each: int
+    templates: Mapping[str, Sequence[Template]],
+    inputs: Mapping[str, Sequence[str]],
+    *,
+    each: int = CROSSED,
 ) -> dict[str, list[str]]:
     """Return the prompts of every expert about the inputs of the others: what is asked counts, and
     not what about.

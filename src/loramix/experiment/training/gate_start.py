@@ -21,7 +21,6 @@ from loramix.mixture.model import MixtureModel
 from loramix.mixture.prototypes import from_examples
 
 _BATCH = 8  # prompts that are read at once
-CROSSED = 24  # prompts of every task about the inputs of others, at most
 PLAIN = 4.0  # sharpness of plain means, which training sharpens
 
 Inputs = dict[str, Tensor]
@@ -76,7 +75,7 @@ def _crossed(recipe: Recipe, samples: Mapping[str, Sequence[Sample]]) -> dict[st
         inputs = {each.name: [one.input for one in samples[each.name]] for each in [task, *others]}
         before, after = task.prompt.split(PLACEHOLDER)
         templates = {task.name: [(before, after)]} if before.strip() or after.strip() else {}
-        found |= {task.name: crossed(templates, inputs, each=CROSSED)[task.name]}
+        found[task.name] = crossed(templates, inputs)[task.name]
     return found
 
 
