@@ -69,6 +69,8 @@ def test_the_packages_asked_for_are_those_of_the_extra(extra: str) -> None:
         ("matplotlib", "report", ["run", RECIPE, "--stage", "lora"]),
         ("rouge_score", "metrics", ["compare", RECIPE]),
         ("cma", "comparison", ["compare", RECIPE]),
+        ("ray", "cluster", ["run", RECIPE, "--cluster"]),
+        ("ray", "cluster", ["compare", RECIPE, "--cluster", "10.0.0.1:6379"]),
         ("fastapi", "serve", ["serve", "no-mixture"]),
         ("uvicorn", "serve", ["serve", "no-mixture"]),
     ],

@@ -57,6 +57,13 @@ class MissingExtraError(LoramixError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed; get it with: pip install 'loramix[{extra}]'")
+        self.package, self.extra = package, extra
+
+    def __reduce__(self) -> "tuple[type[MissingExtraError], tuple[str, str]]":
+        return MissingExtraError, (
+            self.package,
+            self.extra,
+        )  # or no process could hand it to another one
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

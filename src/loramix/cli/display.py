@@ -3,6 +3,7 @@
 import logging
 import sys
 import warnings
+from functools import cache
 
 
 def show_messages() -> None:
@@ -31,3 +32,10 @@ def silence_libraries() -> None:
     logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
     # PEFT asks transformers the old way
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+
+
+@cache
+def show_in_worker() -> None:
+    """Set up the messages of another process, once; they reach the display of the command."""
+    show_messages()
+    silence_libraries()

@@ -40,8 +40,16 @@ def cli() -> None:
 )
 @options.run_folder
 @options.wait
+@options.cluster
+@options.step_resources
 def run(
-    recipe: str, overrides: tuple[str, ...], stage: str | None, out: Path | None, wait: bool
+    recipe: str,
+    overrides: tuple[str, ...],
+    stage: str | None,
+    out: Path | None,
+    wait: bool,
+    cluster: str | None,
+    step_resources: tuple[str, ...],
 ) -> None:
     """Run a RECIPE: a shipped one by name, or a YAML file.
 
@@ -53,16 +61,20 @@ def run(
       loramix run demo
       loramix run demo --stage lora
       loramix run demo lora.epochs=3 gate.hidden=16 --out results/longer
+      loramix run demo --cluster --step-resources lora=2cpu
     """
     from loramix.experiment import extras
     from loramix.experiment.reading import load_recipe
+    from loramix.experiment.recipe import STAGES
 
+    does = options.executor(cluster, step_resources, STAGES)
     resolved = load_recipe(recipe, overrides)
-    extras.require(*extras.needed(stage))
+    extras.require(*extras.needed(stage), *(("cluster",) if cluster else ()))
     silence_libraries()
     from loramix.experiment import runner
 
-    done = runner.run(resolved, out or Path("results") / resolved.name, stage=stage, wait=wait)
+    root = out or Path("results") / resolved.name
+    done = runner.run(resolved, root, stage=stage, wait=wait, executor=does)
     click.echo(done.root)
     if stage in (None, "report"):
         from loramix.cli.tables import show_scores
@@ -80,7 +92,16 @@ def run(
 @options.overrides
 @options.run_folder
 @options.wait
-def compare(recipe: str, overrides: tuple[str, ...], out: Path | None, wait: bool) -> None:
+@options.cluster
+@options.step_resources
+def compare(
+    recipe: str,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    wait: bool,
+    cluster: str | None,
+    step_resources: tuple[str, ...],
+) -> None:
     """Compare a RECIPE's mixtures with other ways to use its experts.
 
     Models that a run has trained in the same folder are used again; a killed comparison resumes.
@@ -90,18 +111,21 @@ def compare(recipe: str, overrides: tuple[str, ...], out: Path | None, wait: boo
       loramix compare demo
       loramix compare demo 'comparison.seeds=[0]'
       loramix compare ablate-context --out results/haiku-title-compare
+      loramix compare demo --cluster 10.0.0.1:6379 --step-resources compare=1gpu
     """
     from loramix.experiment import extras
     from loramix.experiment.reading import load_recipe
 
+    does = options.executor(cluster, step_resources, ("prepare", "finetune", "lora", "compare"))
     resolved = load_recipe(recipe, overrides)
     searched = ("comparison",) if "lorahub" in resolved.comparison.models else ()
-    extras.require(*extras.needed(None), *searched)
+    extras.require(*extras.needed(None), *searched, *(("cluster",) if cluster else ()))
     silence_libraries()
     from loramix.cli.tables import show_comparison
     from loramix.comparison.compare import compare as compare_models
 
-    folder = compare_models(resolved, out or Path("results") / resolved.name, wait=wait)
+    root = out or Path("results") / resolved.name
+    folder = compare_models(resolved, root, wait=wait, executor=does)
     click.echo(folder)
     show_comparison(folder)
     click.echo(f"\nReport:  {folder / 'report.html'}", err=True)

@@ -12,6 +12,8 @@ from loramix.comparison.comparison import STAGE, ComparedModel, Comparison, comp
 from loramix.comparison.models import compared_models
 from loramix.comparison.scores import read_scores
 from loramix.comparison.testsets import QUESTIONS
+from loramix.experiment.executors.in_order import in_order
+from loramix.experiment.executors.job import Executor
 from loramix.experiment.graph import (
     METRIC_FIELDS,
     PROMPT_FIELDS,
@@ -33,12 +35,15 @@ log = logging.getLogger("loramix")
 _OF_RUN = ("prepare", "finetune", "lora")  # stages that leave what is compared
 
 
-def compare(recipe: Recipe, root: Path, *, wait: bool = False) -> Path:
+def compare(
+    recipe: Recipe, root: Path, *, wait: bool = False, executor: Executor = in_order
+) -> Path:
     """Run the recipe's comparison in the run folder `root`, which may hold its experts; return the
     comparison's folder.
 
     Several recipes may be compared in one run folder: steps that they share are done once.
     wait: for another process that runs in the folder; else it raises BusyError.
+    executor: who does the steps.
     Raises StageError in each of several processes, before anything is written.
     """
     refuse_several_processes()
@@ -47,7 +52,7 @@ def compare(recipe: Recipe, root: Path, *, wait: bool = False) -> Path:
         began = folder / RECIPE if (folder / RECIPE).is_file() else root / RECIPE
         comparison = Comparison(Run(pin(recipe, began), root))
         steps = comparison_steps(comparison, begin(comparison.recipe, folder))
-        do_steps(steps, [steps[-1].key], root)
+        do_steps(steps, [steps[-1].key], root, executor)
     return folder
 
 

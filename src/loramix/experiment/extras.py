@@ -13,6 +13,7 @@ EXTRAS = {
         "sacrebleu": "sacrebleu",
     },
     "report": {"jinja2": "jinja2", "matplotlib": "matplotlib"},
+    "cluster": {"ray": "ray"},
     "comparison": {"cma": "cma"},
 }
 _TRAINED = ("finetune", "lora", "gate")  # stages that draw their losses and score nothing

@@ -10,6 +10,7 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from loramix.bases.loading import resolve_revision
 from loramix.data.sources import pinned, source_fingerprint
 from loramix.errors import StageError, did_you_mean
 from loramix.experiment import given
+from loramix.experiment.executors.in_order import in_order
+from loramix.experiment.executors.job import Executor, Job
 from loramix.experiment.graph import Step, earlier_whitespace, run_steps
 from loramix.experiment.processes import refuse_several_processes
 from loramix.experiment.recipe import STAGES, Recipe
@@ -32,11 +35,19 @@ LOCK = ".lock"  # of a run folder: one process at a time
 RECIPE = "recipe.yaml"  # the resolved recipe, in the folder of a run or a comparison
 
 
-def run(recipe: Recipe, root: Path, *, stage: str | None = None, wait: bool = False) -> Run:
+def run(
+    recipe: Recipe,
+    root: Path,
+    *,
+    stage: str | None = None,
+    wait: bool = False,
+    executor: Executor = in_order,
+) -> Run:
     """Run the recipe's stages into folder `root`; return the run with its Hub revisions pinned.
 
     stage: the only stage to run, with those it needs; None: all.
     wait: for another process that runs in the folder; else it raises BusyError.
+    executor: who does the steps.
     Raises StageError in each of several processes, before anything is written.
     """
     refuse_several_processes()
@@ -50,7 +61,7 @@ def run(recipe: Recipe, root: Path, *, stage: str | None = None, wait: bool = Fa
         steps = run_steps(run, begin(run.recipe, root))
         keys = [step.key for step in steps if stage in (None, step.stage)]
         check_room(run.recipe, root, unfinished(steps, keys, root))
-        do_steps(steps, keys, root)
+        do_steps(steps, keys, root, executor)
     return run
 
 
@@ -71,10 +82,22 @@ def begin(recipe: Recipe, folder: Path) -> dict[str, str]:
     return sources
 
 
-def do_steps(steps: Sequence[Step], keys: Sequence[str], root: Path) -> None:
+def do_steps(
+    steps: Sequence[Step], keys: Sequence[str], root: Path, executor: Executor = in_order
+) -> None:
     """Do the steps `keys` of the run folder `root` and all that they need, except finished ones."""
+    executor(jobs(steps, keys, root), root)
+
+
+def jobs(steps: Sequence[Step], keys: Sequence[str], root: Path) -> list[Job]:
+    """Return the steps `keys` of the run folder `root` and all that they need, as jobs."""
+    found = []
     for step, fingerprint in _wanted(steps, keys):
-        _do(step, fingerprint, _marker(root, step))
+        marker = _marker(root, step)
+        finished = _is_finished(step, fingerprint, _state(marker))
+        work = partial(_do, step, fingerprint, marker)
+        found.append(Job(step.key, step.stage, step.needs, work, finished, marker))
+    return found
 
 
 def unfinished(steps: Sequence[Step], keys: Sequence[str], root: Path) -> list[Step]:

@@ -19,6 +19,7 @@ from loramix.experiment.progress import track
 from loramix.experiment.recipe import Recipe
 from loramix.storage.files import atomic_folder
 from loramix.storage.hub import first_line
+from loramix.storage.locks import writing
 
 _ENCODING = 2  # counts the ways in which `encode` made other ids of the same samples
 _IDS = datasets.List(datasets.Value("int32"))
@@ -86,17 +87,18 @@ def encode_samples(
             _ENCODING,
         ]
         folder = cache / f"{task.name}-{_fingerprint(settings, tokenizer, samples)}"
-        if not folder.exists():
-            rows = []
-            for sample in track(samples, f"{task.name} as tokens"):
-                asked = as_trained(task, sample, bare=bare)
-                chat = recipe.base.chat
-                ids = encode(
-                    tokenizer, asked, sample.input, sample.target, causal=causal, chat=chat
-                )
-                rows.append(ids)
-            with atomic_folder(folder) as temporary:
-                _table(rows, index).save_to_disk(temporary)
+        with writing(folder, wait=True):  # steps side by side may ask for the same samples
+            if not folder.exists():
+                rows = []
+                for sample in track(samples, f"{task.name} as tokens"):
+                    asked = as_trained(task, sample, bare=bare)
+                    chat = recipe.base.chat
+                    ids = encode(
+                        tokenizer, asked, sample.input, sample.target, causal=causal, chat=chat
+                    )
+                    rows.append(ids)
+                with atomic_folder(folder) as temporary:
+                    _table(rows, index).save_to_disk(temporary)
         try:
             found.append(datasets.load_from_disk(str(folder)))
         except Exception as error:  # Arrow's own are of many kinds
