@@ -71,6 +71,8 @@ def test_the_packages_asked_for_are_those_of_the_extra(extra: str) -> None:
         ("cma", "comparison", ["compare", RECIPE]),
         ("ray", "cluster", ["run", RECIPE, "--cluster"]),
         ("ray", "cluster", ["compare", RECIPE, "--cluster", "10.0.0.1:6379"]),
+        ("ray", "cluster", ["sweep", RECIPE, "gate.hidden=4,8", "--cluster"]),
+        ("matplotlib", "report", ["sweep", RECIPE, "gate.hidden=4,8", "--stage", "gate"]),
         ("fastapi", "serve", ["serve", "no-mixture"]),
         ("uvicorn", "serve", ["serve", "no-mixture"]),
     ],

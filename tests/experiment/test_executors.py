@@ -1,6 +1,7 @@
 """Executors: what they are asked for in words, and what they refuse before they begin."""
 
 import pickle
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -12,7 +13,7 @@ from loramix.errors import LoramixError, MissingExtraError, StageError
 from loramix.experiment import runner
 from loramix.experiment.executors.in_order import in_order
 from loramix.experiment.executors.job import Job, unfinished
-from loramix.experiment.executors.on_ray import Place, check_address
+from loramix.experiment.executors.on_ray import Place, check_address, connected
 from loramix.experiment.executors.resources import Resources, read_resources
 from loramix.experiment.reading import load_recipe
 from loramix.experiment.recipe import STAGES
@@ -131,6 +132,19 @@ def test_the_command_line_refuses_before_any_work(
     assert done.returncode == status
     assert told in " ".join(done.stderr.split())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("port", [0, 70000, "closed"])
+def test_a_cluster_that_is_not_there_is_told_at_once(port: int | str) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        free = listener.getsockname()[1]
+    address = f"127.0.0.1:{free if port == 'closed' else port}"
+    with (
+        pytest.raises(StageError, match=f"there is no Ray cluster at '{address}'"),
+        connected(address),
+    ):
+        raise AssertionError
 
 
 @pytest.mark.parametrize("seen", ["nothing", "another folder", "no such current folder"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from loramix import __version__
-from loramix.cli import ask, chat, check, convert, mix, options, serve
+from loramix.cli import ask, chat, check, convert, mix, options, serve, sweep
 from loramix.cli.display import show_messages, silence_libraries
 from loramix.cli.ending import ended, quiet_logging
 
@@ -148,6 +148,7 @@ def recipes() -> None:
 
 
 for command in (
+    sweep.sweep,
     *(mix.mix, mix.add, mix.remove, chat.chat, serve.serve),
     *(check.check, ask.generate, ask.explain_),
     *(convert.export, convert.import_, convert.push, convert.pull),

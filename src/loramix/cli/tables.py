@@ -10,6 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from loramix.assembly.verdict import ExpertVerdict
+from loramix.experiment.sweep.results import RESULTS, VALIDATION
 from loramix.metrics.measures import ORIGINS, SCORE_FILES
 from loramix.mixture.explanation import Explanation
 from loramix.storage.files import read_csv
@@ -59,6 +60,19 @@ def show_comparison(folder: Path) -> None:
             Text(model), *(f"{of_model[c]:.3f}" if c in of_model else "" for c in columns)
         )
     console.print(table)
+
+
+def show_sweep(root: Path, keys: Sequence[str]) -> None:
+    """Print the settings of the sweep in `root`, values of `keys`, and their validation losses to
+    standard output.
+    """
+    rows = read_csv(root / RESULTS)
+    columns = [*keys, VALIDATION]
+    table = Table(*columns, title="Settings by validation loss", box=SIMPLE_HEAD)
+    for row in rows:
+        loss = row[VALIDATION]
+        table.add_row(*(Text(row[key]) for key in keys), f"{float(loss):.4f}" if loss else "–")
+    Console().print(table)
 
 
 def show_verdict(

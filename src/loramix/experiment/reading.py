@@ -51,6 +51,15 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+def read_value(text: str) -> object:
+    """Return the value of an override as YAML reads it, or as text."""
+    scientific = "e" in text.lower() and text[:1].isdigit()  # YAML takes 1e-3 for a text
+    try:
+        return float(text) if scientific else read_yaml(text)
+    except (ValueError, TypeError, OverflowError):
+        return text
+
+
 def _resolved(recipe: Recipe) -> tuple[Recipe, list[str]]:
     """Return the recipe with the format and columns of every task, and why some have none; and with
     the hidden units that its experts need, unless it says how many.
@@ -137,17 +146,8 @@ def _override(settings: dict[str, object], override: str) -> str | None:
             group = group.setdefault(parent, {})  # a misspelt group is an unknown key later
     if not isinstance(group, dict):
         return f"{path}: '{'.'.join(parents)}' holds a single value, not settings"
-    group[last] = _value(text)
+    group[last] = read_value(text)
     return None
-
-
-def _value(text: str) -> object:
-    """Return the value of an override as YAML reads it, or as text."""
-    scientific = "e" in text.lower() and text[:1].isdigit()  # YAML takes 1e-3 for a text
-    try:
-        return float(text) if scientific else read_yaml(text)
-    except (ValueError, TypeError, OverflowError):
-        return text
 
 
 def _task_name(item: Mapping[str, object]) -> str:

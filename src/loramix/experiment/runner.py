@@ -91,22 +91,37 @@ def do_steps(
 
 def jobs(steps: Sequence[Step], keys: Sequence[str], root: Path) -> list[Job]:
     """Return the steps `keys` of the run folder `root` and all that they need, as jobs."""
-    found = []
-    for step, fingerprint in _wanted(steps, keys):
-        marker = _marker(root, step)
-        finished = _is_finished(step, fingerprint, _state(marker))
-        work = partial(_do, step, fingerprint, marker)
-        found.append(Job(step.key, step.stage, step.needs, work, finished, marker))
-    return found
+    return [as_job(step, fingerprint, root) for step, fingerprint in wanted(steps, keys)]
+
+
+def as_job(step: Step, fingerprint: str, root: Path, *, name: str | None = None) -> Job:
+    """Return a step of the run folder `root` as a job.
+
+    name: of its marker; None: its key.
+    """
+    marker = _marker(root, step) if name is None else root / ".stages" / f"{name}.json"
+    finished = _is_finished(step, fingerprint, _state(marker))
+    work = partial(_do, step, fingerprint, marker)
+    return Job(step.key, step.stage, step.needs, work, finished, marker)
 
 
 def unfinished(steps: Sequence[Step], keys: Sequence[str], root: Path) -> list[Step]:
     """Return the steps that `do_steps` would do."""
     return [
         step
-        for step, fingerprint in _wanted(steps, keys)
+        for step, fingerprint in wanted(steps, keys)
         if not _is_finished(step, fingerprint, _state(_marker(root, step)))
     ]
+
+
+def wanted(steps: Sequence[Step], keys: Sequence[str]) -> list[tuple[Step, str]]:
+    """Return the steps `keys` and all that they need, in their order, with their fingerprints."""
+    wanted = _closure(steps, keys)
+    fingerprints: dict[str, str] = {}
+    for step in steps:
+        # of unwanted steps too: those of later steps are made from it
+        fingerprints[step.key] = fingerprint(step, fingerprints)
+    return [(step, fingerprints[step.key]) for step in steps if step.key in wanted]
 
 
 def versions() -> dict[str, str]:
@@ -177,16 +192,6 @@ def fingerprint(step: Step, known: Mapping[str, str]) -> str:
         "needs": [known[key] for key in step.needs],
     }
     return sha256(json.dumps(content, sort_keys=True))
-
-
-def _wanted(steps: Sequence[Step], keys: Sequence[str]) -> list[tuple[Step, str]]:
-    """Return the steps `keys` and all that they need, in their order, with their fingerprints."""
-    wanted = _closure(steps, keys)
-    fingerprints: dict[str, str] = {}
-    for step in steps:
-        # of unwanted steps too: those of later steps are made from it
-        fingerprints[step.key] = fingerprint(step, fingerprints)
-    return [(step, fingerprints[step.key]) for step in steps if step.key in wanted]
 
 
 def _closure(steps: Sequence[Step], keys: Sequence[str]) -> set[str]:

@@ -67,14 +67,19 @@ def verdict(claims: Sequence[Claim]) -> str:
     return ", ".join(parts) + "."
 
 
+def finite(value: float | None) -> TypeGuard[float]:
+    """Return whether there is a number to show."""
+    return value is not None and math.isfinite(value)
+
+
 def number(value: float | None) -> str:
     """Return a number with three decimals, or a dash for None and numbers that are not finite."""
-    return f"{value:.3f}".replace("-", "−") if _finite(value) else "–"
+    return f"{value:.3f}".replace("-", "−") if finite(value) else "–"
 
 
 def interval(score: MeanScore) -> str:
     """Return both ends of a score's interval, or an empty text if one of them is missing."""
-    if not (_finite(score.low) and _finite(score.high)):
+    if not (finite(score.low) and finite(score.high)):
         return ""
     return f"{number(score.low)} to {number(score.high)}"
 
@@ -86,15 +91,11 @@ def shades(cells: Sequence[Sequence[float | None]]) -> list[list[int]]:
 
 
 def _column_shades(column: Sequence[float | None]) -> list[int]:
-    finite = [value for value in column if _finite(value)]
-    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    measured = [value for value in column if finite(value)]
+    low, high = min(measured, default=0.0), max(measured, default=0.0)
     if high == low:
         return [0] * len(column)
-    return [round(100 * (value - low) / (high - low)) if _finite(value) else 0 for value in column]
-
-
-def _finite(value: float | None) -> TypeGuard[float]:
-    return value is not None and math.isfinite(value)
+    return [round(100 * (value - low) / (high - low)) if finite(value) else 0 for value in column]
 
 
 def _unique(values: Iterable[str]) -> list[str]:

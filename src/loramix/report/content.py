@@ -184,3 +184,38 @@ class ComparisonReport:
     samples: list[ComparisonSample]
     recipe: str
     verses: frozenset[str] = frozenset()
+
+
+# --- on the page of a sweep
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """One setting of a sweep: its run's folder, and its cells under the columns of the report."""
+
+    run: str
+    values: list[str]
+    losses: list[float | None]
+    scores: list[float | None]
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """The page of a sweep.
+
+    summary: sentences that open the page, the most important first.
+    keys: what was swept; losses: validation losses, the one that orders the rows first; scores: on
+        test samples.
+    compared: whether losses can be compared, and rows come by the first.
+    reports: whether every run has a page.
+    """
+
+    title: str
+    summary: list[str]
+    keys: list[str]
+    losses: list[str]
+    scores: list[str]
+    rows: list[SweepRow]
+    compared: bool
+    reports: bool
+    recipe: str

@@ -73,6 +73,33 @@ def weights_svg(title: str, rows: Sequence[WeightStep]) -> str:
     return _svg(figure)
 
 
+def sweep_svg(key: str, points: Sequence[tuple[str, float]]) -> str:
+    """Return a plot of losses over the values of a setting, evenly spaced, as SVG text.
+
+    points: (value, loss) of every run; the line joins the lowest loss of each value.
+    """
+    values = sorted(dict.fromkeys(value for value, _ in points), key=_as_number)
+    figure, axis = _axes(key)
+    axis.set(ylabel="validation loss")
+    places = [values.index(value) for value, _ in points]
+    axis.plot(places, [loss for _, loss in points], ".", color=_TRAINING)
+    lowest = [min(loss for value, loss in points if value == each) for each in values]
+    axis.plot(range(len(values)), lowest, "o-", color=_VALIDATION, markersize=4)
+    axis.set_xticks(range(len(values)), values)
+    for text in axis.get_xticklabels():
+        text.set_parse_math(False)
+    axis.margins(x=0.1, y=0.1)
+    return _svg(figure)
+
+
+def _as_number(value: str) -> tuple[float, str]:
+    """Return the place of a value: numbers by size, then texts."""
+    try:
+        return float(value), ""
+    except ValueError:
+        return math.inf, value
+
+
 def _losses(title: str, rows: Sequence[LossRow]) -> "Figure":
     figure, axis = _axes(title)
     axis.set(xlabel="epoch", ylabel="loss per target token")

@@ -30,6 +30,7 @@ log = logging.getLogger("loramix")
 LOCAL = "local"  # as Ray has it: its own processes on this machine, for as long as the command runs
 RETRIES = 3  # of a step whose worker dies
 _STORE = 100 * 2**20  # bytes of Ray's shared memory: steps hand files to each other, not objects
+_REACH_SECONDS = 10.0
 _ADDRESS = re.compile(r"local|auto|[^\s=/:]+:\d+")
 _WITHOUT_GPU = ("prepare", "report")
 
@@ -133,6 +134,7 @@ def connected(address: str) -> Iterator[None]:
         "_node_ip_address": "127.0.0.1",  # Ray has no passwords: nobody else is to reach it
     }
     try:
+        _check_reachable(address)  # Ray itself tries for minutes
         ray.init(
             address=address,
             logging_level=logging.ERROR,
@@ -148,6 +150,17 @@ def connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raise ConnectionError if nothing listens at HOST:PORT."""
+    host, _, port = address.partition(":")
+    if not port:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(f"nothing answers there: {error}") from error
 
 
 @contextmanager

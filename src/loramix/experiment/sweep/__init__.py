@@ -1,0 +1,1 @@
+"""Sweeps: one recipe with every combination of some settings, and what they have in common once."""
