@@ -131,6 +131,7 @@ def test_finished_runs_of_earlier_versions_stay_done() -> None:
 
 def test_gates_with_the_settings_of_earlier_versions_stay_done() -> None:
     earlier = ["gate.init=mean", "gate.rates=equal", "gate.keep_start=false"]
+    earlier.append("gate.learning_rate=3e-3")
     found = fingerprints(of_run(load_recipe("tiny", earlier)))
     assert found["gate"] == "32437e3463a93747597f1a25bcf8c8e92e230617588bdbdeee89041e92dbf8bd"
 

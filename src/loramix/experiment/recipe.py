@@ -149,7 +149,7 @@ class GateSpec(TrainSpec, GateConfig):
     """
 
     epochs: int = Field(default=3, ge=0)
-    learning_rate: float = Field(default=3e-3, gt=0)
+    learning_rate: float = Field(default=3e-2, gt=0)
     patience: int = Field(default=10, ge=1)
     context: Context = "prompt"
     init: Init = "prototype"
