@@ -1,4 +1,6 @@
-"""Launchers of several processes: refused in each of them, before anything is written."""
+"""Several processes: what cannot be started so is refused in each of them, before anything is
+written; `test_together` starts some.
+"""
 
 from pathlib import Path
 
@@ -6,17 +8,26 @@ import pytest
 
 from loramix.comparison.compare import compare
 from loramix.errors import StageError
-from loramix.experiment.processes import LAUNCHERS
+from loramix.experiment.processes import LAUNCHERS, Processes, join
 from loramix.experiment.reading import load_recipe
 from loramix.experiment.runner import run
+from loramix.experiment.sizes import refuse_uneven
 
+# what torchrun tells the second of two processes
+SECOND = {
+    "RANK": "1",
+    "WORLD_SIZE": "2",
+    "LOCAL_RANK": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
 RECIPE = load_recipe("tiny")
 
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     """Free the tests of a launcher that they may have been started by."""
-    for names in LAUNCHERS.values():
+    for names in (*LAUNCHERS.values(), SECOND):
         for name in names:
             monkeypatch.delenv(name, raising=False)
 
@@ -56,10 +67,49 @@ def test_the_command_line_refuses_in_one_clean_message(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_comparison_is_refused_even_if_processes_can_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in SECOND.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        StageError, match=r"rank 1 of 2 .*; a comparison is the work of one process"
+    ):
+        compare(RECIPE, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("way", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_other_ways_to_spread_a_training_are_refused_by_name(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**SECOND, f"ACCELERATE_USE_{way}": "true"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StageError, match=rf"ACCELERATE_USE_{way}.*base.device_map=auto"):
+        join()
+
+
+def test_batches_that_cannot_be_shared_evenly_are_refused() -> None:
+    refuse_uneven(RECIPE, {"finetune", "lora", "gate"}, 4)
+    refuse_uneven(RECIPE, {"prepare"}, 3)
+    with pytest.raises(StageError) as caught:
+        refuse_uneven(RECIPE, {"lora", "gate"}, 3)
+    assert "lora.batch_size is 8, gate.batch_size is 8, and 3 processes" in str(caught.value)
+    assert "lora.batch_size=9 gate.batch_size=9" in str(caught.value)
+
+
+def test_one_process_does_all_items_in_order_itself() -> None:
+    alone = Processes()
+    assert alone.first
+    assert alone.divided([3, 1, 2], lambda item: 10 * item) == [30, 10, 20]
+    assert alone.once(lambda: "done") == "done"
+
+
 @pytest.mark.parametrize(
     "variables",
     [
         {"WORLD_SIZE": "1", "RANK": "0"},
+        {**SECOND, "WORLD_SIZE": "1", "RANK": "0", "SLURM_STEP_NUM_TASKS": "2"},  # srun torchrun
         {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"},  # a batch script, which is one process
         {"WORLD_SIZE": ""},
     ],

@@ -72,9 +72,12 @@ def run(
     extras.require(*extras.needed(stage), *(("cluster",) if cluster else ()))
     silence_libraries()
     from loramix.experiment import runner
+    from loramix.experiment.processes import processes
 
     root = out or Path("results") / resolved.name
     done = runner.run(resolved, root, stage=stage, wait=wait, executor=does)
+    if not processes().first:
+        return
     click.echo(done.root)
     if stage in (None, "report"):
         from loramix.cli.tables import show_scores

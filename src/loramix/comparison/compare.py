@@ -46,7 +46,7 @@ def compare(
     executor: who does the steps.
     Raises StageError in each of several processes, before anything is written.
     """
-    refuse_several_processes()
+    refuse_several_processes("a comparison")
     folder = comparison_folder(recipe, root)
     with locked(root, root / LOCK, wait=wait):
         began = folder / RECIPE if (folder / RECIPE).is_file() else root / RECIPE

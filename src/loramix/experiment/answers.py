@@ -1,11 +1,13 @@
 """Answers and losses: a model generates from prompts, and reads the references."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 from peft import PeftModel
@@ -16,6 +18,7 @@ from loramix.data.tasks import Task
 from loramix.data.tokens.answers import Answer, end_ids, read_answer
 from loramix.data.tokens.batches import IGNORED, Collator, Encoded, generation_batch, length_order
 from loramix.data.tokens.encoding import encode
+from loramix.experiment.processes import processes
 from loramix.experiment.progress import track
 from loramix.experiment.recipe import Recipe
 from loramix.experiment.run import ANSWER_COLUMNS, TEST_LOSS, TEST_LOSS_COLUMNS, Run
@@ -23,6 +26,7 @@ from loramix.mixture.model import MixtureModel
 from loramix.storage.files import write_csv
 
 Model: TypeAlias = PreTrainedModel | PeftModel | MixtureModel
+Row = TypeVar("Row")
 
 _BYTES_OF_LOGITS = 2**29  # in float32, of one batch whose losses are measured
 
@@ -64,7 +68,8 @@ def write_answers(
         )
         pairs = zip(samples, answers, strict=True)
         rows = [(sample.input, answer.text, sample.target) for sample, answer in pairs]
-        write_csv(folder / f"{task.name}.csv", ANSWER_COLUMNS, rows)
+        if processes().first:
+            write_csv(folder / f"{task.name}.csv", ANSWER_COLUMNS, rows)
         losses = target_losses(
             model,
             tokenizer,
@@ -73,7 +78,8 @@ def write_answers(
             label=f"{label} reads {task.name}",
         )
         means.append((task.name, round(mean_loss(losses), 6)))
-    write_csv(folder / TEST_LOSS, TEST_LOSS_COLUMNS, means)
+    if processes().first:
+        write_csv(folder / TEST_LOSS, TEST_LOSS_COLUMNS, means)
 
 
 def encode_all(
@@ -103,13 +109,13 @@ def generate_answers(
 ) -> list[Answer]:
     """Return the model's answer to every prompt of a task, in order.
 
-    Batches hold prompts of similar length, which need less padding.
+    Batches hold prompts of similar length, which need less padding. Several processes share the
+    batches, which are the same for any number of them.
     """
     causal, chat = not model.config.is_encoder_decoder, recipe.base.chat
     ends = end_ids(tokenizer, model.generation_config, chat=chat)
-    order = length_order([len(sample.prompt) for sample in encoded])
-    answers = [Answer("", finished=False)] * len(encoded)  # filled in the order of the batches
-    for chunk in track(_chunks(order, recipe.generation.batch_size), label):
+
+    def answered(chunk: Sequence[int]) -> list[Answer]:
         batch = generation_batch(tokenizer, [encoded[index] for index in chunk], causal)
         batch = {key: value.to(model.device) for key, value in batch.items()}
         with _decided_once(model, batch):
@@ -126,12 +132,16 @@ def generate_answers(
             )
         # generate() returns a decoder's prompt too, and an encoder-decoder's start token
         new = tokens[:, batch["input_ids"].shape[1] :] if causal else tokens[:, 1:]
-        for index, ids in zip(chunk, new, strict=True):
-            # a row that ends before its batch is padded; the pad token may be the end token
-            answers[index] = read_answer(
+        # a row that ends before its batch is padded; the pad token may be the end token
+        return [
+            read_answer(
                 tokenizer, ids.tolist(), ends, chat=chat, whitespace=task.cleaning.whitespace
             )
-    return answers
+            for ids in new
+        ]
+
+    order = length_order([len(sample.prompt) for sample in encoded])
+    return _in_order(order, recipe.generation.batch_size, answered, label)
 
 
 @torch.inference_mode()
@@ -145,24 +155,25 @@ def target_losses(
 ) -> list[Loss]:
     """Return the model's loss on the target of every sample, in order.
 
+    Several processes share the batches.
     batch_size: of short targets; their logits bound it otherwise.
     """
     causal = not model.config.is_encoder_decoder
     collate = Collator(tokenizer, causal, accepted_inputs(model))
-    losses = [Loss(0.0, 0)] * len(encoded)
     longest = max(len(sample.target) for sample in encoded) + 1
     bytes_of_row = 4 * longest * model.config.get_text_config().vocab_size
     size = min(batch_size, max(1, _BYTES_OF_LOGITS // bytes_of_row))
-    order = length_order([len(sample.prompt) for sample in encoded])
-    for chunk in track(_chunks(order, size), label):
+
+    def measured(chunk: Sequence[int]) -> list[Loss]:
         batch = collate([encoded[index] for index in chunk])
         given = {
             key: value.to(model.device) if isinstance(value, Tensor) else value
             for key, value in batch.items()
         }
-        for index, loss in zip(chunk, _row_losses(model, given, causal=causal), strict=True):
-            losses[index] = loss
-    return losses
+        return _row_losses(model, given, causal=causal)
+
+    order = length_order([len(sample.prompt) for sample in encoded])
+    return _in_order(order, size, measured, label)
 
 
 def mean_loss(losses: Sequence[Loss]) -> float:
@@ -199,5 +210,17 @@ def _decided_once(model: Model, batch: dict[str, Tensor]) -> AbstractContextMana
     return nullcontext()
 
 
-def _chunks(order: Sequence[int], size: int) -> list[Sequence[int]]:
-    return [order[first : first + size] for first in range(0, len(order), size)]
+def _in_order(
+    order: Sequence[int],
+    size: int,
+    work: Callable[[Sequence[int]], list[Row]],
+    label: str | None,
+) -> list[Row]:
+    """Return what `work` returns for the rows of every batch, by the rows' indices.
+
+    order: of the indices; batches are cut from it.
+    """
+    chunks = [order[first : first + size] for first in range(0, len(order), size)]
+    done = processes().divided(chunks, work, shown=partial(track, label=label))
+    rows = dict(zip(chain(*chunks), chain(*done), strict=True))
+    return [rows[index] for index in range(len(order))]

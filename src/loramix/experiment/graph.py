@@ -60,6 +60,7 @@ class Step:
     settings: all that the step depends on besides the steps in `needs`.
     outputs: the files and folders that exist once it is done.
     scratch: a folder for the time until then, from which a killed step goes on.
+    together: whether several processes do the work together; else rank 0 does it.
     """
 
     key: str
@@ -69,6 +70,7 @@ class Step:
     outputs: tuple[Path, ...]
     work: Callable[[], None]
     scratch: Path | None = None
+    together: bool = False
 
 
 def run_steps(run: Run, sources: Mapping[str, str]) -> list[Step]:
@@ -113,7 +115,7 @@ def _benchmark(run: Run) -> Step:
     settings = {**_asking(run, tasks), "base": run.recipe.base.model_dump(mode="json")}
     outputs = _answer_files(run.folder("benchmark"), tasks)
     work = partial(benchmark.answer, run)
-    return Step("benchmark", "benchmark", settings, ("prepare",), outputs, work)
+    return Step("benchmark", "benchmark", settings, ("prepare",), outputs, work, together=True)
 
 
 def _finetune(run: Run, task: Task) -> list[Step]:
@@ -126,6 +128,7 @@ def _finetune(run: Run, task: Task) -> list[Step]:
         _outputs(folder, MODELS, *TRAINING_OUTPUTS),
         partial(finetune.learn, run, task),
         scratch=folder / CHECKPOINTS,
+        together=True,
     )
     return [learn, _answers(run, learn, folder, [task], partial(finetune.answer, run, task))]
 
@@ -140,6 +143,7 @@ def _lora(run: Run, task: Task) -> list[Step]:
         _outputs(folder, MODELS, *TRAINING_OUTPUTS),
         partial(lora.learn, run, task),
         scratch=folder / CHECKPOINTS,
+        together=True,
     )
     return [learn, _expert_answers(run, learn, task.name)]
 
@@ -176,6 +180,7 @@ def _gate(run: Run) -> list[Step]:
         _outputs(folder, *GATE_OUTPUTS),
         partial(gate.learn, run),
         scratch=folder / CHECKPOINTS,
+        together=True,
     )
     answer = _answers(run, learn, folder, tasks, partial(gate.answer, run), WEIGHTS)
     return [learn, answer]
@@ -195,7 +200,7 @@ def _answers(
     """
     outputs = _answer_files(folder, tasks) + _outputs(folder, *more)
     key, settings = f"{learn.key}-answers", _asking(run, tasks)
-    return Step(key, learn.stage, settings, (learn.key,), outputs, work)
+    return Step(key, learn.stage, settings, (learn.key,), outputs, work, together=True)
 
 
 def _evaluate(run: Run, *, needs: Sequence[str]) -> Step:

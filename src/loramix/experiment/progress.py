@@ -18,6 +18,8 @@ from rich.progress import (
 )
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from loramix.experiment.processes import processes
+
 Item = TypeVar("Item")
 log = logging.getLogger("loramix")
 _LINE_SECONDS = 20.0  # between two lines, where there is no terminal
@@ -25,14 +27,17 @@ _WORTH_SECONDS = 1.0  # work that took longer is logged at its end
 
 
 class Bar:
-    """A bar of `total` steps on standard error; without a terminal, a log line every 20 seconds."""
+    """A bar of `total` steps on standard error; without a terminal, a log line every 20 seconds.
+
+    Of several processes, the first one shows it.
+    """
 
     def __init__(self, label: str, total: int) -> None:
         self.label, self.total, self.done, self.note = label, total, 0, ""
         # monotonic, in seconds: a clock that is set meanwhile does not count
         self.started = self.spoke = time.monotonic()
         self.live: tuple[Progress, TaskID] | None = None  # None: no terminal
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and processes().first:
             columns = [
                 TextColumn("{task.description}"),
                 BarColumn(),

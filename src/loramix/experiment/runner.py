@@ -22,12 +22,11 @@ from loramix.experiment import given
 from loramix.experiment.executors.in_order import in_order
 from loramix.experiment.executors.job import Executor, Job
 from loramix.experiment.graph import Step, earlier_whitespace, run_steps
-from loramix.experiment.processes import refuse_several_processes
+from loramix.experiment.processes import join, lost_in_words, processes, refuse_several_processes
 from loramix.experiment.recipe import STAGES, Recipe
 from loramix.experiment.run import Run
-from loramix.experiment.sizes import check_room
+from loramix.experiment.sizes import check_room, refuse_uneven
 from loramix.storage.files import sha256, write_text
-from loramix.storage.locks import locked
 from loramix.storage.yaml_texts import read_yaml
 
 log = logging.getLogger("loramix")
@@ -48,21 +47,30 @@ def run(
     stage: the only stage to run, with those it needs; None: all.
     wait: for another process that runs in the folder; else it raises BusyError.
     executor: who does the steps.
-    Raises StageError in each of several processes, before anything is written.
+    In each of several processes that torchrun or accelerate launch has started, this is called
+    alike; see `loramix.experiment.processes`.
     """
-    refuse_several_processes()
     if stage is not None and stage not in STAGES:
         raise StageError(
             f"there is no stage '{stage}'{did_you_mean(stage, STAGES)}; the stages are "
             f"{', '.join(STAGES)}"
         )
-    with locked(root, root / LOCK, wait=wait):
-        run = Run(pin(recipe, root / RECIPE), root)
-        steps = run_steps(run, begin(run.recipe, root))
+    if executor is not in_order:
+        refuse_several_processes("a run on a cluster")
+    ranks = join()
+    with lost_in_words(), ranks.locked(root, root / LOCK, wait=wait):
+        run = Run(ranks.once(lambda: pin(recipe, root / RECIPE)), root)
+        steps = run_steps(run, ranks.once(lambda: begin(run.recipe, root)))
         keys = [step.key for step in steps if stage in (None, step.stage)]
-        check_room(run.recipe, root, unfinished(steps, keys, root))
+        ranks.once(lambda: _check(run, unfinished(steps, keys, root)))
         do_steps(steps, keys, root, executor)
     return run
+
+
+def _check(run: Run, steps: Sequence[Step]) -> None:
+    """Raise an error for what keeps these steps from their end: batches or the disk."""
+    refuse_uneven(run.recipe, {step.stage for step in steps if step.scratch}, processes().size)
+    check_room(run.recipe, run.root, steps)
 
 
 def begin(recipe: Recipe, folder: Path) -> dict[str, str]:
@@ -208,23 +216,42 @@ def _closure(steps: Sequence[Step], keys: Sequence[str]) -> set[str]:
 
 def _do(step: Step, fingerprint: str, marker: Path) -> None:
     """Do one step unless it is done: go on with a started one, or afresh with new settings."""
+    ranks = processes()
+    if not ranks.once(lambda: _begins(step, fingerprint, marker)):
+        return
+    started = time.monotonic()
+    if step.together:
+        step.work()
+    else:
+        ranks.once(step.work)
+    ranks.once(lambda: _finish(step, fingerprint, marker))
+    log.info("%s: done in %.0f s", step.key, time.monotonic() - started)
+
+
+def _begins(step: Step, fingerprint: str, marker: Path) -> bool:
+    """Mark a step as begun; return False if it is done already."""
     begun = {"fingerprint": fingerprint, "finished": False}
     state = _state(marker)
     if _is_finished(step, fingerprint, state):
         log.info("%s: already done", step.key)
-        return
-    scratch = [step.scratch] if step.scratch else []
+        return False
     if state == begun:
         log.info("%s: going on where it was interrupted", step.key)
     else:
-        _remove(*step.outputs, *scratch)  # of other settings
+        _remove(*step.outputs, *_scratch(step))  # of other settings
     write_text(marker, json.dumps(begun))
     log.info("%s: %s", step.key, _in_words(step.settings) or "starts")
-    started = time.monotonic()
-    step.work()
+    return True
+
+
+def _finish(step: Step, fingerprint: str, marker: Path) -> None:
+    """Mark a step as finished."""
     write_text(marker, json.dumps({"fingerprint": fingerprint, "finished": True}))
-    _remove(*scratch)  # only now: a killed run goes on from it
-    log.info("%s: done in %.0f s", step.key, time.monotonic() - started)
+    _remove(*_scratch(step))  # only now: a killed run goes on from it
+
+
+def _scratch(step: Step) -> list[Path]:
+    return [step.scratch] if step.scratch else []
 
 
 def _marker(root: Path, step: Step) -> Path:

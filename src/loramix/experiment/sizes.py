@@ -1,12 +1,12 @@
 """What a run's models hold, and what it writes: counted without loading any weights."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loramix.errors import OutputError
+from loramix.errors import OutputError, StageError
 from loramix.experiment.given import bare_base, given_layers
 from loramix.experiment.graph import Step
 from loramix.experiment.recipe import Recipe, TrainSpec
@@ -70,6 +70,23 @@ def check_room(recipe: Recipe, root: Path, steps: Sequence[Step]) -> None:
         raise OutputError(
             f"{root} needs about {needed / 1e6:,.0f} MB for {', '.join(sorted(trained))}, and the "
             f"disk has {free / 1e6:,.0f} MB left; make room, or choose another folder with --out"
+        )
+
+
+def refuse_uneven(recipe: Recipe, stages: Container[str], processes: int) -> None:
+    """Raise StageError if so many processes cannot share the batches of these stages evenly."""
+    specs = {"finetune": recipe.finetune, "lora": recipe.lora, "gate": recipe.gate}
+    sizes = {stage: spec.batch_size for stage, spec in specs.items() if stage in stages}
+    uneven = {stage: size for stage, size in sizes.items() if size % processes}
+    if uneven:
+        found = ", ".join(f"{stage}.batch_size is {size}" for stage, size in uneven.items())
+        helps = " ".join(
+            f"{stage}.batch_size={-(-size // processes) * processes}"
+            for stage, size in uneven.items()
+        )
+        raise StageError(
+            f"{found}, and {processes} processes share every batch evenly; start as many as "
+            f"divide it, or choose another size, such as: {helps}"
         )
 
 

@@ -4,6 +4,7 @@ from loramix.bases.loading import load_base, load_tokenizer
 from loramix.data.tasks import Task
 from loramix.experiment.answers import write_answers
 from loramix.experiment.labels import FINETUNE, label
+from loramix.experiment.processes import processes
 from loramix.experiment.run import MODELS, Run
 from loramix.experiment.training.trainer import train
 from loramix.storage.files import atomic_folder
@@ -22,6 +23,8 @@ def learn(run: Run, task: Task) -> None:
         folder=folder,
         label=f"{label(FINETUNE)}, {task.name}",
     )
+    if not processes().first:
+        return
     with atomic_folder(folder / MODELS) as models:
         base.model.save_pretrained(models)
         base.tokenizer.save_pretrained(models)

@@ -15,6 +15,7 @@ from loramix.data.tasks import Task
 from loramix.data.tokens.batches import Encoded, generation_batch
 from loramix.experiment.answers import encode_all, write_answers
 from loramix.experiment.labels import MIXTURE, label
+from loramix.experiment.processes import processes
 from loramix.experiment.run import MODELS, WEIGHT_COLUMNS, WEIGHTS, Run
 from loramix.experiment.training.gate_check import GateCheck
 from loramix.experiment.training.gate_start import start_gates
@@ -53,7 +54,8 @@ def learn_gates(run: Run, *, folder: Path, title: str) -> None:
         bare=spec.bare,
     )
     check.finish(folder, trained=spec.epochs > 0, keep_start=spec.keep_start)
-    mixture.save_pretrained(folder / MODELS)
+    if processes().first:
+        mixture.save_pretrained(folder / MODELS)
 
 
 def answer(run: Run) -> None:
@@ -64,7 +66,8 @@ def answer(run: Run) -> None:
     rows: list[tuple[str, str, str, float]] = []
     for task in tasks:
         rows += _mean_weights(run, mixture, base.tokenizer, task)
-    write_csv(folder / WEIGHTS, WEIGHT_COLUMNS, rows)
+    if processes().first:
+        write_csv(folder / WEIGHTS, WEIGHT_COLUMNS, rows)
 
 
 def prompt_batches(
@@ -103,10 +106,16 @@ def _mean_weights(
     samples, size = run.test_samples(task), run.recipe.generation.batch_size
     asked = [(task, sample.input, None) for sample in samples]
     encoded = encode_all(mixture, tokenizer, run.recipe, asked)
+
+    def summed(part: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        (batch,) = prompt_batches(mixture, tokenizer, part, size=size)
+        means = mixture.mean_weights(**batch)
+        return {layer: weights_BE.sum(0).cpu() for layer, weights_BE in means.items()}
+
+    parts = [encoded[first : first + size] for first in range(0, len(encoded), size)]
     sums: dict[str, torch.Tensor] = {}  # (E,) by layer; sums, as the last batch may be short
-    for batch in prompt_batches(mixture, tokenizer, encoded, size=size):
-        for layer, weights_BE in mixture.mean_weights(**batch).items():
-            sums[layer] = sums.get(layer, 0) + weights_BE.sum(0)
+    for of_batch in processes().divided(parts, summed):
+        sums = {layer: sums.get(layer, 0) + each for layer, each in of_batch.items()}
     rows = []
     for layer, sums_E in sums.items():
         means_E = sums_E / len(samples)

@@ -15,6 +15,7 @@ from loramix.errors import StageError
 from loramix.experiment.answers import write_answers
 from loramix.experiment.given import read_given
 from loramix.experiment.labels import expert_key, label
+from loramix.experiment.processes import processes
 from loramix.experiment.recipe import LoraSpec
 from loramix.experiment.run import MODELS, Run
 from loramix.experiment.training.trainer import train
@@ -42,6 +43,8 @@ def learn_adapter(
     base = run.load_base()
     model = adapted(base, spec, seed=run.recipe.seed)
     train(run, model, base.tokenizer, spec, tasks, folder=folder, label=title)
+    if not processes().first:
+        return
     with atomic_folder(folder / MODELS) as models:
         model.save_pretrained(models)
         # the base as the recipe names it, not the folder it was cached in

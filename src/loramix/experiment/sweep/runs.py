@@ -46,7 +46,7 @@ def sweep(
     stage: the last one to run: finetune, lora or gate; None: all.
     wait: for another process that runs in the folder; else it raises BusyError.
     """
-    refuse_several_processes()
+    refuse_several_processes("a sweep")
     if stage is not None and stage not in TRAINING:
         raise StageError(
             f"a sweep compares validation losses, and the stage {stage} leaves none; choose one of "

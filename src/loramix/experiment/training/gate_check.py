@@ -18,6 +18,7 @@ from loramix.data.tokens.batches import Encoded
 from loramix.data.wordings import neutral
 from loramix.experiment.answers import Loss, encode_all, mean_loss, target_losses
 from loramix.experiment.paired import difference, gains, mean_of_means
+from loramix.experiment.processes import processes
 from loramix.experiment.progress import Bar
 from loramix.experiment.run import GATE_CHECK, Run
 from loramix.mixture.model import MixtureModel
@@ -69,7 +70,8 @@ class GateCheck:
             each = [part.get((task, prompts)) for part in (self._before, after, own, uniform)]
             means = [None if part is None else round(mean_loss(part), 6) for part in each]
             rows.append((task, prompts, *means, int(kept)))
-        write_csv(folder / GATE_CHECK, COLUMNS, rows)
+        if processes().first:
+            write_csv(folder / GATE_CHECK, COLUMNS, rows)
         for name, other in (("its own expert", own), ("uniform weights", uniform)):
             for warning in behind(left, name, other):
                 log.warning("%s", warning)

@@ -142,17 +142,28 @@ class GateTrainer(MixingTrainer):
         write_csv(folder / ROUTING_STEPS, ROUTING_STEP_COLUMNS, weights)
 
     def _auxiliary(self, used: Mapping[str, RoutingWeights], task: int) -> dict[str, Tensor]:
-        """Return every auxiliary loss, the mean over layers."""
+        """Return every auxiliary loss of the batch of all processes, the mean over layers."""
         weights_LBE = torch.stack([each.row_mean for each in used.values()])
-        means_LE = weights_LBE.mean(1)
+        means_LE = self._mean(weights_LBE.mean(1))
         others = {other: means for other, means in self._last_means.items() if other != task}
         self._last_means[task] = means_LE.detach()
         of_experts_LKE = means_of_experts({task: means_LE, **others}, self._own)
         return {
-            "entropy": entropy(weights_LBE).mean(),
+            "entropy": self._mean(entropy(weights_LBE).mean()),
             "balance": imbalance(of_experts_LKE),
-            "supervised": label_loss(weights_LBE, self._own[task]),
+            "supervised": self._mean(label_loss(weights_LBE, self._own[task])),
         }
+
+    def _mean(self, own: Tensor) -> Tensor:
+        """Return the mean over the processes, which have as many rows each.
+
+        Its gradient is that of this process's part alone, not divided by their number: the
+        gradients of all are averaged.
+        """
+        if self.accelerator.num_processes == 1:
+            return own
+        mean: Tensor = self.accelerator.reduce(own.detach().clone(), "mean")
+        return mean + (own - own.detach())
 
 
 def widths(gate: ContextGate) -> Iterator[tuple[Tensor, float]]:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from loramix.data.tokens.batches import IGNORED, Encoded, length_order
 from loramix.errors import StageError
+from loramix.experiment.processes import processes
 from loramix.experiment.run import LOSS_COLUMNS, LOSSES
 from loramix.experiment.training.checkpoints import (
     TRAINABLE,
@@ -32,7 +33,8 @@ from loramix.storage.files import write_csv
 
 
 class MixingTrainer(Trainer):  # type: ignore[misc]
-    """Trainer whose loss is the mean over target tokens, whatever the accumulation.
+    """Trainer whose loss is the mean over target tokens, whatever the accumulation and the number
+    of processes.
 
     Its checkpoints hold the trained parameters alone.
     """
@@ -45,10 +47,11 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, object]:
         """Return the mean loss per target token; in training, of the whole accumulated batch."""
-        outputs = model(**{key: value for key, value in inputs.items() if key != "task"})
+        outputs = model(**_without_task(inputs))
         loss: Tensor = outputs.loss
-        if num_items_in_batch is not None:  # the target tokens of all accumulated batches
+        if num_items_in_batch is not None:  # the target tokens of all batches of all processes
             loss = loss * (inputs["labels"] != IGNORED).sum() / num_items_in_batch
+            loss = loss * self.accelerator.num_processes  # whose gradients are averaged
         return (loss, outputs) if return_outputs else loss
 
     def write_history(self, folder: Path, label: str) -> None:
@@ -63,42 +66,42 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
         plot_losses(label, rows, folder / "losses.png")
 
     def evaluation_loop(
-        self, *args: object, metric_key_prefix: str = "eval", **kwargs: object
+        self,
+        dataloader: DataLoader[Encoded],
+        description: str,
+        *args: object,
+        metric_key_prefix: str = "eval",
+        **kwargs: object,
     ) -> EvalLoopOutput:
-        """Put the mean per target token in the place of the library's mean of batch means."""
+        """Return the mean loss per target token of all batches, which the processes share."""
+        model = self.model.eval()
         # (2,): the summed loss and the number of target tokens
-        self._loss_and_tokens = torch.zeros(2, device=self.args.device)
-        output: EvalLoopOutput = super().evaluation_loop(
-            *args, metric_key_prefix=metric_key_prefix, **kwargs
-        )
-        total, tokens = self.accelerator.reduce(self._loss_and_tokens).tolist()
+        sums = torch.zeros(2, device=self.args.device)
+        for batch in dataloader:
+            inputs = self._prepare_inputs(batch)
+            with torch.no_grad():  # not `prediction_step`, in which all wait at every batch
+                loss = model(**_without_task(inputs)).loss
+            counted = (inputs["labels"] != IGNORED).sum()
+            sums += torch.stack([loss.float() * counted, counted])
+        total, tokens = self.accelerator.reduce(sums).tolist()
         self._refuse_no_number(total / tokens, "validation")
-        output.metrics[f"{metric_key_prefix}_loss"] = total / tokens
-        return output
-
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Tensor], *args: object, **kwargs: object
-    ) -> tuple[Tensor | None, object, object]:
-        """Return the library's result, and count the batch's target tokens."""
-        result: tuple[Tensor, object, object] = super().prediction_step(
-            model, inputs, *args, **kwargs
-        )
-        counted = (inputs["labels"] != IGNORED).sum().to(self.args.device)
-        self._loss_and_tokens += torch.stack([result[0].float() * counted, counted])
-        return result
+        measured = {f"{metric_key_prefix}_loss": total / tokens}
+        return EvalLoopOutput(None, None, measured, len(self.eval_dataset))
 
     def _get_train_sampler(self, train_dataset: Dataset[Encoded] | None = None) -> Sampler[int]:
         data: Samples = self.train_dataset
         lengths = data.lengths if self.args.train_sampling_strategy == "group_by_length" else None
-        batch = self.args.per_device_train_batch_size
+        # of all processes: accelerate deals out its parts, so that each sees every task
+        batch = self.args.per_device_train_batch_size * self.accelerator.num_processes
         return TurnSampler(data.sizes, batch, self.args.seed, lengths)
 
     def _get_eval_sampler(self, eval_dataset: Samples) -> list[int]:
         return length_order(eval_dataset.lengths)
 
     def training_step(self, *args: object, **kwargs: object) -> Tensor:
-        """Return the loss of one batch; StageError if it is no number."""
-        loss: Tensor = super().training_step(*args, **kwargs)
+        """Return the loss of one batch of all processes; StageError if it is no number."""
+        # the same in all: a checkpoint keeps the sum of the first one
+        loss: Tensor = self.accelerator.reduce(super().training_step(*args, **kwargs), "mean")
         self._refuse_no_number(float(loss), "training")
         return loss
 
@@ -129,6 +132,8 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None
     ) -> None:
+        if not self.args.should_save:
+            return  # the first process saves
         folder = Path(output_dir or self.args.output_dir)
         save_trainable(self.model, folder)
         save_progress(self.progress(), folder)
@@ -169,5 +174,11 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         control: TrainerControl,
         **kwargs: object,
     ) -> None:
-        """Seal the checkpoint that was just written."""
-        seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        """Seal the checkpoint that was just written, each process its random state."""
+        processes().barrier()
+        if args.should_save:
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
+def _without_task(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in inputs.items() if key != "task"}

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -15,6 +16,7 @@ from loramix.data.tasks import Task
 from loramix.data.tokens.batches import Encoded
 from loramix.data.tokens.encoding import encode
 from loramix.errors import DataError
+from loramix.experiment.processes import processes
 from loramix.experiment.progress import track
 from loramix.experiment.recipe import Recipe
 from loramix.storage.files import atomic_folder
@@ -87,18 +89,8 @@ def encode_samples(
             _ENCODING,
         ]
         folder = cache / f"{task.name}-{_fingerprint(settings, tokenizer, samples)}"
-        with writing(folder, wait=True):  # steps side by side may ask for the same samples
-            if not folder.exists():
-                rows = []
-                for sample in track(samples, f"{task.name} as tokens"):
-                    asked = as_trained(task, sample, bare=bare)
-                    chat = recipe.base.chat
-                    ids = encode(
-                        tokenizer, asked, sample.input, sample.target, causal=causal, chat=chat
-                    )
-                    rows.append(ids)
-                with atomic_folder(folder) as temporary:
-                    _table(rows, index).save_to_disk(temporary)
+        encoding = partial(_encode, samples, tokenizer, recipe, task, causal=causal, bare=bare)
+        processes().once(partial(_keep, folder, encoding, index))
         try:
             found.append(datasets.load_from_disk(str(folder)))
         except Exception as error:  # Arrow's own are of many kinds
@@ -112,6 +104,31 @@ def encode_samples(
 def as_samples(parts: Sequence[Sequence[Encoded]]) -> Samples:
     """Return encoded samples of every task as a data set in memory."""
     return Samples([_table(rows, task) for task, rows in enumerate(parts)])
+
+
+def _keep(folder: Path, encoding: Callable[[], list[Encoded]], index: int) -> None:
+    """Write a task's samples as token ids, unless they are there."""
+    with writing(folder, wait=True):  # steps side by side may ask for the same samples
+        if not folder.exists():
+            rows = encoding()
+            with atomic_folder(folder) as temporary:
+                _table(rows, index).save_to_disk(temporary)
+
+
+def _encode(
+    samples: Sequence[Sample],
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    task: Task,
+    *,
+    causal: bool,
+    bare: float,
+) -> list[Encoded]:
+    rows = []
+    for sample in track(samples, f"{task.name} as tokens"):
+        asked, chat = as_trained(task, sample, bare=bare), recipe.base.chat
+        rows.append(encode(tokenizer, asked, sample.input, sample.target, causal=causal, chat=chat))
+    return rows
 
 
 def _table(rows: Sequence[Encoded], task: int) -> datasets.Dataset:

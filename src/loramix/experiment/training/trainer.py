@@ -7,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedTokenizerBase,
@@ -19,6 +20,7 @@ from loramix.data.leaks import RECORD, record
 from loramix.data.tasks import Task
 from loramix.data.tokens.batches import Collator
 from loramix.experiment.answers import Model, accepted_inputs
+from loramix.experiment.processes import processes
 from loramix.experiment.progress import TrainingProgress
 from loramix.experiment.recipe import TrainSpec
 from loramix.experiment.run import CHECKPOINTS, Run
@@ -71,7 +73,8 @@ def train(
         label=label,
         trainer_class=trainer_class,
     )
-    record(folder / RECORD, chain(*chosen["train"], *chosen["validation"]))
+    if processes().first:
+        record(folder / RECORD, chain(*chosen["train"], *chosen["validation"]))
 
 
 def learn(
@@ -104,12 +107,25 @@ def learn(
     # compute_loss divides by the tokens of the whole accumulated batch
     trainer.model_accepts_loss_kwargs = True
     trainer.remove_callback(PrinterCallback)
+    _keep_apart(model)
     _announce(model, dtype, spec, training, validation, label)
-    last = last_checkpoint(checkpoints)
+    last = processes().once(lambda: last_checkpoint(checkpoints))
     trainer.add_callback(Checkpoints(trainer, last))
     if spec.epochs:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    trainer.write_history(folder, label)
+    if processes().first:
+        trainer.write_history(folder, label)
+
+
+def _keep_apart(model: Model) -> None:
+    """Let processes that train together exchange nothing that is not trained: each has it already,
+    and experts, which are buffers, would be sent at every step.
+    """
+    trained = {name for name, value in model.named_parameters() if value.requires_grad}
+    everything = chain(model.named_parameters(), model.named_buffers())
+    names = [name for name, _ in everything if name not in trained]
+    ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+    ignore(model, names)  # type: ignore[no-untyped-call]
 
 
 def _announce(
@@ -151,8 +167,10 @@ def _arguments(
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=spec.epochs,
-        per_device_train_batch_size=spec.batch_size,
+        per_device_train_batch_size=spec.batch_size // processes().size,
         per_device_eval_batch_size=spec.batch_size,
+        # validation batches stay whole, so some processes get one less than others
+        accelerator_config={"even_batches": False},
         gradient_accumulation_steps=spec.accumulation,
         learning_rate=spec.learning_rate,
         optim="adafactor" if spec.optimizer == "adafactor" else "adamw_torch",
