@@ -40,7 +40,9 @@ GATES = {"softmax": GateConfig(), "top-2": GateConfig(activation="top-k", k=2)}
 # The machine: eight H100 of 80 GB, as their data sheet has them, and what is reached of it.
 DEVICES, MEMORY, BANDWIDTH, PEAK = 8, 80e9, 3.35e12, 989e12
 OF_BANDWIDTH, OF_PEAK = 0.7, 0.4
+HOST = 50e9  # bytes a second from the host's memory to each device
 BYTES = 2  # of a number in bfloat16
+ADAMW = 16  # bytes of a trained number: itself, its gradient and two moments, in float32
 
 
 class Counts(NamedTuple):
@@ -215,11 +217,13 @@ def show_memory(base: PreTrainedModel, counts: Counts) -> None:
     ]
     scopes: tuple[tuple[Scope, int], ...] = (
         *(("layer", EXPERTS), ("layer", 64), ("block", EXPERTS), ("block", 64)),
-        ("model", EXPERTS),
+        ("model", 64),
     )
     for scope, hidden in scopes:
         size = gate_parameters(base, scope, hidden) * BYTES
-        rows.append((f"gates, one for every {scope}, {hidden} hidden units", size, size))
+        where = "the model" if scope == "model" else f"every {scope}"
+        rows.append((f"gates, one for {where}, {hidden} hidden units", size, size))
+        )
     rows.append(
         (
             "cache of 64 requests of 4,096 tokens",
@@ -263,8 +267,13 @@ def show_times(found: dict[str, dict[str, list[float]]], counts: Counts, small: 
         f"{4096 * inner / 1e9:.0f} GB in a training step that keeps it."
         f"\nThe cache of a token is {counts.cache / 1e6:.2f} MB."
         f"\nA folded copy of the adapted weights is {folded():.0f} GB for each prompt."
-        f"\nTraining 1,000 adapters on 400,000 tokens each: "
+        f"\nTraining {EXPERTS} adapters on 400,000 tokens each: "
         f"{EXPERTS * 4 * counts.base * 4e5 / flops / 3600:.0f} hours of such a machine."
+        f"\nGates of every layer with {EXPERTS} hidden units take "
+        f"{gate_parameters(large_base(), 'layer', EXPERTS) * ADAMW / 1e9:.0f} GB in training; of "
+        f"every block with 64, {gate_parameters(large_base(), 'block', 64) * ADAMW / 1e9:.1f} GB."
+        f"\nOne expert is {counts.adapter * BYTES / DEVICES / 1e6:.0f} MB on each device, "
+        f"{1000 * counts.adapter * BYTES / DEVICES / HOST:.1f} ms from the host's memory."
     )
 
 
