@@ -223,7 +223,6 @@ def show_memory(base: PreTrainedModel, counts: Counts) -> None:
         size = gate_parameters(base, scope, hidden) * BYTES
         where = "the model" if scope == "model" else f"every {scope}"
         rows.append((f"gates, one for {where}, {hidden} hidden units", size, size))
-        )
     rows.append(
         (
             "cache of 64 requests of 4,096 tokens",
