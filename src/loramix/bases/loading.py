@@ -1,11 +1,17 @@
 """Base models and encoders by name: embedded, tiny, a folder, or a Hub id."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loramix.bases.devices import number_format
+from loramix.bases.spreading import (
+    DeviceMap,
+    Quantisation,
+    how_problems,
+    loading_settings,
+)
 from loramix.errors import BaseModelError, HubError, did_you_mean
 from loramix.storage.hub import find, first_line, local
 
@@ -33,11 +39,20 @@ def base_names() -> list[str]:
     return [*_BASES, *_TINY]
 
 
-def load_base(name: str, *, revision: str | None = None, dtype: str = "float32") -> Base:
+def load_base(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    device_map: DeviceMap | None = None,
+    quantisation: Quantisation | None = None,
+) -> Base:
     """Return a causal or encoder-decoder model in evaluation mode, with its tokenizer.
 
     name: one of `base_names()`, a folder, or a Hub id. dtype: float32, bfloat16, float16, fast (see
         `number_format`) or auto (as stored).
+    device_map: how it is spread over devices, memory and disk, as transformers takes it; None: not
+        at all. quantisation: see `loramix.bases.spreading`.
     Raises BaseModelError if there is no such model, if it cannot be reached, or if some of its
     weights are missing.
     """
@@ -48,7 +63,13 @@ def load_base(name: str, *, revision: str | None = None, dtype: str = "float32")
         )
     revision = resolve_revision(name, revision)
     tokenizer = load_tokenizer(name, revision=revision)
-    model = _tiny(name, dtype) if name in _TINY else _pretrained(name, revision, dtype)
+    for problem in spreading_problems(name, device_map, quantisation):
+        raise BaseModelError(problem)
+    if name in _TINY:
+        model = _tiny(name, dtype)
+    else:
+        how = loading_settings(number_format(dtype), device_map, quantisation)
+        model = _pretrained(name, revision, dtype, how)
     return Base(model, tokenizer, name, revision)
 
 
@@ -105,6 +126,19 @@ def resolve_revision(name: str, revision: str | None) -> str | None:
     return found.revision
 
 
+def spreading_problems(
+    name: str, device_map: DeviceMap | None, quantisation: Quantisation | None
+) -> Iterator[str]:
+    """Yield why a base cannot be spread or quantised so on this machine."""
+    for asked, value in (("device_map", device_map), ("quantisation", quantisation)):
+        if name in _TINY and value is not None:
+            yield (
+                f"{asked}: '{name}' is built in code, and this is for bases that are loaded from "
+                "files; leave it out, or save the base to a folder and name that"
+            )
+    yield from how_problems(device_map, quantisation)
+
+
 def encoder_path(name: str) -> str:
     """Return the folder of an embedded or tiny encoder, made if missing; other names unchanged."""
     from loramix.bases.embedded import embedded_folder, made_once
@@ -127,7 +161,9 @@ def _tiny(name: str, dtype: str) -> "PreTrainedModel":
     return model
 
 
-def _pretrained(name: str, revision: str | None, dtype: str) -> "PreTrainedModel":
+def _pretrained(
+    name: str, revision: str | None, dtype: str, how: Mapping[str, object]
+) -> "PreTrainedModel":
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -141,6 +177,7 @@ def _pretrained(name: str, revision: str | None, dtype: str) -> "PreTrainedModel
             dtype=dtype if dtype == "auto" else getattr(torch, number_format(dtype)),
             trust_remote_code=False,
             output_loading_info=True,
+            **how,
         )
     if report["missing_keys"]:  # transformers would go on with random numbers in their place
         missing = ", ".join(sorted(report["missing_keys"]))

@@ -137,11 +137,13 @@ def _sizes(recipe: "Recipe") -> str:
     assert base is not None  # a recipe's base is there
     found = sizes(recipe, base)
     width = 4 if number_format(recipe.base.dtype) == "float32" else 2
+    # bytes of a weight; those of the vocabulary are not quantised, which this leaves out
+    loaded = found.base * {None: width, "8bit": 1, "4bit": 0.5}[recipe.base.quantisation]
     full = found.base * width * (2 if recipe.finetune.optimizer == "adafactor" else 4)
     return (
         f"parameters: base {found.base:,}; one adapter {found.adapter:,} in {found.layers} layers; "
         f"gates {found.gates:,}\n"
-        f"memory without activations: generation {found.base * width / 1e9:.2f} GB, LoRA and gates "
-        f"{(found.base + 4 * found.adapter) * width / 1e9:.2f} GB, full finetune "
+        f"memory without activations: generation {loaded / 1e9:.2f} GB, LoRA and gates "
+        f"{(loaded + 4 * found.adapter * width) / 1e9:.2f} GB, full finetune "
         f"{full / 1e9:.2f} GB"
     )

@@ -20,6 +20,7 @@ from loramix.experiment.graph import (
     TEST_SET_FIELDS,
     Settings,
     Step,
+    base_settings,
     expert_settings,
     run_steps,
     task_settings,
@@ -99,7 +100,7 @@ def _ask(comparison: Comparison, model: ComparedModel, test_set: TestSet) -> Ste
         limits["answered samples"] = recipe.comparison.answered_samples
     settings: Settings = {
         **recipe.model_dump(mode="json", include={"generation", "evaluation"}),
-        "base": recipe.base.model_dump(mode="json"),
+        "base": base_settings(recipe.base),
         "metrics": task_settings(recipe.tasks, METRIC_FIELDS),
         "limits": limits,
     }

@@ -11,6 +11,7 @@ from loramix.experiment.graph import (
     PROMPT_FIELDS,
     Settings,
     Step,
+    base_settings,
     expert_settings,
     expert_steps,
     task_settings,
@@ -105,7 +106,7 @@ class Comparison:
     ) -> Step:
         """Return the step in which `work` fits a model and leaves files in its folder."""
         folder = self.root / key
-        common = self.recipe.model_dump(mode="json", include={"base", "seed"})
+        common: Settings = {"base": base_settings(self.recipe.base), "seed": self.recipe.seed}
         prompts = task_settings(self.recipe.tasks, PROMPT_FIELDS)
         return Step(
             self.step_key(key),

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
-from loramix.bases.loading import Base, load_base
+from loramix.bases.loading import Base
 from loramix.comparison.baselines import BASELINES
 from loramix.comparison.baselines.baseline import Baseline
 from loramix.comparison.baselines.shared import with_adapter
@@ -98,8 +98,7 @@ def _finetune(comparison: Comparison, task: Task) -> ComparedModel:
 
     @contextmanager
     def load(base: Base) -> Iterator[Model]:
-        finetuned = load_base(str(folder / MODELS), dtype=run.recipe.base.dtype)
-        yield finetuned.model.to(base.model.device)
+        yield run.load_trained_base(folder / MODELS).model
 
     return ComparedModel(
         key,

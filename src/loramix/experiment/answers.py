@@ -193,6 +193,7 @@ def accepted_inputs(model: Model) -> set[str]:
 def _row_losses(model: Model, batch: Mapping[str, object], *, causal: bool) -> list[Loss]:
     logits_BTV, labels_BT = model(**batch).logits.float(), batch["labels"]
     assert isinstance(labels_BT, Tensor)
+    labels_BT = labels_BT.to(logits_BTV.device)  # of a spread base: the last one
     if causal:  # each token is predicted by the one before it
         logits_BTV, labels_BT = logits_BTV[:, :-1], labels_BT[:, 1:]
     losses_BT = nn.functional.cross_entropy(

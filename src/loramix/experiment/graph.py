@@ -9,7 +9,7 @@ from loramix.data.catalogue import BUILT_IN
 from loramix.data.leaks import RECORD
 from loramix.data.tasks import Task, Whitespace
 from loramix.experiment.given import digests
-from loramix.experiment.recipe import GateSpec, Recipe
+from loramix.experiment.recipe import BaseSpec, GateSpec, Recipe
 from loramix.experiment.run import (
     CHECKPOINTS,
     LOSSES,
@@ -112,7 +112,7 @@ def _prepare(run: Run, sources: Mapping[str, str]) -> Step:
 def _benchmark(run: Run) -> Step:
     tasks = run.recipe.tasks
     # the other models' answers depend on the base through their training
-    settings = {**_asking(run, tasks), "base": run.recipe.base.model_dump(mode="json")}
+    settings = {**_asking(run, tasks), "base": base_settings(run.recipe.base)}
     outputs = _answer_files(run.folder("benchmark"), tasks)
     work = partial(benchmark.answer, run)
     return Step("benchmark", "benchmark", settings, ("prepare",), outputs, work, together=True)
@@ -152,7 +152,7 @@ def _given(run: Run, name: str) -> Step:
     """Return the step that takes a given adapter over: again when its files change."""
     spec = run.recipe.experts[name]
     settings: Settings = {
-        **run.recipe.model_dump(mode="json", include={"base"}),
+        "base": base_settings(run.recipe.base),
         "adapter": {"files": digests(name, spec), "lossy": list(spec.lossy)},
     }
     work = partial(lora.take_over, run, name)
@@ -246,6 +246,14 @@ def task_settings(tasks: Iterable[Task], fields: Iterable[str]) -> list[Settings
     return [_as_before(task, task.model_dump(mode="json", include=set(fields))) for task in tasks]
 
 
+def base_settings(spec: BaseSpec) -> Settings:
+    """Return the settings of a base, without those that change nothing: where it lies, and younger
+    ones, which must not redo finished runs.
+    """
+    whole = {"quantisation"} if spec.quantisation is None else set[str]()
+    return spec.model_dump(mode="json", exclude={"device_map"} | whole)
+
+
 def gate_settings(spec: GateSpec) -> Settings:
     """Return the settings of gates and of their training, without younger ones that change nothing:
     they must not redo finished runs.
@@ -275,7 +283,8 @@ def _as_before(task: Task, settings: Settings) -> Settings:
 def _training(run: Run, stage: str, tasks: Sequence[Task]) -> Settings:
     """Return the settings of a stage's training on `tasks`."""
     return {
-        **run.recipe.model_dump(mode="json", include={stage, "base", "seed"}),
+        **run.recipe.model_dump(mode="json", include={stage, "seed"}),
+        "base": base_settings(run.recipe.base),
         "prompts": task_settings(tasks, PROMPT_FIELDS),
     }
 

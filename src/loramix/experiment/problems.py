@@ -105,6 +105,10 @@ def _given(recipe: Recipe) -> Iterator[str]:
 
 
 def _missing_base(recipe: Recipe) -> Iterator[str]:
+    """Yield that there is no such base, or why it cannot be loaded as the recipe says."""
+    base = recipe.base
+    for problem in loading.spreading_problems(base.name, base.device_map, base.quantisation):
+        yield f"base.{problem}"
     if recipe.base.name in loading.base_names():
         return
     try:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from loramix.bases.spreading import DeviceMap, Quantisation
 from loramix.config import Context, GateConfig
 from loramix.data.tasks import NO_EXPERT, OWN, Task
 from loramix.mixture.problems import Init
@@ -45,12 +46,17 @@ class BaseSpec(Strict):
 
     dtype: `fast` is bfloat16 where the accelerator or processor multiplies in it, else float32.
     chat: whether prompts go through the tokenizer's chat template.
+    device_map: how a base that is larger than one device is spread over devices, memory and disk;
+        None: not at all. Results do not depend on it, except by rounding.
+    quantisation: of the base's linear layers; full finetuning leaves it out.
     """
 
     name: str = "smollm2-135m"
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16", "fast"] = "float32"
     chat: bool = False
+    device_map: DeviceMap | None = None
+    quantisation: Quantisation | None = None
 
 
 class ExpertSpec(Strict):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from loramix.bases.devices import accelerator
 from loramix.bases.loading import Base, load_base
+from loramix.bases.spreading import Quantisation, refuse_offloaded
 from loramix.data.samples import Sample, read_manifest
 from loramix.data.tasks import Split, Task
 from loramix.experiment.labels import BASE, FINETUNE, MIXTURE, expert_key, label
@@ -91,14 +92,40 @@ class Run:
         ]
         return {"train": train, "validation": validation}
 
-    def load_base(self, *, dtype: str | None = None) -> Base:
-        """Return the base model, on the accelerator if there is one.
-
-        dtype: its number format; None: the recipe's.
-        """
+    def load_base(self) -> Base:
+        """Return the base, on the accelerator if there is one, or as the recipe spreads it."""
         spec = self.recipe.base
-        base = load_base(spec.name, revision=spec.revision, dtype=dtype or spec.dtype)
-        base.model.to(accelerator())
+        return self._placed(spec.name, revision=spec.revision, quantisation=spec.quantisation)
+
+    def load_whole_base(self) -> Base:
+        """Return the base in float32 and not quantised, for a training of all its weights."""
+        spec = self.recipe.base
+        base = self._placed(spec.name, revision=spec.revision, dtype="float32")
+        refuse_offloaded(base.model, "training or merging in whole weights")
+        return base
+
+    def load_trained_base(self, folder: Path) -> Base:
+        """Return a base with weights of its own, in the recipe's number format."""
+        return self._placed(str(folder))
+
+    def _placed(
+        self,
+        name: str,
+        *,
+        revision: str | None = None,
+        dtype: str | None = None,
+        quantisation: Quantisation | None = None,
+    ) -> Base:
+        spec = self.recipe.base
+        base = load_base(
+            name,
+            revision=revision,
+            dtype=dtype or spec.dtype,
+            device_map=spec.device_map,
+            quantisation=quantisation,
+        )
+        if spec.device_map is None and quantisation is None:
+            base.model.to(accelerator())
         return base
 
     def adapter(self, expert: str) -> Path:

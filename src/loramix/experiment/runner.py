@@ -68,7 +68,13 @@ def run(
 
 
 def _check(run: Run, steps: Sequence[Step]) -> None:
-    """Raise an error for what keeps these steps from their end: batches or the disk."""
+    """Raise an error for what keeps these steps from their end: batches, devices or the disk."""
+    if processes().size > 1 and run.recipe.base.device_map is not None:
+        raise StageError(
+            f"base.device_map spreads the base over the devices of one process, and there are "
+            f"{processes().size}, each of which holds the whole base; leave it out, or start one "
+            "process: loramix run …"
+        )
     refuse_uneven(run.recipe, {step.stage for step in steps if step.scratch}, processes().size)
     check_room(run.recipe, run.root, steps)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from accelerate.utils import align_module_device
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 
@@ -72,7 +73,7 @@ def _without_vocabulary(expert: Expert, base: "PreTrainedModel") -> Expert:
     tables = [base.get_input_embeddings(), base.get_output_embeddings()]
     shared = {id(table.weight) for table in tables if table is not None}  # tied under other names
     own = {
-        f"{name}.weight": module.weight
+        f"{name}.weight": module
         for name, module in base.named_modules()
         if id(getattr(module, "weight", None)) in shared
     }
@@ -82,9 +83,11 @@ def _without_vocabulary(expert: Expert, base: "PreTrainedModel") -> Expert:
                 f"expert '{expert.name}' holds '{PREFIX}{key}' of shape {list(tensor.shape)}, "
                 "a whole weight, which is no low-rank update of a linear layer"
             )
-        if "vocabulary" not in expert.lossy and not _equal(tensor, own[key]):
-            keys = [key, *(each for each in expert.whole if each != key)]
-            raise refuse_part(expert.name, "vocabulary", keys, why=_differs(tensor, own[key]))
+        with align_module_device(own[key]):  # it may be offloaded
+            table = own[key].weight
+            if "vocabulary" not in expert.lossy and not _equal(tensor, table):
+                keys = [key, *(each for each in expert.whole if each != key)]
+                raise refuse_part(expert.name, "vocabulary", keys, why=_differs(tensor, table))
     return replace(expert, whole={})
 
 
@@ -191,14 +194,15 @@ def _from_the_base(expert: Expert, base: "PreTrainedModel") -> Expert:
     updates = {}
     for layer, update in expert.updates.items():
         module = base.get_submodule(layer)
-        weight = getattr(module, "weight", None)  # some quantised layers have none
-        if not isinstance(weight, Tensor) or weight.dtype not in _PLAIN_FORMATS:
-            raise ExpertError(
-                f"expert '{expert.name}' was trained with init_lora_weights='{expert.start}', "
-                f"which starts from the weights of '{layer}', and those are quantised; load the "
-                "base in float32 or bfloat16"
-            )
-        up0_OR, down0_RD = start(module, weight.detach().float(), update)
+        with align_module_device(module):  # it may be offloaded
+            weight = getattr(module, "weight", None)  # some quantised layers have none
+            if not isinstance(weight, Tensor) or weight.dtype not in _PLAIN_FORMATS:
+                raise ExpertError(
+                    f"expert '{expert.name}' was trained with init_lora_weights='{expert.start}', "
+                    f"which starts from the weights of '{layer}', and those are quantised; load "
+                    "the base in float32 or bfloat16"
+                )
+            up0_OR, down0_RD = start(module, weight.detach().float(), update)
         updates[layer] = _difference(update, up0_OR.cpu(), down0_RD.cpu())
     return replace(expert, updates=updates, start=None)
 

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from loramix.errors import MixtureError
-from loramix.mixture.linear import linear_shape
+from loramix.mixture.linear import input_device, linear_shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -176,7 +176,7 @@ class _Trial:
         cache = getattr(output, "past_key_values", None)
         if cache is None or self.base.config.is_encoder_decoder:
             return
-        token = _tokens(self.base, 1, changed=False).to(self.base.device)
+        token = _tokens(self.base, 1, changed=False).to(input_device(self.base))
         mask = token.new_ones(_ROWS, _PROMPT + 1)
         with self._watching():
             self.base(input_ids=token, attention_mask=mask, past_key_values=cache, use_cache=True)
@@ -188,7 +188,7 @@ class _Trial:
         return tokens == _PROMPT and self._inputs[read.source] is not given
 
     def _arguments(self, *, changed: bool) -> dict[str, object]:
-        device = self.base.device
+        device = input_device(self.base)
         prompt = _tokens(self.base, _PROMPT, changed=changed).to(device)
         arguments: dict[str, object] = {
             "input_ids": prompt,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from loramix.errors import MixtureError
-from loramix.mixture.linear import is_transposed
+from loramix.mixture.linear import is_offloaded, is_transposed
 from loramix.storage.experts import LowRank
 from loramix.storage.files import atomic_folder, check_replaceable
 
@@ -37,6 +37,11 @@ def _merged(
     base: "PreTrainedModel", layers: Mapping[str, nn.Module], updates: Mapping[str, LowRank]
 ) -> "PreTrainedModel":
     """Return a copy of the base that shares all weights but those of the adapted layers."""
+    if any(is_offloaded(module) for module in base.modules()):
+        raise MixtureError(
+            "the base is offloaded to memory or disk, so nothing can be merged into it; export an "
+            "adapter, or load the base without device_map"
+        )
     inner = tuple(f"{name}." for name in layers)
     state = {key: value for key, value in base.state_dict().items() if not key.startswith(inner)}
     for name, layer in layers.items():

@@ -27,6 +27,7 @@ from loramix.mixture.hooks import Backbone, attach, leave_labels
 from loramix.mixture.inputs import asked, text_inputs, with_first_step
 from loramix.mixture.layer import MixtureLinear
 from loramix.mixture.layout import observe
+from loramix.mixture.linear import input_device
 from loramix.mixture.loaded_adapters import take_adapters
 from loramix.mixture.means import Prototypes
 from loramix.mixture.pretrained import TransformersModel, refuse_kept_labels, scale_loss, take_items
@@ -328,9 +329,8 @@ class MixtureModel(TransformersModel):
 
     @property
     def device(self) -> torch.device:
-        """Where the base model lies."""
-        device: torch.device = self.base.device
-        return device
+        """Where the base model takes its inputs."""
+        return input_device(self.base)
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":

@@ -113,7 +113,7 @@ def merge(run: Run, folder: Path, *, combination: str) -> None:
     is cut back to an adapter of the experts' ranks together, or of the full rank of the smallest
     layer. Every expert has weight 1.
     """
-    recipe, base = run.recipe, run.load_base(dtype="float32")
+    recipe, base = run.recipe, run.load_whole_base()
     names = recipe.expert_names
     # to PEFT, an adapter's name must hold no dot, and be no part of a layer's name
     adapters = {f"expert-{index}": run.adapter(name) for index, name in enumerate(names)}

@@ -1,6 +1,6 @@
 """Full finetune: every parameter of the base model, one model per task."""
 
-from loramix.bases.loading import load_base, load_tokenizer
+from loramix.bases.loading import load_tokenizer
 from loramix.data.tasks import Task
 from loramix.experiment.answers import write_answers
 from loramix.experiment.labels import FINETUNE, label
@@ -13,7 +13,7 @@ from loramix.storage.files import atomic_folder
 def learn(run: Run, task: Task) -> None:
     """Write the task's model and losses under finetune/<task>."""
     # small updates of the weights would be rounded away in a 16-bit format
-    base, folder = run.load_base(dtype="float32"), run.folder("finetune", task.name)
+    base, folder = run.load_whole_base(), run.folder("finetune", task.name)
     train(
         run,
         base.model,
@@ -33,7 +33,7 @@ def learn(run: Run, task: Task) -> None:
 def answer(run: Run, task: Task) -> None:
     """Write the model's answers to its own task under finetune/<task>."""
     folder, base = run.folder("finetune", task.name), run.recipe.base
-    model = load_base(str(folder / MODELS), dtype=base.dtype).model
+    model = run.load_trained_base(folder / MODELS).model
     tokenizer = load_tokenizer(base.name, revision=base.revision)
     title = f"{label(FINETUNE)}, {task.name}"
     write_answers(run, model, tokenizer, folder=folder, tasks=[task], label=title)

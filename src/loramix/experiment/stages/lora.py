@@ -2,7 +2,8 @@
 given adapters are taken over.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,9 +11,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from loramix.bases.loading import Base
+from loramix.bases.spreading import refuse_offloaded
+from loramix.config import GateConfig
 from loramix.data.tasks import Task
 from loramix.errors import StageError
-from loramix.experiment.answers import write_answers
+from loramix.experiment.answers import Model, write_answers
 from loramix.experiment.given import read_given
 from loramix.experiment.labels import expert_key, label
 from loramix.experiment.processes import processes
@@ -21,8 +24,9 @@ from loramix.experiment.run import MODELS, Run
 from loramix.experiment.training.trainer import train
 from loramix.mixture.fitting import fitted
 from loramix.mixture.linear import is_transposed
+from loramix.mixture.model import MixtureModel
 from loramix.storage.adapter_config import settle
-from loramix.storage.experts import LowRank
+from loramix.storage.experts import LowRank, load_expert
 from loramix.storage.export import short_names, write_adapter
 from loramix.storage.files import atomic_folder
 
@@ -41,6 +45,7 @@ def learn_adapter(
 ) -> None:
     """Train one adapter on `tasks` in turn; write it and its losses to `folder`."""
     base = run.load_base()
+    refuse_offloaded(base.model, "training an adapter")
     model = adapted(base, spec, seed=run.recipe.seed)
     train(run, model, base.tokenizer, spec, tasks, folder=folder, label=title)
     if not processes().first:
@@ -80,16 +85,31 @@ def take_over(run: Run, name: str) -> None:
 
 def answer(run: Run, expert: str) -> None:
     """Write the adapter's answers to every task under lora/<expert>."""
-    base = run.load_base()
-    model = PeftModel.from_pretrained(base.model, run.adapter(expert))
-    write_answers(
-        run,
-        model,
-        base.tokenizer,
-        folder=run.folder("lora", expert),
-        tasks=run.recipe.tasks,
-        label=label(expert_key(expert)),
+    base, adapter = run.load_base(), run.adapter(expert)
+    with _asked(base, expert, adapter) as model:
+        write_answers(
+            run,
+            model,
+            base.tokenizer,
+            folder=run.folder("lora", expert),
+            tasks=run.recipe.tasks,
+            label=label(expert_key(expert)),
+        )
+
+
+@contextmanager
+def _asked(base: Base, expert: str, adapter: Path) -> Iterator[Model]:
+    """Yield the base with one adapter."""
+    if not any(parameter.is_meta for parameter in base.model.parameters()):
+        yield PeftModel.from_pretrained(base.model, adapter)
+        return
+    # PEFT would take the hooks of an offloaded base away, and put all of it on devices
+    experts, name = [load_expert(expert, adapter)], base.name
+    mixture = MixtureModel(
+        base.model, experts, GateConfig(), base_name=name, revision=base.revision
     )
+    with mixture.fixed({expert: 1.0}):
+        yield mixture
 
 
 def adapted(base: Base, spec: LoraSpec, *, seed: int) -> PeftModel:

@@ -87,7 +87,7 @@ class GateTrainer(MixingTrainer):
                 self._measured[name].append(float(value.detach()))
                 if self._coefficients[name]:
                     # transformers does not divide a loss that counts its own tokens
-                    scaled = self._coefficients[name] * value
+                    scaled = self._coefficients[name] * value.to(loss.device)
                     loss = loss + scaled / self.args.gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
 
@@ -143,7 +143,8 @@ class GateTrainer(MixingTrainer):
 
     def _auxiliary(self, used: Mapping[str, RoutingWeights], task: int) -> dict[str, Tensor]:
         """Return every auxiliary loss of the batch of all processes, the mean over layers."""
-        weights_LBE = torch.stack([each.row_mean for each in used.values()])
+        place = self.args.device  # layers of a spread base lie on several
+        weights_LBE = torch.stack([each.row_mean.to(place) for each in used.values()])
         means_LE = self._mean(weights_LBE.mean(1))
         others = {other: means for other, means in self._last_means.items() if other != task}
         self._last_means[task] = means_LE.detach()

@@ -50,7 +50,9 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
         outputs = model(**_without_task(inputs))
         loss: Tensor = outputs.loss
         if num_items_in_batch is not None:  # the target tokens of all batches of all processes
-            loss = loss * (inputs["labels"] != IGNORED).sum() / num_items_in_batch
+            # a spread base has its loss on the last device, and the labels on the first
+            tokens = (inputs["labels"] != IGNORED).sum().to(loss.device)
+            loss = loss * tokens / _on(loss, num_items_in_batch)
             loss = loss * self.accelerator.num_processes  # whose gradients are averaged
         return (loss, outputs) if return_outputs else loss
 
@@ -81,8 +83,8 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
             inputs = self._prepare_inputs(batch)
             with torch.no_grad():  # not `prediction_step`, in which all wait at every batch
                 loss = model(**_without_task(inputs)).loss
-            counted = (inputs["labels"] != IGNORED).sum()
-            sums += torch.stack([loss.float() * counted, counted])
+            counted = (inputs["labels"] != IGNORED).sum().to(sums.device)
+            sums += torch.stack([loss.float().to(sums.device) * counted, counted])
         total, tokens = self.accelerator.reduce(sums).tolist()
         self._refuse_no_number(total / tokens, "validation")
         measured = {f"{metric_key_prefix}_loss": total / tokens}
@@ -101,7 +103,8 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
     def training_step(self, *args: object, **kwargs: object) -> Tensor:
         """Return the loss of one batch of all processes; StageError if it is no number."""
         # the same in all: a checkpoint keeps the sum of the first one
-        loss: Tensor = self.accelerator.reduce(super().training_step(*args, **kwargs), "mean")
+        own = super().training_step(*args, **kwargs).to(self.args.device)
+        loss: Tensor = self.accelerator.reduce(own, "mean")
         self._refuse_no_number(float(loss), "training")
         return loss
 
@@ -178,6 +181,10 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         processes().barrier()
         if args.should_save:
             seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
+def _on(loss: Tensor, items: Tensor | int) -> Tensor | int:
+    return items.to(loss.device) if isinstance(items, Tensor) else items
 
 
 def _without_task(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

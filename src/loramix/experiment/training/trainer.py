@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from loramix.bases.devices import number_format
+from loramix.bases.spreading import refuse_untrainable
 from loramix.data.leaks import RECORD, record
 from loramix.data.tasks import Task
 from loramix.data.tokens.batches import Collator
@@ -94,6 +95,7 @@ def learn(
 
     dtype: the number format of the base.
     """
+    refuse_untrainable(model)
     causal = not model.config.is_encoder_decoder
     steps, checkpoints = _steps(training, spec), folder / CHECKPOINTS
     trainer = trainer_class(
