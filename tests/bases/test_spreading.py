@@ -160,7 +160,7 @@ def test_a_training_through_four_bits_in_memory_is_refused() -> None:
     model = tiny_model("llama")
     refuse_untrainable(model)
     model.model.layers[1].mlp.up_proj = Linear4bit(32, 64)
-    with pytest.raises(BaseModelError, match="base.quantisation=8bit"):
+    with pytest.raises(BaseModelError, match=r"base\.quantisation=8bit"):
         refuse_untrainable(model)
 
 

@@ -174,13 +174,14 @@ def lost_in_words() -> Iterator[None]:
     except RuntimeError as error:
         from torch.distributed import DistError
 
-        known = isinstance(error, DistError) or any(each in str(error) for each in _LOST)
-        if processes().group is None or not known or isinstance(error, StageError):
+        said = [each for each in _LOST if each in str(error)]
+        lost = isinstance(error, DistError) or bool(said)
+        if processes().group is None or not lost or isinstance(error, StageError):
             raise
         raise StageError(
-            f"rank {processes().rank} has lost another process of this run, whose own message is "
-            f"above or below, unless it was killed ({str(error).splitlines()[0]}); the same "
-            "command goes on from the last checkpoint"
+            f"rank {processes().rank} has lost another process of this run "
+            f"({said[0] if said else str(error).splitlines()[0]}), which says why, unless it was "
+            "killed; the same command goes on from the last checkpoint"
         ) from error
 
 
