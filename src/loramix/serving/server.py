@@ -1,12 +1,11 @@
 """From a mixture to a running server."""
 
-import ipaddress
-
 import uvicorn
 
 from loramix.mixture.model import MixtureModel
 from loramix.serving.app import build
 from loramix.serving.engine import Engine
+from loramix.serving.hosts import is_loopback
 from loramix.serving.jobs import Limits
 
 LOOPBACK = "127.0.0.1"
@@ -32,14 +31,6 @@ def serve(
         access_log=False,
         timeout_graceful_shutdown=engine.limits.drain_seconds,
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _hosts(host: str) -> list[str]:

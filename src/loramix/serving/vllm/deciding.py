@@ -1,0 +1,189 @@
+"""Weights that depend on more than a token's own input: on its request, or on other gates.
+
+    prompt     decided when a request's prompt is read, kept in a table by slot
+    running    from sums by slot, that go on from pass to pass
+    any        weights by hand, gates that several layers share, evidence that gates carry on
+
+A request that lost its cache comes again with its prompt and the answer so far in one: its weights
+are decided anew, from the prompt alone, and its sums start anew.
+
+Axes: `T` tokens of all requests, `N` requests that begin, `D` input width, `E` experts, `P` layers
+of the base in the module, `S` slots, `F` = D + 1: a sum and a count.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from vllm.forward_context import get_forward_context
+
+from loramix.config import GateConfig
+from loramix.mixture.context import unit_scale
+from loramix.mixture.gate import ContextGate, Evidence
+from loramix.serving.vllm.passes import Pass, Row
+
+PASS = "loramix"  # the key of the running pass in vLLM's forward context
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A layer of the base: the group of its gate, the gate if it reads here, and its block."""
+
+    group: str
+    gate: ContextGate | None
+    block: int
+
+
+class Decider:
+    """Decides for the layers of one module of vLLM.
+
+    name: of the module, by which compiled code finds it. table: (S, E) by gate group, of all
+        modules.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        readers: Sequence[Reader],
+        config: GateConfig,
+        table: dict[str, Float[Tensor, "S E"]],
+        experts: int,
+    ) -> None:
+        self.name, self.experts = name, experts
+        self._readers, self._config, self._table = readers, config, table
+        self._sums_SF: Tensor | None = None
+
+    def __call__(self, x_TD: Float[Tensor, "T D"]) -> Float[Tensor, "T P E"]:
+        """Return the weights of every layer for every token; zeros where vLLM only tries a pass."""
+        weights_TPE = x_TD.new_zeros(
+            (len(x_TD), len(self._readers), self.experts), dtype=torch.float32
+        )
+        now: Pass | None = get_forward_context().additional_kwargs.get(PASS)
+        if now is not None:
+            x_TD = x_TD[: now.tokens]  # what follows is padding
+            decide = self._by_prompt if self._config.context == "prompt" else self._by_token
+            weights_TPE[: now.tokens] = decide(x_TD, now)
+        return weights_TPE
+
+    def _by_prompt(self, x_TD: Float[Tensor, "T D"], now: Pass) -> Float[Tensor, "T P E"]:
+        if now.beginning:
+            means = [
+                x_TD[row.start : row.start + row.prompt].float().mean(0) for row in _whole(now)
+            ]
+            context_ND = unit_scale(torch.stack(means))
+            for reader in self._readers:
+                if reader.gate is not None:
+                    self._keep(reader, self._gate(reader, context_ND, now), now)
+        return torch.stack([self._table[each.group][now.slot_T] for each in self._readers], 1)
+
+    def _keep(self, reader: Reader, weights_NE: Float[Tensor, "N E"], now: Pass) -> None:
+        """Keep the weights of the requests that begin."""
+        table_SE = self._table.get(reader.group)
+        table_SE = self._table[reader.group] = _grown(table_SE, now.most_slots, weights_NE)
+        for row, weights_E in zip(now.beginning, weights_NE, strict=True):
+            by_hand = row.weights_E
+            table_SE[row.slot] = weights_E if by_hand is None else by_hand.to(weights_E.device)
+
+    def _by_token(self, x_TD: Float[Tensor, "T D"], now: Pass) -> Float[Tensor, "T P E"]:
+        context_TD: Tensor | None = None
+        for reader in self._readers:
+            if reader.gate is None:
+                continue
+            if context_TD is None:
+                running = self._config.context == "running"
+                context_TD = unit_scale(self._running(x_TD, now) if running else x_TD.float())
+            now.decided[reader.group] = now.over(self._gate(reader, context_TD, now))
+        return torch.stack([now.decided[each.group] for each in self._readers], 1)
+
+    def _gate(
+        self, reader: Reader, context_TD: Float[Tensor, "T D"], now: Pass
+    ) -> Float[Tensor, "T E"]:
+        assert reader.gate is not None
+        evidence = None
+        if self._config.carry:
+            evidence, now.evidence.blocks = now.evidence, reader.block + 1
+        return decided(reader.gate, context_TD, evidence)
+
+    def _running(self, x_TD: Float[Tensor, "T D"], now: Pass) -> Float[Tensor, "T D"]:
+        """Return, for every token, the mean of its request's inputs so far."""
+        counted_TF = torch.cat([x_TD.float(), x_TD.new_ones((len(x_TD), 1)).float()], -1)
+        sums_SF = self._sums_SF = _grown(self._sums_SF, now.most_slots, counted_TF)
+        if now.one_each:
+            sums_TF = sums_SF[now.slot_T] + counted_TF
+            sums_SF[now.slot_T] = sums_TF
+        else:
+            sums_TF = torch.empty_like(counted_TF)
+            for row in now.rows:
+                own_TF = counted_TF[row.start : row.end].cumsum(0)
+                sums_TF[row.start : row.end] = own_TF if row.begins else own_TF + sums_SF[row.slot]
+                sums_SF[row.slot] = sums_TF[row.end - 1]
+        return sums_TF[:, :-1] / sums_TF[:, -1:]
+
+
+class Held(nn.Module):
+    """Weights by hand of every token, at one place in memory, for layers that decide by tokens.
+
+    Compiled code, and CUDA graphs, read them where they lie.
+    """
+
+    held_T: Tensor
+    weights_TE: Tensor
+
+    def __init__(self, tokens: int, experts: int, device: torch.device) -> None:
+        super().__init__()
+        held_T = torch.zeros(tokens, dtype=torch.bool, device=device)
+        weights_TE = torch.zeros(tokens, experts, dtype=torch.float32, device=device)
+        self.register_buffer("held_T", held_T, persistent=False)
+        self.register_buffer("weights_TE", weights_TE, persistent=False)
+        self._empty = True
+
+    def take(self, now: Pass) -> None:
+        """Take those of a pass."""
+        if now.held_T is None or now.weights_TE is None:
+            if not self._empty:
+                self.held_T.zero_()
+                self._empty = True
+            return
+        self.held_T.zero_()
+        self.held_T[: now.tokens] = now.held_T
+        self.weights_TE[: now.tokens] = now.weights_TE
+        self._empty = False
+
+    def forward(self, decided_TPE: Float[Tensor, "T P E"]) -> Float[Tensor, "T P E"]:
+        """Return what gates decided, but for tokens of requests with weights by hand."""
+        tokens = decided_TPE.shape[0]
+        held_T11 = self.held_T[:tokens, None, None]
+        return torch.where(held_T11, self.weights_TE[:tokens, None], decided_TPE)
+
+
+def decided(
+    gate: nn.Module, context_TD: Float[Tensor, "T D"], evidence: Evidence | None = None
+) -> Float[Tensor, "T E"]:
+    """Return a gate's weights for contexts; evidence: of the gates before it."""
+    mask_1T = torch.ones_like(context_TD[None, :, 0], dtype=torch.bool)
+    weights_1TE: Tensor = gate(context_TD[None], mask_1T, evidence)
+    return weights_1TE[0]
+
+
+def _whole(now: Pass) -> Sequence[Row]:
+    """Return the rows that begin; RuntimeError if one's prompt is not all there."""
+    for row in now.rows:
+        short = row.begins and row.end - row.start < row.prompt
+        if short or (not row.begins and row.end - row.start > 1):
+            raise RuntimeError(
+                "a prompt gate reads the whole prompt at once: start vLLM with "
+                "--no-enable-chunked-prefill and --no-enable-prefix-caching"
+            )
+    return now.beginning
+
+
+def _grown(table: Tensor | None, rows: int, like: Tensor) -> Tensor:
+    """Return a table of at least so many rows, that begins with the given one."""
+    if table is not None and len(table) >= rows:
+        return table
+    found = like.new_zeros((max(rows, 2 * len(table) if table is not None else 0), like.shape[1]))
+    if table is not None:
+        found[: len(table)] = table
+    return found

@@ -1,0 +1,80 @@
+"""What vLLM may not be set to, and requests that it may not be asked."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("vllm")
+from vllm import SamplingParams
+from vllm_bases import save_mixture
+from vllm_running import started
+
+from loramix.errors import MixtureError
+from loramix.serving.vllm import asking
+
+EXPERTS = ("a", "b", "c")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    root = tmp_path_factory.mktemp("saved")
+    save_mixture(root, context="token")
+    return root / "mixture"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"enable_prefix_caching": True}, "prefix caching"),
+        ({"worker_cls": "auto"}, "worker_cls"),
+        ({"logits_processors": None}, "check of weights"),
+        ({"load_format": "dummy"}, "load_format"),
+    ],
+)
+def test_settings_that_would_answer_wrongly_are_refused(
+    given: dict[str, object], told: str, folder: Path
+) -> None:
+    with pytest.raises(MixtureError, match=told), started(folder, **given):
+        pass
+
+
+def test_the_v2_model_runner_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    with pytest.raises(MixtureError, match="V2 model runner"), started(folder):
+        pass
+
+
+def test_a_mixture_that_changed_since_the_start_is_refused(tmp_path: Path) -> None:
+    save_mixture(tmp_path, context="token")
+    overrides = {"architectures": ["LoramixLlamaForCausalLM"], "loramix_sha256": "0" * 64}
+    overrides["loramix"] = str(tmp_path / "mixture")
+    with (
+        pytest.raises(MixtureError, match="has changed"),
+        started(tmp_path / "mixture", hf_overrides=overrides),
+    ):
+        pass
+
+
+def test_impossible_weights_are_refused_before_the_request_is_queued(folder: Path) -> None:
+    with started(folder) as llm:
+        for told in ('{"weights": {"d": 1}}', '{"layers": true}', "no JSON", "[1]"):
+            params = SamplingParams(max_tokens=1, extra_args={"loramix": told})
+            with pytest.raises(ValueError, match=r"loramix|expert"):
+                llm.generate([{"prompt_token_ids": [5, 6]}], params, use_tqdm=False)
+        good = SamplingParams(max_tokens=1, extra_args={"loramix": '{"weights": {"b": 1}}'})
+        assert llm.generate([{"prompt_token_ids": [5, 6]}], good, use_tqdm=False)
+
+
+@pytest.mark.parametrize("value", ["1", True, None, float("nan"), 1e9, [1.0]])
+def test_weights_are_numbers(value: object) -> None:
+    with pytest.raises(MixtureError):
+        asking.by_hand({"loramix": {"weights": {"a": value}}}, EXPERTS)
+
+
+def test_weights_by_hand_are_read_in_the_experts_order() -> None:
+    found = asking.by_hand({"loramix": '{"weights": {"c": 2, "a": 0.5}}'}, EXPERTS)
+    assert found is not None
+    assert found.tolist() == [0.5, 0.0, 2.0]
+    assert asking.by_hand({"loramix": "{}"}, EXPERTS) is None
+    assert asking.by_hand(None, EXPERTS) is None
