@@ -119,6 +119,9 @@ def connected(address: str) -> Iterator[None]:
     Raises MissingExtraError without Ray, and StageError if there is no cluster.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere unasked
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # each message of each worker
+    if address == LOCAL:
+        _guard()
     if os.environ.get("NO_COLOR") or not sys.stderr.isatty():
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # of workers' messages
     try:
@@ -131,7 +134,7 @@ def connected(address: str) -> Iterator[None]:
     local = {
         "include_dashboard": False,
         "object_store_memory": _STORE,
-        "_node_ip_address": "127.0.0.1",  # Ray has no passwords: nobody else is to reach it
+        "_node_ip_address": "127.0.0.1",
     }
     try:
         _check_reachable(address)  # Ray itself tries for minutes
@@ -144,12 +147,22 @@ def connected(address: str) -> Iterator[None]:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise StageError(
             f"there is no Ray cluster at '{address}' ({reason}); start one with `ray start "
-            "--head`, or give --cluster alone for one on this machine"
+            "--head`, set RAY_AUTH_MODE=token if it asks for one, or give --cluster alone for one "
+            "on this machine"
         ) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _guard() -> None:
+    """Give Ray's processes on this machine, which listen to the network, a token of their own that
+    ends with them: they run whatever they are sent.
+    """
+    # Ray reads this when it is imported; where that was earlier, its own defaults hold
+    if "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 
 def _check_reachable(address: str) -> None:
