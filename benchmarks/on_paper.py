@@ -46,13 +46,15 @@ ADAMW = 16  # bytes of a trained number: itself, its gradient and two moments, i
 
 
 class Counts(NamedTuple):
-    """Parameters of the base, of one adapter, of the part of it that plain tensor parallelism
-    copies to every device, and bytes of the cache for one token.
+    """Parameters of the base and of one adapter; of the adapter, those that tensor parallelism
+    copies to every device, as vLLM's own adapters do and as loramix's layers in vLLM do; and bytes
+    of the cache for one token.
     """
 
     base: int
     adapter: int
-    copied: int
+    copied_by_vllm: int
+    copied_by_loramix: int
     cache: int
 
 
@@ -100,14 +102,13 @@ def counted(base: PreTrainedModel) -> Counts:
     layers = shapes(base)
     adapter = sum(RANK * (wide + out) for wide, out in layers.values())
     # q, k and v are cut by columns, and need a whole lora_A; o by rows, and needs a whole lora_B
-    copied = sum(
-        RANK * (out if name.endswith("o_proj") else wide) for name, (wide, out) in layers.items()
-    )
+    rows = {name: name.endswith("o_proj") for name in layers}
+    by_vllm = sum(RANK * (out if rows[name] else wide) for name, (wide, out) in layers.items())
+    by_loramix = sum(RANK * (wide + rows[name] * out) for name, (wide, out) in layers.items())
     config = base.config
     heads = config.num_key_value_heads * config.hidden_size // config.num_attention_heads
-    return Counts(
-        base.num_parameters(), adapter, copied, 2 * BYTES * heads * config.num_hidden_layers
-    )
+    cache = 2 * BYTES * heads * config.num_hidden_layers
+    return Counts(base.num_parameters(), adapter, by_vllm, by_loramix, cache)
 
 
 def gate_parameters(base: PreTrainedModel, scope: Scope, hidden: int) -> int:
@@ -206,15 +207,12 @@ def show_memory(base: PreTrainedModel, counts: Counts) -> None:
     """Print what lies in memory, in all and on each device."""
     rows = [("base", counts.base * BYTES, counts.base * BYTES / DEVICES)]
     whole = EXPERTS * counts.adapter * BYTES
-    copied = EXPERTS * counts.copied * BYTES
-    rows += [
-        ("experts, lora_A and lora_B both cut", whole, whole / DEVICES),
-        (
-            "experts, as plain tensor parallelism cuts them",
-            whole,
-            copied + (whole - copied) / DEVICES,
-        ),
-    ]
+    for how, copied in (
+        ("lora_A and lora_B both cut", 0),
+        ("cut as vLLM does with its own", EXPERTS * counts.copied_by_vllm * BYTES),
+        ("cut as by loramix in vLLM", EXPERTS * counts.copied_by_loramix * BYTES),
+    ):
+        rows.append((f"experts, {how}", whole, copied + (whole - copied) / DEVICES))
     scopes: tuple[tuple[Scope, int], ...] = (
         *(("layer", EXPERTS), ("layer", 64), ("block", EXPERTS), ("block", 64)),
         ("model", 64),
@@ -271,9 +269,17 @@ def show_times(found: dict[str, dict[str, list[float]]], counts: Counts, small: 
         f"\nGates of every layer with {EXPERTS} hidden units take "
         f"{gate_parameters(large_base(), 'layer', EXPERTS) * ADAMW / 1e9:.0f} GB in training; of "
         f"every block with 64, {gate_parameters(large_base(), 'block', 64) * ADAMW / 1e9:.1f} GB."
+        f"\nReading what loramix in vLLM keeps on a device takes "
+        f"{1000 * EXPERTS * BYTES * on_device(counts) / (BANDWIDTH * OF_BANDWIDTH):.0f} ms."
         f"\nOne expert is {counts.adapter * BYTES / DEVICES / 1e6:.0f} MB on each device, "
         f"{1000 * counts.adapter * BYTES / DEVICES / HOST:.1f} ms from the host's memory."
     )
+
+
+def on_device(counts: Counts) -> float:
+    """Return the parameters of one expert that loramix's layers in vLLM keep on each device."""
+    copied = counts.copied_by_loramix
+    return copied + (counts.adapter - copied) / DEVICES
 
 
 def folded() -> float:
