@@ -1,16 +1,18 @@
 """Tiny real models of the three shapes, and adapters for them, built in code."""
 
+import gc
 import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 os.environ.update(
     HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1"
 )  # read when the libraries are imported
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
@@ -31,6 +33,7 @@ from loramix.bases.tiny import tiny_model as tiny_base
 from loramix.cli.main import main
 
 VOCABULARY = 97
+CHECKED = pytest.StashKey[bool]()
 torch.set_num_threads(1)  # models this small are slower on more
 # The same examples on every machine and at any speed; more of them where slow tests run.
 settings.register_profile("quick", deadline=None, derandomize=True, database=None, max_examples=30)
@@ -40,6 +43,29 @@ settings.register_profile("slow", settings.get_profile("quick"), max_examples=80
 def pytest_configure(config: pytest.Config) -> None:
     """Choose the number of examples by whether slow tests are asked for."""
     settings.load_profile("quick" if config.option.markexpr == "not slow" else "slow")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Choose the tests that check every array's axes, which takes as long as what they check: the
+    first case of each test, those marked so, and all if slow tests are asked for.
+
+    Imported libraries are left out of garbage collection, of which every training does a whole one.
+    """
+    every, seen = session.config.option.markexpr != "not slow", set[str]()
+    for item in session.items:
+        test = item.nodeid.partition("[")[0]
+        checked = every or test not in seen or item.get_closest_marker("axes") is not None
+        item.stash[CHECKED] = checked
+        seen.add(test)
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Check the axes of arrays in the chosen tests only."""
+    jaxtyping.config.update("jaxtyping_disable", not item.stash[CHECKED])
+    return (yield)
 
 
 def tiny_model(shape: str) -> PreTrainedModel:

@@ -22,7 +22,7 @@ from loramix.experiment.answers import (
 )
 from loramix.experiment.recipe import Recipe, TestSet
 from loramix.experiment.stages.gate import prompt_batches
-from loramix.metrics.bertscore import BertScorer
+from loramix.metrics.bertscore import bert_scorer
 from loramix.metrics.measures import COMBINED, answer_scores
 from loramix.metrics.words import TOKENIZER
 from loramix.mixture.model import MixtureModel
@@ -180,7 +180,7 @@ def _scores(
     answered, task = questions[: len(answers)], asked_task(recipe, questions[0])
     scorer = None
     if "bertscore" in task.metrics and losses:
-        scorer = BertScorer(encoder_path(recipe.evaluation.encoder))
+        scorer = bert_scorer(encoder_path(recipe.evaluation.encoder))
     columns = answer_scores(
         task,
         [question.input for question in answered],

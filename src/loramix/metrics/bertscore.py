@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MOST_TOKENS = 4096  # of a text, for encoders without a limit of their own, such as T5
+
+
+@lru_cache(maxsize=1)
+def bert_scorer(encoder: str) -> "BertScorer":
+    """Return BERTScore with an encoder, which stays loaded until another is asked for: a comparison
+    asks for one for every table.
+    """
+    return BertScorer(encoder)
 
 
 class BertScorer:

@@ -8,7 +8,7 @@ from loramix.experiment.labels import BASE, label
 from loramix.experiment.progress import track
 from loramix.experiment.recipe import Recipe
 from loramix.experiment.run import TEST_LOSS, Run
-from loramix.metrics.bertscore import BertScorer
+from loramix.metrics.bertscore import BertScorer, bert_scorer
 from loramix.metrics.haiku import syllable_table
 from loramix.metrics.measures import (
     ORIGINS,
@@ -42,7 +42,7 @@ def run(run: Run) -> None:
     answers = read_answers(run)
     scorer = None
     if any("bertscore" in task.metrics for task in run.recipe.tasks):
-        scorer = BertScorer(encoder_path(run.recipe.evaluation.encoder))
+        scorer = bert_scorer(encoder_path(run.recipe.evaluation.encoder))
     values = _values(run, answers, scorer)
     for table in tables(run.recipe):
         if table.shows == "form":
