@@ -31,6 +31,8 @@ from loramix import MixtureModel
 from loramix.bases import loading
 from loramix.bases.tiny import tiny_model as tiny_base
 from loramix.cli.main import main
+from loramix.experiment.training import mixing_trainer
+from loramix.report import plots
 
 VOCABULARY = 97
 CHECKED = pytest.StashKey[bool]()
@@ -183,6 +185,15 @@ def without_fetching(monkeypatch: pytest.MonkeyPatch) -> None:
             name if name.startswith("tiny-") else "tiny-llama", revision=revision
         ),
     )
+
+
+@pytest.fixture(scope="module")
+def without_plots() -> Iterator[None]:
+    """Let no plot be drawn: each takes longer than the training of a tiny model that it shows."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(mixing_trainer, "plot_losses", lambda title, rows, path: path.touch())
+        patched.setattr(plots, "_svg", lambda figure: "<svg></svg>")
+        yield
 
 
 @pytest.fixture

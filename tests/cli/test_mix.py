@@ -142,9 +142,10 @@ def test_nothing_else_is_overwritten(here: Path, call: Call) -> None:
     Path("mine/thesis.txt").write_text("years of work", encoding="utf-8")
     assert "is not replaced" in call("mix", "mine", *experts("a", "b b")).stderr
     assert Path("mine/thesis.txt").exists()
-    assert call("mix", "other", *experts("a", "b b")).returncode == 0
-    assert "--overwrite" in call("mix", "other", *experts("a", "c")).stderr
-    assert call("mix", "other", *experts("a", "c"), "--overwrite").returncode == 0
+    other = ["mix", "other", *experts("a", "c"), *examples("a", "c")]
+    assert call("mix", "other", *experts("a", "b b"), *examples("a", "b b")).returncode == 0
+    assert "--overwrite" in call(*other).stderr
+    assert call(*other, "--overwrite").returncode == 0
     assert [each.name for each in read_config(Path("other")).experts] == ["a", "c"]
 
 

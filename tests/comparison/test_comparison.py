@@ -41,7 +41,7 @@ SETTINGS = [
     *("name=small", "samples=80", "finetune.epochs=1", "lora.epochs=1", "gate.epochs=1"),
     *("comparison.test_samples=4", "comparison.side_samples=3", "comparison.uncached_samples=2"),
     *("comparison.search_samples=2", "comparison.search_steps=6", "comparison.replicates=100"),
-    *("comparison.seeds=[0, 1]", "comparison.test_sets=[named, mixed, unknown]", "gate.bare=0.5"),
+    *("comparison.seeds=[0, 1]", "comparison.test_sets=[named, bare, mixed]", "gate.bare=0.5"),
     *("tasks.haiku.max_new_tokens=8", "tasks.title.max_new_tokens=8"),
     *("finetune.train_samples=8", "lora.train_samples=16", "gate.train_samples=16"),
     *(f"{stage}.validation_samples=4" for stage in ("finetune", "lora", "gate")),
@@ -73,7 +73,7 @@ def recipe() -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def folder(recipe: Recipe, root: Path) -> Path:
+def folder(recipe: Recipe, root: Path, without_plots: None) -> Path:
     return compare(recipe, root)
 
 
@@ -83,7 +83,7 @@ def test_every_model_is_scored_in_one_schema(folder: Path) -> None:
     assert ",".join(results[0]) == columns
     assert list(dict.fromkeys(row["model"] for row in results)) == LABELS
     assert {row["recipe"] for row in results} == {"small"}
-    assert {row["test_set"] for row in results} == set(get_args(TestSet)) - {"crossed"}
+    assert {row["test_set"] for row in results} == {"named", "bare", "mixed"}
     mixture = [row for row in results if row["model"] == "CGM LoRA" and row["task"] == "haiku"]
     assert {row["seed"] for row in mixture} == {"0", "1", "all"}
 
@@ -209,9 +209,11 @@ def test_another_comparison_in_the_same_folder_uses_the_same_experts(
         "comparison.mixtures={wide: {hidden: 16}}",
         "comparison.seeds=[0]",
     ]
-    other = load_recipe("tiny", [*SETTINGS, "name=other", "comparison.test_sets=[named]", *chosen])
-    second = compare(other, root)
+    sets = [str(name) for name in get_args(TestSet)]
+    chosen.append(f"comparison.test_sets={sets}")
+    second = compare(load_recipe("tiny", [*SETTINGS, "name=other", *chosen]), root)
     assert adapter_times(root) == before
+    assert {row["test_set"] for row in rows(second / "results.csv")} == set(sets)
     compared = {row["model"] for row in rows(second / "results.csv")}
     assert compared == {"base", "LoRA haiku", "LoRA title", "oracle", "wide"}
 
@@ -237,7 +239,7 @@ def test_scores_of_earlier_versions_are_measured_anew_from_the_answers(
 def test_answers_without_references_and_to_fewer_questions_are_measured_anew(
     recipe: Recipe, root: Path, folder: Path
 ) -> None:
-    for test_set, model in (("mixed", "base"), ("unknown", "base"), ("named", "xlora")):
+    for test_set, model in (("mixed", "base"), ("bare", "base"), ("named", "xlora")):
         file = next(folder.glob(f"{model}*/{test_set}/{SCORES}"))
         current = rows(file)
         assert {row["tokenizer"] for row in current} == {TOKENIZER}
@@ -287,8 +289,9 @@ def test_a_comparison_refuses_models_that_know_the_test(
 def test_questions_ask_withheld_samples_in_several_ways(
     recipe: Recipe, root: Path, folder: Path
 ) -> None:
-    asked = read_questions(folder / "questions.csv")
-    assert asked == questions(Run(recipe, root))
+    assert read_questions(folder / "questions.csv") == questions(Run(recipe, root))
+    spec = recipe.comparison.model_copy(update={"test_sets": get_args(TestSet)})
+    asked = questions(Run(recipe, root).changed(comparison=spec))
     withheld = {
         sample.id: sample for sample in Run(recipe, root).manifest if sample.split == "test"
     }

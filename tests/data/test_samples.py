@@ -377,13 +377,13 @@ def sizes(tasks, samples) -> dict[str, int]:
 
 
 def test_tasks_are_cut_to_the_smallest_or_to_what_is_asked(tmp_path):
-    big = make_task(write_csv(tmp_path / "a.csv", many(300)), name="big")
-    small = make_task(write_csv(tmp_path / "b.csv", many(120)), name="small")
-    assert sizes([big, small], None) == {"big": 120, "small": 120}
+    big = make_task(write_csv(tmp_path / "a.csv", many(150)), name="big")
+    small = make_task(write_csv(tmp_path / "b.csv", many(90)), name="small")
+    assert sizes([big, small], None) == {"big": 90, "small": 90}
     assert sizes([big, small], 50) == {"big": 50, "small": 50}
     own = small.model_copy(update={"samples": 60})
-    assert sizes([big, own], None) == {"big": 300, "small": 60}
-    assert sizes([big, own], 200) == {"big": 200, "small": 60}
+    assert sizes([big, own], None) == {"big": 150, "small": 60}
+    assert sizes([big, own], 100) == {"big": 100, "small": 60}
 
 
 def test_counts_account_for_every_row(tmp_path):

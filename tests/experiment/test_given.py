@@ -57,7 +57,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(place: Path) -> Path:
+def finished(place: Path, without_plots: None) -> Path:
     adapter = save_given(place / "terse", use_rslora=True, rank_pattern={"up_proj": 3})
     runner.run(recipe_of(place, str(adapter)), place / "run")
     return place / "run"

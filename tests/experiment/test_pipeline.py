@@ -27,6 +27,7 @@ SMALL = [
     *("tasks.haiku.max_new_tokens=8", "tasks.title.max_new_tokens=8"),
     *("finetune.train_samples=16", "lora.train_samples=24"),
     *("finetune.validation_samples=4", "lora.validation_samples=4"),
+    *("gate.train_samples=32", "gate.validation_samples=4"),
 ]
 pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"

@@ -5,6 +5,7 @@ change.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from loramix.data import messages
 from loramix.data.tasks import Cleaning, Pair, Split, Task
@@ -104,9 +105,7 @@ def pair_id(pair: Pair) -> str:
 
 
 def _tidied(task: Task, pair: Pair) -> Pair:
-    def change(text: str) -> str:
-        return tidy(text, task.cleaning.whitespace)
-
+    change = partial(tidy, whitespace=task.cleaning.whitespace)
     if not task.conversational:
         return change(pair[0]), change(pair[1])
     source, target = messages.changed(pair, change)

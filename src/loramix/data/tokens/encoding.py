@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from loramix.data.conversations import Conversation, answer_message
@@ -81,21 +82,35 @@ def _of_prompt(
     causal: bool,
     chat: bool,
 ) -> Encoded:
-    def prompt(characters: int) -> str:
-        return task.render(hide(tokenizer, text[:characters]))
-
-    def ids(characters: int) -> list[int]:
-        return prompt_ids(tokenizer, prompt(characters), causal=causal, chat=chat)
-
+    ids = partial(_beginning_ids, tokenizer, task, text, causal=causal, chat=chat)
     kept = _fitting(ids, len(text), task.max_input_tokens)
     if target is None:
         target_ids = []
     elif chat:
         message = message_as_data(tokenizer, {"role": "assistant", "content": target})
-        target_ids = chat_answer(tokenizer, one_turn(prompt(kept)), message)
+        asked = one_turn(_beginning(tokenizer, task, text, kept))
+        target_ids = chat_answer(tokenizer, asked, message)
     else:
         target_ids = _target_ids(tokenizer, hide(tokenizer, target), causal=causal)
     return _encoded(task, ids(kept), target_ids, input_cut=kept < len(text))
+
+
+def _beginning(tokenizer: "PreTrainedTokenizerBase", task: Task, text: str, characters: int) -> str:
+    """Return the prompt for the first characters of an input."""
+    return task.render(hide(tokenizer, text[:characters]))
+
+
+def _beginning_ids(
+    tokenizer: "PreTrainedTokenizerBase",
+    task: Task,
+    text: str,
+    characters: int,
+    *,
+    causal: bool,
+    chat: bool,
+) -> list[int]:
+    prompt = _beginning(tokenizer, task, text, characters)
+    return prompt_ids(tokenizer, prompt, causal=causal, chat=chat)
 
 
 def _conversation(task: Task, text: str, *, chat: bool) -> Conversation | None:
@@ -136,17 +151,13 @@ def _encoded(task: Task, prompt: list[int], target: list[int], *, input_cut: boo
 
 def _fitting(ids: Callable[[int], list[int]], characters: int, limit: int) -> int:
     """Return how many characters of the input the whole prompt may have, to fit the limit."""
-
-    def length(kept: int) -> int:
-        return len(ids(kept))
-
-    if length(characters) <= limit:
+    if len(ids(characters)) <= limit:
         return characters
     # How many beginnings fit, the empty one included. Each costs a tokenization, so few are tried.
-    fitting = bisect_right(range(characters), limit, key=length)
+    fitting = bisect_right(range(characters), limit, key=lambda kept: len(ids(kept)))
     if fitting == 0:
         raise DataError(
-            f"the prompt takes {length(0)} tokens without any input; max_input_tokens is {limit}"
+            f"the prompt takes {len(ids(0))} tokens without any input; max_input_tokens is {limit}"
         )
     return fitting - 1
 
