@@ -46,9 +46,12 @@ SETTINGS = [
     *("finetune.train_samples=8", "lora.train_samples=16", "gate.train_samples=16"),
     *(f"{stage}.validation_samples=4" for stage in ("finetune", "lora", "gate")),
 ]
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
-)
+pytestmark = [
+    pytest.mark.axes(False),  # smaller tests check them
+    pytest.mark.filterwarnings(
+        "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
+    ),
+]
 LABELS = [
     *("base", "full finetune", "LoRA haiku", "LoRA title", "one LoRA, all tasks"),
     *("small LoRA, all tasks", "uniform weights", "best static weights", "CAT", "TIES"),

@@ -23,9 +23,12 @@ from loramix.experiment.run import Run
 from loramix.experiment.stages.lora import take_over
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
-)
+pytestmark = [
+    pytest.mark.axes(False),  # smaller tests check them
+    pytest.mark.filterwarnings(
+        "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
+    ),
+]
 SMALL = [
     *("samples=60", "generation.test_samples=2", "gate.epochs=1", "gate.supervised=0.1"),
     *("finetune.epochs=1", "finetune.train_samples=4", "lora.epochs=1", "lora.train_samples=8"),

@@ -4,13 +4,16 @@ import json
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import openai
 import pytest
 import torch
 from running import Running, running, tiny_mixture
 
 from loramix.mixture.explanation import explain
+
+if TYPE_CHECKING:  # it takes two seconds to import
+    from openai import OpenAI
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +23,10 @@ def server(make_adapter: Callable[..., Path]) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="module")
-def client(server: Running) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+def client(server: Running) -> "OpenAI":
+    from openai import OpenAI
+
+    return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
 
 def asked(server: Running, path: str, body: object = None, **headers: str) -> tuple[int, dict]:
@@ -36,7 +41,7 @@ def asked(server: Running, path: str, body: object = None, **headers: str) -> tu
         return error.code, json.load(error)
 
 
-def test_a_completion_is_what_the_mixture_generates(client: openai.OpenAI, server: Running) -> None:
+def test_a_completion_is_what_the_mixture_generates(client: "OpenAI", server: Running) -> None:
     prompts = ["a river", "the old bridge over it"]
     answer = client.completions.create(
         model="tiny", prompt=prompts, max_tokens=12, temperature=0, logprobs=2
@@ -65,7 +70,7 @@ def test_a_completion_is_what_the_mixture_generates(client: openai.OpenAI, serve
     ],
 )
 def test_experts_and_weights_by_hand(
-    client: openai.OpenAI, server: Running, model: str, weights: object, given: dict[str, float]
+    client: "OpenAI", server: Running, model: str, weights: object, given: dict[str, float]
 ) -> None:
     answer = client.chat.completions.create(
         model=model,
@@ -81,7 +86,7 @@ def test_experts_and_weights_by_hand(
 
 
 def test_a_stream_says_the_same_and_ends_with_weights_and_usage(
-    client: openai.OpenAI, server: Running
+    client: "OpenAI", server: Running
 ) -> None:
     stream = client.chat.completions.create(
         model="tiny",
@@ -108,7 +113,7 @@ def test_a_stream_says_the_same_and_ends_with_weights_and_usage(
     assert chunks[-1].usage.completion_tokens == 2 * server.alone("a river", 16)[1]
 
 
-def test_a_stop_string_ends_an_answer_before_it(client: openai.OpenAI, server: Running) -> None:
+def test_a_stop_string_ends_an_answer_before_it(client: "OpenAI", server: Running) -> None:
     whole, _ = server.alone("a river", 16)
     stop = whole[4:6]
     for stream in (False, True):
@@ -120,7 +125,7 @@ def test_a_stop_string_ends_an_answer_before_it(client: openai.OpenAI, server: R
         assert chunks[-1].choices[0].finish_reason == "stop"
 
 
-def test_a_seed_repeats_what_was_drawn(client: openai.OpenAI) -> None:
+def test_a_seed_repeats_what_was_drawn(client: "OpenAI") -> None:
     def drawn(seed: int) -> list[str]:
         answer = client.completions.create(
             model="tiny", prompt="a", max_tokens=12, temperature=1.5, top_p=0.9, seed=seed, n=2
@@ -131,7 +136,7 @@ def test_a_seed_repeats_what_was_drawn(client: openai.OpenAI) -> None:
     assert len({*drawn(1), *drawn(7)}) == 4
 
 
-def test_models_and_routing(client: openai.OpenAI, server: Running) -> None:
+def test_models_and_routing(client: "OpenAI", server: Running) -> None:
     assert [model.id for model in client.models.list()] == ["tiny", "tiny:base", "tiny:a", "tiny:b"]
     assert client.models.retrieve("tiny:a").id == "tiny:a"
     status, told = asked(server, "/v1/routing", {"prompt": "a river"})
@@ -166,14 +171,16 @@ def test_models_and_routing(client: openai.OpenAI, server: Running) -> None:
     ],
 )
 def test_what_cannot_be_answered_is_refused_in_words(
-    client: openai.OpenAI, server: Running, changed: dict[str, object], status: int, words: str
+    client: "OpenAI", server: Running, changed: dict[str, object], status: int, words: str
 ) -> None:
     body = {"model": "tiny", "prompt": "a", **changed}
     found, answer = asked(server, "/v1/completions", body)
     assert found == status
     assert answer["error"].keys() == {"message", "type", "param", "code"}
     assert words in answer["error"]["message"]
-    with pytest.raises(openai.APIStatusError):
+    from openai import APIStatusError
+
+    with pytest.raises(APIStatusError):
         client.completions.create(**{"model": "tiny", "prompt": "a"}, extra_body=changed)
 
 

@@ -12,7 +12,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import openai
 import pytest
 from running import Running, running, tiny_mixture, until
 
@@ -158,8 +157,10 @@ def test_what_fails_takes_no_other_down(
 
 
 def test_a_server_that_stops_lets_answers_end(mixture: MixtureModel) -> None:
+    from openai import APIConnectionError, OpenAI  # it takes two seconds to import
+
     with running(mixture) as server:
-        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
         stream = client.completions.create(
             model="tiny", prompt="a", max_tokens=60, temperature=0, stream=True
         )
@@ -170,5 +171,5 @@ def test_a_server_that_stops_lets_answers_end(mixture: MixtureModel) -> None:
         assert chunks[-1].choices[0].finish_reason == "length"
         server.thread.join(60)
         assert not server.engine.alive
-        with pytest.raises(openai.APIConnectionError):
+        with pytest.raises(APIConnectionError):
             client.models.list()

@@ -70,7 +70,7 @@ def test_c2_left_padding_does_not_reach_the_gates_of_an_encoder(
     close(wide[:, 4:] if mixture.gate_config.per_token else wide, plain)
 
 
-@pytest.mark.axes
+@pytest.mark.axes(True)
 @over(ALL)
 def test_gates_tell_inputs_apart(case: Case, experts: Experts) -> None:
     """The other tests would pass with gates that always say the same."""

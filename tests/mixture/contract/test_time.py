@@ -141,7 +141,7 @@ def test_c4_generation_needs_no_cache(case: Case, experts: Experts, beams: int) 
     close(torch.stack(cached.scores), torch.stack(uncached.scores))
 
 
-@pytest.mark.axes
+@pytest.mark.axes(True)
 @over(GENERATING)
 def test_c4_generation_scores_are_those_of_one_pass(case: Case, experts: Experts) -> None:
     mixture, prompt = case.build(experts), tokens(1, PROMPT)
