@@ -102,7 +102,7 @@ def test_what_an_adapter_started_from_is_read_of_offloaded_weights_too(
     [
         ('base.device_map={"": 5}', "GPU 5, and this machine has"),
         ('base.device_map={"lm_head": "ram"}', "'lm_head' is to lie on 'ram'"),
-        ("base.device_map=everywhere", "base.device_map"),
+        ("base.device_map=balance", "did you mean 'balanced'"),
         ("base.quantisation=3bit", "base.quantisation"),
         ("base.device_map=auto", "'tiny-llama' is built in code"),
         ("base.quantisation=4bit", "'tiny-llama' is built in code"),

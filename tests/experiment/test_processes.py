@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from loramix.bases.loading import load_base
 from loramix.comparison.compare import compare
+from loramix.data.tokens.batches import Encoded
 from loramix.errors import StageError
-from loramix.experiment.processes import LAUNCHERS, Processes, join
+from loramix.experiment import processes as module
+from loramix.experiment.processes import LAUNCHERS, Processes, join, lost_in_words
 from loramix.experiment.reading import load_recipe
 from loramix.experiment.runner import run
 from loramix.experiment.sizes import refuse_uneven
+from loramix.experiment.training.tokens import as_samples
+from loramix.experiment.training.trainer import learn
 
 # what torchrun tells the second of two processes
 SECOND = {
@@ -96,6 +101,32 @@ def test_batches_that_cannot_be_shared_evenly_are_refused() -> None:
         refuse_uneven(RECIPE, {"lora", "gate"}, 3)
     assert "lora.batch_size is 8, gate.batch_size is 8, and 3 processes" in str(caught.value)
     assert "lora.batch_size=9 gate.batch_size=9" in str(caught.value)
+
+
+@pytest.mark.parametrize("said", ["gloo: Connection reset by peer", "x Connection closed by peer"])
+def test_a_lost_process_is_told_in_words_and_other_errors_stay(
+    said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RuntimeError, match=said), lost_in_words():
+        raise RuntimeError(said)  # of one process
+    monkeypatch.setattr(module, "_processes", Processes(1, 2, object()))
+    with pytest.raises(StageError, match=r"rank 1 has lost another.*same command"), lost_in_words():
+        raise RuntimeError(said)
+    with pytest.raises(RuntimeError, match=r"^shapes$"), lost_in_words():
+        raise RuntimeError("shapes")
+
+
+def test_a_training_that_nobody_has_joined_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in SECOND.items():
+        monkeypatch.setenv(name, value)
+    base, samples = load_base("tiny-llama"), as_samples([[Encoded([5], [6])]])
+    with pytest.raises(StageError, match="this training is the work of one process"):
+        learn(
+            *(base.model, base.tokenizer, samples, samples, RECIPE.lora),
+            **{"seed": 0, "dtype": "float32", "folder": tmp_path, "label": "adapter"},
+        )
 
 
 def test_one_process_does_all_items_in_order_itself() -> None:

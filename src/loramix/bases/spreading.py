@@ -1,19 +1,18 @@
 """Bases larger than one device: spread over several, offloaded to memory or disk, or quantised."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from loramix.errors import BaseModelError
+from loramix.errors import BaseModelError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
 
-# A way in which accelerate spreads a model, or the device of each of its parts by name: the number
-# of an accelerator, `cpu` or `disk`.
-DeviceMap: TypeAlias = (
-    Literal["auto", "balanced", "balanced_low_0", "sequential"] | dict[str, int | str]
-)
+WAYS = ("auto", "balanced", "balanced_low_0", "sequential")
+# One of these ways, or the device of each part of the model by name: the number of an accelerator,
+# `cpu` or `disk`.
+DeviceMap: TypeAlias = str | dict[str, int | str]
 # Of the weights of linear layers, by bitsandbytes: LLM.int8() (arXiv:2208.07339), and NF4 as in
 # QLoRA (arXiv:2305.14314).
 Quantisation: TypeAlias = Literal["8bit", "4bit"]
@@ -48,7 +47,12 @@ def how_problems(device_map: DeviceMap | None, quantisation: Quantisation | None
             f"quantisation: '{quantisation}' is done by {_PACKAGE}, which is not installed; get it "
             f"with: pip install {_PACKAGE}"
         )
-    if not isinstance(device_map, Mapping):
+    if isinstance(device_map, str) and device_map not in WAYS:
+        yield (
+            f"device_map: there is no way '{device_map}'{did_you_mean(device_map, WAYS)}; it is "
+            f"{', '.join(WAYS)}, or the device of each part by name"
+        )
+    if not isinstance(device_map, dict):
         return
     import torch
 

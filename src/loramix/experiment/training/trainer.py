@@ -21,7 +21,7 @@ from loramix.data.leaks import RECORD, record
 from loramix.data.tasks import Task
 from loramix.data.tokens.batches import Collator
 from loramix.experiment.answers import Model, accepted_inputs
-from loramix.experiment.processes import processes
+from loramix.experiment.processes import processes, refuse_several_processes
 from loramix.experiment.progress import TrainingProgress
 from loramix.experiment.recipe import TrainSpec
 from loramix.experiment.run import CHECKPOINTS, Run
@@ -95,6 +95,8 @@ def learn(
 
     dtype: the number format of the base.
     """
+    if processes().size == 1:  # else the library would spread a training that nobody has joined
+        refuse_several_processes("this training")
     refuse_untrainable(model)
     causal = not model.config.is_encoder_decoder
     steps, checkpoints = _steps(training, spec), folder / CHECKPOINTS
