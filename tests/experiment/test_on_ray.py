@@ -46,7 +46,8 @@ def worker_of(step: str, folder: Path, process: subprocess.Popen[str]) -> int:
     for _ in range(SECONDS * 20):
         told = (folder / "errors.txt").read_text()
         found = re.search(rf"{step}: starts on .*, process (\d+)\n", told)
-        if found and (folder / "run/.stages" / f"{step}.json").is_file():
+        place, _, key = f"run/{step}".rpartition("/")
+        if found and (folder / place / ".stages" / f"{key}.json").is_file():
             return int(found[1])
         assert process.poll() is None, told
         time.sleep(0.05)
@@ -109,6 +110,20 @@ def test_the_same_command_goes_on_where_a_killed_one_was(same, tmp_path: Path) -
     process.wait(SECONDS)
     ended(tmp_path, *ON_RAY)
     same(tmp_path)
+
+
+def test_a_sweep_on_ray_is_that_of_one_process_whoever_is_killed(tmp_path: Path) -> None:
+    sweep = ("sweep", "tiny", "gate.hidden=4,8", "--stage", "gate", "--out", "run")
+    ended(tmp_path / "in order", *sweep)
+    process = started(tmp_path / "on Ray", *sweep, "--cluster")
+    os.kill(worker_of("gate.hidden-8/gate", tmp_path / "on Ray", process), signal.SIGKILL)
+    process.kill()
+    process.wait(SECONDS)
+    ended(tmp_path / "on Ray", *sweep, "--cluster")
+    one, other = content(tmp_path / "in order"), content(tmp_path / "on Ray")
+    assert one.keys() == other.keys()
+    assert {"sweep.csv", "gate.hidden-8/cgm/models/gate.safetensors"} < one.keys()
+    assert [name for name in one if one[name] != other[name]] == []
 
 
 @pytest.mark.parametrize("command", [TINY, ON_RAY], ids=["in order", "on Ray"])
