@@ -1,22 +1,28 @@
 """Executors: what they are asked for in words, and what they refuse before they begin."""
 
 import pickle
+import re
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
+from types import SimpleNamespace
 
 import pytest
 
 from loramix import errors
-from loramix.errors import LoramixError, MissingExtraError, StageError
+from loramix.errors import LoramixError, MissingExtraError, OutputError, StageError
 from loramix.experiment import runner
 from loramix.experiment.executors.in_order import in_order
 from loramix.experiment.executors.job import Job, unfinished
 from loramix.experiment.executors.on_ray import Place, check_address, connected
 from loramix.experiment.executors.resources import Resources, read_resources
+from loramix.experiment.graph import run_steps
 from loramix.experiment.reading import load_recipe
-from loramix.experiment.recipe import STAGES
+from loramix.experiment.recipe import STAGES, Recipe
+from loramix.experiment.run import Run
+from loramix.experiment.sizes import check_room
 
 
 def job(key: str, *needs: str, finished: bool, done: list[str] | None = None) -> Job:
@@ -164,6 +170,27 @@ def test_a_worker_that_does_not_see_the_run_folder_says_so(
         place = Place(Path("run"), tmp_path / "gone", "head", "1a2b")
     with pytest.raises(StageError, match=r"does not see the run folder .*run of head"):
         place.enter()
+
+
+def test_trainings_side_by_side_need_room_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=0))
+    recipe = load_recipe("tiny", ["base.name=tiny-gpt2"])
+    steps = run_steps(Run(recipe, tmp_path), {})
+
+    def needed(*recipes: Recipe, side_by_side: bool) -> int:
+        plans = [(each, steps) for each in recipes]
+        with pytest.raises(OutputError) as caught:
+            check_room(tmp_path, plans, side_by_side=side_by_side)
+        return int(re.search(r"about ([\d,]+) MB", str(caught.value))[1].replace(",", ""))
+
+    alone = needed(recipe, side_by_side=False)
+    assert alone < needed(recipe, side_by_side=True)
+    assert alone < needed(recipe, recipe, side_by_side=False)
+    assert needed(recipe, recipe, side_by_side=True) == pytest.approx(
+        2 * needed(recipe, side_by_side=True), abs=1
+    )
 
 
 KINDS = [

@@ -62,12 +62,13 @@ def run(
         run = Run(ranks.once(lambda: pin(recipe, root / RECIPE)), root)
         steps = run_steps(run, ranks.once(lambda: begin(run.recipe, root)))
         keys = [step.key for step in steps if stage in (None, step.stage)]
-        ranks.once(lambda: _check(run, unfinished(steps, keys, root)))
+        alone = executor is in_order
+        ranks.once(lambda: _check(run, unfinished(steps, keys, root), side_by_side=not alone))
         do_steps(steps, keys, root, executor)
     return run
 
 
-def _check(run: Run, steps: Sequence[Step]) -> None:
+def _check(run: Run, steps: Sequence[Step], *, side_by_side: bool) -> None:
     """Raise an error for what keeps these steps from their end: batches, devices or the disk."""
     if processes().size > 1 and run.recipe.base.device_map is not None:
         raise StageError(
@@ -76,7 +77,7 @@ def _check(run: Run, steps: Sequence[Step]) -> None:
             "process: loramix run …"
         )
     refuse_uneven(run.recipe, {step.stage for step in steps if step.scratch}, processes().size)
-    check_room(run.recipe, run.root, steps)
+    check_room(run.root, [(run.recipe, steps)], side_by_side=side_by_side)
 
 
 def begin(recipe: Recipe, folder: Path) -> dict[str, str]:

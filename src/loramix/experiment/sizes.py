@@ -57,16 +57,27 @@ def sizes(recipe: Recipe, base: "PreTrainedModel") -> Sizes:
     )
 
 
-def check_room(recipe: Recipe, root: Path, steps: Sequence[Step]) -> None:
-    """Raise OutputError if the disk has less room than these steps of a run are likely to take."""
-    trained = {step.stage for step in steps if step.scratch}
-    base = bare_base(recipe.base) if trained else None
-    if base is None:
-        return
-    needed = _bytes(recipe, sizes(recipe, base), steps)
+def check_room(
+    root: Path, plans: Sequence[tuple[Recipe, Sequence[Step]]], *, side_by_side: bool = False
+) -> None:
+    """Raise OutputError if the disk has less room than the steps of these recipes are likely to
+    take.
+
+    side_by_side: whether all trainings may be under way at once, and not one after the other.
+    """
+    trained: set[str] = set()
+    kept, training = 0.0, [0.0]
+    for recipe, steps in plans:
+        stages = {step.stage for step in steps if step.scratch}
+        base = bare_base(recipe.base) if stages else None
+        if base is not None:
+            trained |= stages
+            stays, checkpoints = _bytes(recipe, sizes(recipe, base), steps)
+            kept, training = kept + stays, [*training, *checkpoints]
+    needed = kept + (sum(training) if side_by_side else max(training))
     place = next(each for each in (root, *root.absolute().parents) if each.is_dir())
     free = shutil.disk_usage(place).free
-    if free < needed:
+    if trained and free < needed:
         raise OutputError(
             f"{root} needs about {needed / 1e6:,.0f} MB for {', '.join(sorted(trained))}, and the "
             f"disk has {free / 1e6:,.0f} MB left; make room, or choose another folder with --out"
@@ -90,8 +101,8 @@ def refuse_uneven(recipe: Recipe, stages: Container[str], processes: int) -> Non
         )
 
 
-def _bytes(recipe: Recipe, found: Sizes, steps: Sequence[Step]) -> float:
-    """Return what stays of all steps, and the most that one needs while it trains."""
+def _bytes(recipe: Recipe, found: Sizes, steps: Sequence[Step]) -> tuple[float, list[float]]:
+    """Return what stays of all steps, and what each needs while it trains."""
     width = _FLOAT32 if recipe.base.dtype == "float32" else 2
     experts = len(recipe.expert_names) * found.adapter * _FLOAT32
     stays = {  # in bytes
@@ -104,10 +115,11 @@ def _bytes(recipe: Recipe, found: Sizes, steps: Sequence[Step]) -> float:
         "lora": (found.adapter, recipe.lora),
         "gate": (found.gates, recipe.gate),
     }
-    kept, most = _ELSE, 0.0
+    kept, training = _ELSE, []
     for step in steps:
         if step.scratch is not None and step.stage in learned:
             numbers, spec = learned[step.stage]
             checkpoint = numbers * _FLOAT32 * (1 + _OPTIMIZER[spec.optimizer])
-            kept, most = kept + stays[step.stage], max(most, _CHECKPOINTS * checkpoint)
-    return kept + most
+            kept += stays[step.stage]
+            training.append(float(_CHECKPOINTS * checkpoint))
+    return kept, training

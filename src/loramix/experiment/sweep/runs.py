@@ -14,6 +14,7 @@ from loramix.experiment.executors.in_order import in_order
 from loramix.experiment.executors.job import Executor, Job
 from loramix.experiment.graph import Step, run_steps
 from loramix.experiment.processes import refuse_several_processes
+from loramix.experiment.recipe import Recipe
 from loramix.experiment.run import Run
 from loramix.experiment.runner import LOCK, RECIPE, as_job, begin, pin, wanted
 from loramix.experiment.sizes import check_room
@@ -56,7 +57,9 @@ def sweep(
         for folder in (root, *(root / setting.name for setting in settings)):
             held.enter_context(locked(folder, folder / LOCK, wait=wait))
         runs = _begun(settings, root)
-        executor(_jobs(runs, stage), root)
+        jobs, begun = _jobs(runs, stage)
+        check_room(root, begun, side_by_side=executor is not in_order)
+        executor(jobs, root)
         write_results(settings, [run for run, _ in runs], root, stage)
     return root
 
@@ -74,11 +77,14 @@ def _begun(settings: Sequence[Setting], root: Path) -> list[tuple[Run, list[Step
     return runs
 
 
-def _jobs(runs: Sequence[tuple[Run, list[Step]]], stage: str | None) -> list[Job]:
+def _jobs(
+    runs: Sequence[tuple[Run, list[Step]]], stage: str | None
+) -> tuple[list[Job], list[tuple[Recipe, list[Step]]]]:
     """Return the jobs of all runs, each after those it needs; of the same ones, all but one take
-    the other's files.
+    the other's files. And of each run, the steps that are done in it.
     """
     found: list[Job] = []
+    begun: list[tuple[Recipe, list[Step]]] = []
     done = _done_before(runs, stage)
     for run, steps in runs:
         own: list[Step] = []
@@ -97,8 +103,8 @@ def _jobs(runs: Sequence[tuple[Run, list[Step]]], stage: str | None) -> list[Job
             else:
                 job = as_job(_taken(here, other), fingerprint, run.root, name=step.key)
             found.append(job)
-        check_room(run.recipe, run.root, own)
-    return _in_order(found)
+        begun.append((run.recipe, own))
+    return _in_order(found), begun
 
 
 def _done_before(runs: Sequence[tuple[Run, list[Step]]], stage: str | None) -> dict[str, _Done]:
