@@ -7,11 +7,17 @@ import pytest
 
 pytest.importorskip("vllm")
 from vllm import SamplingParams
+from vllm.config import CUDAGraphMode, VllmConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.exceptions import VLLMValidationError
 from vllm_bases import save_mixture
 from vllm_running import started
 
+from loramix import GateConfig
 from loramix.errors import MixtureError
 from loramix.serving.vllm import asking
+from loramix.serving.vllm.refusals import refuse_settings
+from loramix.serving.vllm.settings import settings
 
 EXPERTS = ("a", "b", "c")
 
@@ -40,9 +46,23 @@ def test_settings_that_would_answer_wrongly_are_refused(
 
 
 def test_the_v2_model_runner_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
-    with pytest.raises(MixtureError, match="V2 model runner"), started(folder):
-        pass
+    config = EngineArgs(**settings(folder, tokens=64)).create_engine_config()
+    refuse_settings(config, GateConfig(context="token"))
+    monkeypatch.setattr(VllmConfig, "use_v2_model_runner", property(lambda config: True))
+    with pytest.raises(MixtureError, match="V2 model runner"):
+        refuse_settings(config, GateConfig(context="token"))
+
+
+def test_every_problem_of_settings_is_told_at_once(folder: Path) -> None:
+    config = EngineArgs(**settings(folder, tokens=64)).create_engine_config()
+    config.parallel_config.pipeline_parallel_size = 2
+    config.model_config.quantization = "awq"
+    config.model_config.model_arch_config.architectures = ["LoramixGPT2LMHeadModel"]
+    config.compilation_config.cudagraph_mode = CUDAGraphMode.PIECEWISE
+    with pytest.raises(MixtureError) as error:
+        refuse_settings(config, GateConfig(context="prompt", carry=True))
+    told = ("pipeline", "awq", "chunked prefill", "CUDA graphs", "GPT2LMHeadModel")
+    assert all(each in str(error.value) for each in told)
 
 
 def test_a_mixture_that_changed_since_the_start_is_refused(tmp_path: Path) -> None:
@@ -60,7 +80,7 @@ def test_impossible_weights_are_refused_before_the_request_is_queued(folder: Pat
     with started(folder) as llm:
         for told in ('{"weights": {"d": 1}}', '{"layers": true}', "no JSON", "[1]"):
             params = SamplingParams(max_tokens=1, extra_args={"loramix": told})
-            with pytest.raises(ValueError, match=r"loramix|expert"):
+            with pytest.raises(VLLMValidationError, match=r"loramix|expert"):
                 llm.generate([{"prompt_token_ids": [5, 6]}], params, use_tqdm=False)
         good = SamplingParams(max_tokens=1, extra_args={"loramix": '{"weights": {"b": 1}}'})
         assert llm.generate([{"prompt_token_ids": [5, 6]}], good, use_tqdm=False)
