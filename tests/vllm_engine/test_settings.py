@@ -76,6 +76,12 @@ def test_a_mixture_that_changed_since_the_start_is_refused(tmp_path: Path) -> No
         pass
 
 
+def test_a_base_whose_rows_vllm_puts_in_another_order_is_refused(tmp_path: Path) -> None:
+    save_mixture(tmp_path, "bloom", context="token")  # q, k and v of each head side by side
+    with pytest.raises(MixtureError, match="another order"), started(tmp_path / "mixture"):
+        pass
+
+
 def test_impossible_weights_are_refused_before_the_request_is_queued(folder: Path) -> None:
     with started(folder) as llm:
         for told in ('{"weights": {"d": 1}}', '{"layers": true}', "no JSON", "[1]"):

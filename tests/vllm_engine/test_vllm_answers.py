@@ -57,6 +57,19 @@ def test_long_prompts_in_parts_keep_token_and_running_gates_right(tmp_path: Path
     assert differences(mixture, asked)[0] == 0
 
 
+@pytest.mark.parametrize(("kind", "context"), [("llama", "prompt"), ("one-key", "running")])
+def test_two_processes_share_the_outputs_of_every_expert(
+    kind: str, context: str, tmp_path: Path
+) -> None:
+    mixture = save_mixture(tmp_path, kind, context=context)
+    asked = drawn(12, seed=3)
+    with started(tmp_path / "mixture", tensor_parallel_size=2) as llm:
+        answer(llm, asked)
+    wrong, worst = differences(mixture, asked)
+    assert wrong == 0
+    assert worst < CLOSE
+
+
 def test_the_average_over_a_resumed_answer_would_be_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

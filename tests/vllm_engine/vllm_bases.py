@@ -7,6 +7,8 @@ from conftest import strengthen
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
+    BloomForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -43,10 +45,13 @@ _GPT2 = {
     "eos_token_id": 1,
     "pad_token_id": 0,
 }
+_BLOOM = {"vocab_size": _SIZE, "hidden_size": 64, "n_layer": 1, "n_head": 2, "pad_token_id": 0}
 TARGETS = {
+    "one-key": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj"],
     "llama": ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     "qwen3": ["q_proj", "k_proj", "o_proj", "down_proj"],
     "gpt2": ["c_attn", "c_proj", "c_fc"],
+    "bloom": ["query_key_value"],
 }
 
 
@@ -56,6 +61,10 @@ def base(kind: str) -> PreTrainedModel:
         torch.manual_seed(0)
         if kind == "llama":
             return LlamaForCausalLM(LlamaConfig(**_WIDE)).eval()
+        if kind == "bloom":
+            return BloomForCausalLM(BloomConfig(**_BLOOM)).eval()
+        if kind == "one-key":  # one head of keys and values, of which each process has a copy
+            return LlamaForCausalLM(LlamaConfig(**{**_WIDE, "num_key_value_heads": 1})).eval()
         if kind == "qwen3":
             return Qwen3ForCausalLM(Qwen3Config(**_WIDE)).eval()
         return GPT2LMHeadModel(GPT2Config(**_GPT2)).eval()

@@ -13,7 +13,7 @@ from loramix.errors import CheckpointError, HubError, MissingExtraError, Mixture
 from loramix.serving.vllm import PREFIX
 from loramix.serving.vllm.served import Served
 from loramix.storage.files import sha256
-from loramix.storage.hub import find
+from loramix.storage.hub import exists, find
 from loramix.storage.manifest import CONFIG, MixtureConfig, read_config
 
 _HERE = "loramix.serving.vllm"
@@ -124,7 +124,7 @@ def _base_source(name: str) -> str:
 
         return str(made_once(f"{name}-for-vllm", fill))
     try:
-        return str(find(name).folder) if Path(name).exists() else name
+        return str(find(name).folder.resolve()) if exists(name) else name
     except HubError as error:
         raise CheckpointError(f"the base '{name}' is {error}") from error
 
