@@ -61,7 +61,13 @@ def test_the_python_blocks_run_from_top_to_bottom(document: str, tmp_path: Path)
     [
         ("README.md", ["my-mixture/mixture_config.json", "routing.svg"]),
         ("docs/start.md", ["my-mixture/mixture_config.json", "one-adapter/adapter_config.json"]),
-        ("docs/command-line.md", ["why.html", "results/tiny/compare/tiny/report.html"]),
+        (
+            "docs/command-line.md",
+            [
+                *("why.html", "results/tiny-sweep/sweep.html"),
+                "results/tiny/compare/tiny/report.html",
+            ],
+        ),
     ],
 )
 def test_the_shell_blocks_run_from_top_to_bottom(
