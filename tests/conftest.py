@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -36,6 +37,10 @@ from loramix.report import plots
 
 VOCABULARY = 97
 CHECKED = pytest.StashKey[bool]()
+CHROMIUM = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
 torch.set_num_threads(1)  # models this small are slower on more
 # The same examples on every machine and at any speed; more of them where slow tests run.
 settings.register_profile("quick", deadline=None, derandomize=True, database=None, max_examples=30)
@@ -242,6 +247,19 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str,
         return {name: root / shape / name for name in names}
 
     return of_shape
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[object]:
+    """Return a headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium is installed")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=path, args=CHROMIUM)
+        yield browser
+        browser.close()
 
 
 @torch.no_grad()

@@ -1,17 +1,11 @@
 """The playground, as a browser shows it and a hand uses it."""
 
-import shutil
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from running import Running, running, tiny_mixture, until
-
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +23,6 @@ def test_the_page_needs_no_other_file(server: Running) -> None:
     for outside in ("src=", "href=", "@import", "url("):
         assert outside not in page
     assert "prefers-color-scheme: dark" in page
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no Chromium is installed")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.mark.slow
