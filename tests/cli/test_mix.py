@@ -79,6 +79,9 @@ def test_adapters_become_a_mixture_that_grows_shrinks_and_talks(
     removed = call("remove", "mine", "a")
     assert removed.stdout.strip() == "mine: b b, c"
     assert [each.name for each in read_config(Path("mine")).experts] == ["b b", "c"]
+    made = json.loads(Path("mine/mix.json").read_text())
+    assert made["facts"]["experts"] == "b b, c"
+    assert made["changes"] == ["added 'c'", "removed 'a'"]
 
 
 def test_without_examples_the_adapters_alone_route(here: Path, call: Call) -> None:

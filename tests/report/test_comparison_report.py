@@ -190,11 +190,12 @@ def test_the_best_and_those_not_worse_are_marked() -> None:
 
 
 def test_numbers_that_are_none_are_dashes() -> None:
-    assert [number(value) for value in (None, NAN, float("inf"), -0.5, 1234.5)] == [
+    assert [number(value) for value in (None, NAN, float("inf"), -0.5, -1e-9, 1234.5)] == [
         "–",
         "–",
         "–",
         "−0.500",
+        "0.000",
         "1234.500",
     ]
     assert interval(MeanScore(0.5, 0.4, NAN, "")) == interval(MeanScore(0.5, None, 0.6, "")) == ""

@@ -19,6 +19,11 @@ from loramix.storage.files import long_fields, read_csv, write_csv, write_text
 PAPER = "the quiet report of the river and its stones " * 3300  # 148,500 characters
 
 
+def test_a_negative_zero_is_zero(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", ["weight", "text"], [[-0.0, "-0.0"], [-0.5, None]])
+    assert (tmp_path / "a.csv").read_text().split() == ["weight,text", "0.0,-0.0", "-0.5,"]
+
+
 def test_long_fields_are_read_and_the_limit_is_put_back(tmp_path: Path) -> None:
     before = csv.field_size_limit()
     write_csv(tmp_path / "a.csv", ["input", "generated"], [[PAPER, "x"], ["y", PAPER]])

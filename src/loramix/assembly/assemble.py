@@ -139,7 +139,7 @@ def _add(
         "the others": "keep their prompts: the most that one loses at its remembered prompts is "
         f"{max(lost, 0.0):.1%} of its weight",
     }
-    _save(mixture, folder, {**_made(folder), "fingerprint": "", "added": name})
+    _save(mixture, folder, _changed(folder, mixture, f"added '{name}'"))
     return _judged(mixture, folder, {name: held_out}, facts)
 
 
@@ -151,7 +151,7 @@ def remove(folder: Path, name: str, *, dtype: str = "float32", wait: bool = Fals
     with writing(folder, wait=wait):
         mixture = MixtureModel.from_pretrained(folder, dtype=dtype)
         mixture.remove_expert(name)
-        _save(mixture, folder, {**_made(folder), "fingerprint": "", "removed": name})
+        _save(mixture, folder, _changed(folder, mixture, f"removed '{name}'"))
     return Done(folder, (), (), {"experts": ", ".join(mixture.expert_names)})
 
 
@@ -248,7 +248,7 @@ def _metrics(verdicts: Sequence[ExpertVerdict]) -> dict[str, object]:
         if each.losses is not None
     ]
     weights = [
-        {"prompts of": each.expert, **{name: f"{w:.3f}" for name, w in each.weights.items()}}
+        {"prompts of": each.expert, **{name: f"{w:z.3f}" for name, w in each.weights.items()}}
         for each in verdicts
     ]
     tables = {"Loss per token on held-out examples": losses} if losses else {}
@@ -301,6 +301,13 @@ def _made(folder: Path) -> dict[str, Any]:
     if not isinstance(held, dict):
         raise CheckpointError(f"{file} is damaged; make the mixture anew, with --overwrite")
     return held
+
+
+def _changed(folder: Path, mixture: MixtureModel, change: str) -> dict[str, object]:
+    """Return what is to be known of a mixture after a change: no command makes it in one go."""
+    made = _made(folder)
+    facts = {**made.get("facts", {}), "experts": ", ".join(mixture.expert_names)}
+    return {"fingerprint": "", "facts": facts, "changes": [*made.get("changes", []), change]}
 
 
 def _made_before(out: Path, fingerprint: str, examples: Mapping[str, Examples], dtype: str) -> Done:

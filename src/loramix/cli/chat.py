@@ -81,4 +81,4 @@ def _weights(model: "MixtureModel", inputs: "Mapping[str, Tensor]") -> str:
     layers = [each[0] for each in model.mean_weights(**inputs).values()]
     means = dict(zip(model.expert_names, torch.stack(layers).mean(0).tolist(), strict=True))
     ordered = sorted(means.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {weight:.2f}" for name, weight in ordered if weight >= _SHOWN)
+    return ", ".join(f"{name} {weight:z.2f}" for name, weight in ordered if weight >= _SHOWN)

@@ -57,7 +57,7 @@ def show_comparison(folder: Path) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for model, of_model in cells.items():
         table.add_row(
-            Text(model), *(f"{of_model[c]:.3f}" if c in of_model else "" for c in columns)
+            Text(model), *(f"{of_model[c]:z.3f}" if c in of_model else "" for c in columns)
         )
     console.print(table)
 
@@ -98,7 +98,7 @@ def _routing_table(verdicts: Sequence[ExpertVerdict]) -> Table:
     table = Table(Column("prompts of", no_wrap=True), *numbers, title=title, box=SIMPLE_HEAD)
     for each in verdicts:
         cells = [
-            Text(f"{each.weights[name]:.2f}", style="bold" if name == each.expert else "")
+            Text(f"{each.weights[name]:z.2f}", style="bold" if name == each.expert else "")
             for name in experts
         ]
         table.add_row(Text(each.expert), *cells)
@@ -118,7 +118,7 @@ def _losses_table(verdicts: Sequence[ExpertVerdict]) -> Table:
             continue
         values = (losses.base, losses.uniform, losses.other, losses.own, losses.mixture)
         shown = [*values, losses.share_of_gain]
-        cells = ["–" if value is None else f"{value:.3f}" for value in shown]
+        cells = ["–" if value is None else f"{value:z.3f}" for value in shown]
         table.add_row(Text(each.expert), *cells)
     return table
 
@@ -148,7 +148,7 @@ def _weights_table(
 
 
 def _bars(weights: Sequence[float]) -> list[str]:
-    return [f"{weight:.2f} {'█' * round(weight * _BAR)}" for weight in weights]
+    return [f"{weight:z.2f} {'█' * round(weight * _BAR)}" for weight in weights]
 
 
 def _heading(column: str) -> str:
@@ -160,4 +160,4 @@ def _heading(column: str) -> str:
 
 def _number(text: str) -> str:
     value = float(text)
-    return f"{value:.0f}" if value == round(value) and value > 1 else f"{value:.3f}"
+    return f"{value:z.0f}" if value == round(value) and value > 1 else f"{value:z.3f}"

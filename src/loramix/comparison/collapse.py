@@ -65,5 +65,5 @@ def _routing_weights(
     for task, of_task in by_task.items():
         entropy = fmean(float(row["entropy"]) for row in of_task)
         squares = fmean(float(row["concentration"]) for row in of_task)
-        facts.append((task, f"mean entropy {entropy:.3f} nats, mean Σw² {squares:.3f}"))
+        facts.append((task, f"mean entropy {entropy:z.3f} nats, mean Σw² {squares:z.3f}"))
     return RoutingWeights(title, weights, facts, collapse(mean_weights(weights), own))

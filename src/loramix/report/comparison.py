@@ -74,7 +74,7 @@ def finite(value: float | None) -> TypeGuard[float]:
 
 def number(value: float | None) -> str:
     """Return a number with three decimals, or a dash for None and numbers that are not finite."""
-    return f"{value:.3f}".replace("-", "−") if finite(value) else "–"
+    return f"{value:z.3f}".replace("-", "−") if finite(value) else "–"
 
 
 def interval(score: MeanScore) -> str:

@@ -91,7 +91,7 @@ def _heading(experts: Sequence[str], prompt: RoutedPrompt, y: int) -> str:
     """Return the prompt and, at the right, the expert with the largest mean weight."""
     text = _line(prompt.prompt)
     leader = max(range(len(experts)), key=lambda expert: prompt.mean[expert])
-    told = f"{_line(experts[leader])} {prompt.mean[leader]:.2f}"
+    told = f"{_line(experts[leader])} {prompt.mean[leader]:z.2f}"
     room = _CHARACTERS - len(told)
     shown = text if len(text) <= room else f"{text[: room - 1]}…"
     return (
@@ -132,6 +132,6 @@ def _spoken(experts: Sequence[str], prompts: Sequence[RoutedPrompt]) -> str:
     told = []
     for each in prompts:
         weights = zip(experts, each.mean, strict=True)
-        shares = ", ".join(f"{_line(expert)} {weight:.2f}" for expert, weight in weights)
+        shares = ", ".join(f"{_line(expert)} {weight:z.2f}" for expert, weight in weights)
         told.append(f"“{_line(each.prompt)}”: {shares}")
     return escape(f"Mean weight of each expert. {'; '.join(told)}", quote=True)

@@ -70,4 +70,4 @@ def _number(table: RunTable, row: int, column: int) -> str:
         return "–"
     # A column of nothing but 0 and 1 holds shares rather than counts.
     counts = all(value == round(value) for value in values.values()) and max(values.values()) > 1
-    return f"{values[row]:.0f}" if counts else f"{values[row]:.3f}"
+    return f"{values[row]:z.0f}" if counts else f"{values[row]:z.3f}"

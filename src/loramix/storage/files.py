@@ -105,11 +105,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file atomically; None is an empty cell."""
+    """Write a CSV file atomically; None is an empty cell, and a negative zero is zero."""
     with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
-        writer.writerows(rows)
+        writer.writerows(
+            [0.0 if cell == 0 and isinstance(cell, float) else cell for cell in row] for row in rows
+        )
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
