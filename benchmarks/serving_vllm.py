@@ -4,8 +4,9 @@
     OMP_NUM_THREADS=1 python benchmarks/serving_vllm.py --context token
 
 In an environment with vLLM (`make vllm-test` makes one). Requests of mixed length, with random
-tokens, on SmolLM2-135M with three random adapters of rank 16, float32, one thread, compiled. Every
-way has a process of its own; they take turns, and processor time is what counts.
+tokens, on SmolLM2-135M with three random adapters of rank 16, float32, one thread; vLLM's own
+compilation, unless `--eager`. Every way has a process of its own; they take turns, and processor
+time is what counts.
 """
 
 import argparse
@@ -55,13 +56,14 @@ def save_mixture(folder: Path, context: str) -> None:
     MixtureModel.from_experts("smollm2-135m", experts, gate=gate).save_pretrained(folder / "mix")
 
 
-def by_vllm(mixture: Path, *, base: bool) -> Answer:
+def by_vllm(mixture: Path, *, base: bool, eager: bool) -> Answer:
     """Return vLLM over a mixture, or over its base with the same settings."""
     from vllm import LLM, SamplingParams
 
     from loramix.serving.vllm.settings import settings
 
     given = {**settings(mixture, tokens=LONGEST), "max_num_seqs": max(AT_ONCE)}
+    given["enforce_eager"] = eager
     if base:
         for key in ("hf_overrides", "worker_cls", "logits_processors"):
             del given[key]
@@ -104,12 +106,15 @@ def by_generate(mixture: Path) -> Answer:
     return answer
 
 
-def work(way: str, mixture: Path, orders: Connection) -> None:
+def work(way: str, mixture: Path, eager: bool, orders: Connection) -> None:
     """Answer what is ordered, (requests, at once), and tell the processor seconds."""
     import torch
 
     torch.set_num_threads(1)
-    answer = by_generate(mixture) if way == "generate" else by_vllm(mixture, base=way == "base")
+    if way == "generate":
+        answer = by_generate(mixture)
+    else:
+        answer = by_vllm(mixture, base=way == "base", eager=eager)
     answer(requests(2, seed=99), 2)
     orders.send(0.0)
     with suppress(EOFError):
@@ -126,6 +131,7 @@ def main() -> None:
     parser.add_argument("--context", default="prompt", choices=("prompt", "running", "token"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=32)
+    parser.add_argument("--eager", action="store_true", help="without compilation: minutes less")
     given = parser.parse_args()
     processes, ways = get_context("spawn"), ("mixture", "base", "generate")
     with tempfile.TemporaryDirectory() as temporary:
@@ -133,7 +139,7 @@ def main() -> None:
         pipes = {}
         for way in ways:
             pipes[way], theirs = processes.Pipe()
-            arguments = (way, Path(temporary) / "mix", theirs)
+            arguments = (way, Path(temporary) / "mix", given.eager, theirs)
             processes.Process(target=work, args=arguments, daemon=True).start()
             theirs.close()
             pipes[way].recv()

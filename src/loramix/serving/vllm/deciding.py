@@ -39,8 +39,7 @@ class Reader:
 class Decider:
     """Decides for the layers of one module of vLLM.
 
-    name: of the module, by which compiled code finds it. table: (S, E) by gate group, of all
-        modules.
+    name: of the module, by which compiled code finds it.
     """
 
     def __init__(
@@ -48,24 +47,23 @@ class Decider:
         name: str,
         readers: Sequence[Reader],
         config: GateConfig,
-        table: dict[str, Float[Tensor, "S E"]],
         experts: int,
     ) -> None:
         self.name, self.experts = name, experts
-        self._readers, self._config, self._table = readers, config, table
+        self._readers, self._config = readers, config
+        self._table_SPE: Tensor | None = None  # what prompts have decided
         self._sums_SF: Tensor | None = None
 
     def __call__(self, x_TD: Float[Tensor, "T D"]) -> Float[Tensor, "T P E"]:
         """Return the weights of every layer for every token; zeros where vLLM only tries a pass."""
-        weights_TPE = x_TD.new_zeros(
-            (len(x_TD), len(self._readers), self.experts), dtype=torch.float32
-        )
         now: Pass | None = get_forward_context().additional_kwargs.get(PASS)
-        if now is not None:
-            x_TD = x_TD[: now.tokens]  # what follows is padding
-            decide = self._by_prompt if self._config.context == "prompt" else self._by_token
-            weights_TPE[: now.tokens] = decide(x_TD, now)
-        return weights_TPE
+        if now is None:
+            shape = len(x_TD), len(self._readers), self.experts
+            return x_TD.new_zeros(shape, dtype=torch.float32)
+        padding = len(x_TD) - now.tokens
+        decide = self._by_prompt if self._config.context == "prompt" else self._by_token
+        weights_TPE = decide(x_TD[: now.tokens], now)
+        return nn.functional.pad(weights_TPE, (0, 0, 0, 0, 0, padding)) if padding else weights_TPE
 
     def _by_prompt(self, x_TD: Float[Tensor, "T D"], now: Pass) -> Float[Tensor, "T P E"]:
         if now.beginning:
@@ -75,16 +73,18 @@ class Decider:
             context_ND = unit_scale(torch.stack(means))
             for reader in self._readers:
                 if reader.gate is not None:
-                    self._keep(reader, self._gate(reader, context_ND, now), now)
-        return torch.stack([self._table[each.group][now.slot_T] for each in self._readers], 1)
+                    now.decided[reader.group] = self._gate(reader, context_ND, now)
+            self._keep(now)
+        assert self._table_SPE is not None, "every request begins"
+        return self._table_SPE[now.slot_T]
 
-    def _keep(self, reader: Reader, weights_NE: Float[Tensor, "N E"], now: Pass) -> None:
+    def _keep(self, now: Pass) -> None:
         """Keep the weights of the requests that begin."""
-        table_SE = self._table.get(reader.group)
-        table_SE = self._table[reader.group] = _grown(table_SE, now.most_slots, weights_NE)
-        for row, weights_E in zip(now.beginning, weights_NE, strict=True):
+        found_NPE = torch.stack([now.decided[reader.group] for reader in self._readers], 1)
+        table_SPE = self._table_SPE = _grown(self._table_SPE, now.most_slots, found_NPE)
+        for row, found_PE in zip(now.beginning, found_NPE, strict=True):
             by_hand = row.weights_E
-            table_SE[row.slot] = weights_E if by_hand is None else by_hand.to(weights_E.device)
+            table_SPE[row.slot] = found_PE if by_hand is None else by_hand.to(found_PE.device)
 
     def _by_token(self, x_TD: Float[Tensor, "T D"], now: Pass) -> Float[Tensor, "T P E"]:
         context_TD: Tensor | None = None
@@ -133,6 +133,7 @@ class Held(nn.Module):
 
     def __init__(self, tokens: int, experts: int, device: torch.device) -> None:
         super().__init__()
+        self.experts = experts
         held_T = torch.zeros(tokens, dtype=torch.bool, device=device)
         weights_TE = torch.zeros(tokens, experts, dtype=torch.float32, device=device)
         self.register_buffer("held_T", held_T, persistent=False)
@@ -183,7 +184,8 @@ def _grown(table: Tensor | None, rows: int, like: Tensor) -> Tensor:
     """Return a table of at least so many rows, that begins with the given one."""
     if table is not None and len(table) >= rows:
         return table
-    found = like.new_zeros((max(rows, 2 * len(table) if table is not None else 0), like.shape[1]))
+    size = max(rows, 2 * len(table) if table is not None else 0)
+    found = like.new_zeros((size, *like.shape[1:]))
     if table is not None:
         found[: len(table)] = table
     return found

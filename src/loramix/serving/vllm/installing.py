@@ -53,7 +53,7 @@ class Installation:
     def finish(self) -> Held:
         """Put mixed layers in the place of vLLM's own; returns what holds weights by hand."""
         self._check.check(self._model)
-        experts, table = len(self._experts), dict[str, Tensor]()
+        experts = len(self._experts)
         device = next(self._model.parameters()).device
         tokens = self._config.scheduler_config.max_num_batched_tokens
         held = Held(tokens, experts, device)
@@ -64,7 +64,7 @@ class Installation:
             gate = self.parts.gate
             decider = None
             if gate.context != "token" or gate.scope != "layer" or gate.carry:
-                decider = Decider(f"{name}.loramix", readers, gate, table, experts)
+                decider = Decider(f"{name}.loramix", readers, gate, experts)
                 self._config.compilation_config.static_forward_context[decider.name] = decider
             parent, _, attribute = name.rpartition(".")
             owner = self._model.get_submodule(parent)

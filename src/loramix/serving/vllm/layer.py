@@ -46,6 +46,7 @@ class MixedLinear(nn.Module):
     """
 
     down_RD: Tensor
+    expert_of_rank: Tensor  # of those of every layer, side by side
 
     def __init__(
         self,
@@ -65,8 +66,9 @@ class MixedLinear(nn.Module):
         for i, part in enumerate(parts):
             up_OR = part.up_OR.to(weight.device, weight.dtype).contiguous()
             self.register_buffer(f"up_{i}", up_OR, persistent=False)
-            experts = part.expert_of_rank.to(weight.device)
-            self.register_buffer(f"expert_of_rank_{i}", experts, persistent=False)
+        experts = (decider or held).experts
+        of_rank = torch.cat([part.expert_of_rank + i * experts for i, part in enumerate(parts)])
+        self.register_buffer("expert_of_rank", of_rank.to(weight.device), persistent=False)
         self._ranks = [len(part.down_RD) for part in parts]
         self._outputs = [(part.start, part.start + len(part.up_OR)) for part in parts]
         self._rank = [part.rank for part in parts]
@@ -79,14 +81,26 @@ class MixedLinear(nn.Module):
         y_TO = output[0] if isinstance(output, tuple) else output
         if self._gathers:
             x_TD = tensor_model_parallel_all_gather(x_TD)
-        weights_TPE = self._weights(x_TD)
-        low_TR = nn.functional.linear(x_TD, self.down_RD).split_with_sizes(self._ranks, -1)
-        for i, (start, end) in enumerate(self._outputs):
+        weights_TR = self._weights(x_TD).flatten(1)[:, self.expert_of_rank].to(x_TD.dtype)
+        low_TR = nn.functional.linear(x_TD, self.down_RD)
+        for i, part_TR in enumerate(self._weighed(low_TR, weights_TR)):
             up_OR: Tensor = getattr(self, f"up_{i}")
-            weights_TR = weights_TPE[:, i][:, getattr(self, f"expert_of_rank_{i}")]
-            update = WeightedUpdate(None, up_OR, weights_TR, self._rank[i])
-            y_TO[:, start:end].addmm_(update.weigh(low_TR[i]), up_OR.T)
+            start, end = self._outputs[i]
+            y_TO[:, start:end].addmm_(part_TR, up_OR.T)
         return output
+
+    def _weighed(
+        self, low_TR: Float[Tensor, "T R"], weights_TR: Float[Tensor, "T R"]
+    ) -> Sequence[Float[Tensor, "T _"]]:
+        """Return g_e A_e x of every expert, by layer; with parameter mixing, g_e Σ_f g_f A_f x."""
+        if self._rank[0] is None:
+            return (low_TR * weights_TR).split_with_sizes(self._ranks, -1)
+        lows = low_TR.split_with_sizes(self._ranks, -1)
+        weights = weights_TR.split_with_sizes(self._ranks, -1)
+        return [
+            WeightedUpdate(None, getattr(self, f"up_{i}"), weights[i], rank).weigh(lows[i])
+            for i, rank in enumerate(self._rank)
+        ]
 
     def _weights(self, x_TD: Float[Tensor, "T D"]) -> Float[Tensor, "T P E"]:
         """Return the weights of the experts in every layer, for every token."""

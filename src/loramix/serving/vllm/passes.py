@@ -46,13 +46,13 @@ class Row:
 class Pass:
     """The requests of one pass.
 
-    decided: gate group -> weights of all tokens, for gates that decide for each.
+    decided: gate group -> weights of all tokens or, by prompts, of the requests that begin.
     evidence: that gates carry on.
     """
 
     rows: list[Row]
     device: torch.device
-    decided: dict[str, Float[Tensor, "T E"]] = field(default_factory=dict)
+    decided: dict[str, Float[Tensor, "_ E"]] = field(default_factory=dict)
     evidence: Evidence = field(default_factory=Evidence)
 
     def __post_init__(self) -> None:
