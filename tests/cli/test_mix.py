@@ -82,6 +82,8 @@ def test_adapters_become_a_mixture_that_grows_shrinks_and_talks(
     made = json.loads(Path("mine/mix.json").read_text())
     assert made["facts"]["experts"] == "b b, c"
     assert made["changes"] == ["added 'c'", "removed 'a'"]
+    assert not Path("mine/verdict.json").exists()  # it was on another mixture
+    assert "prompts of" not in Path("mine/README.md").read_text()
 
 
 def test_without_examples_the_adapters_alone_route(here: Path, call: Call) -> None:

@@ -152,6 +152,9 @@ def remove(folder: Path, name: str, *, dtype: str = "float32", wait: bool = Fals
         mixture = MixtureModel.from_pretrained(folder, dtype=dtype)
         mixture.remove_expert(name)
         _save(mixture, folder, _changed(folder, mixture, f"removed '{name}'"))
+        for file in (VERDICT, PAGE, METRICS):  # on the mixture with it
+            (folder / file).unlink(missing_ok=True)
+        write_card(folder)
     return Done(folder, (), (), {"experts": ", ".join(mixture.expert_names)})
 
 
