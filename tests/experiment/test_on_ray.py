@@ -15,6 +15,9 @@ pytestmark = pytest.mark.slow  # Ray and its workers need seconds to start
 SECONDS = 600  # that nothing here takes, whatever else the machine does
 TINY = ("run", "tiny", "--out", "run")
 ON_RAY = (*TINY, "--cluster")
+# As many threads as a worker has; and workers which, other than Ray's own, do not give way to
+# whatever else the machine does.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
 # Reports show no times; a marker of a step that is under way has another content.
 COMPARED = ("*.csv", "*.safetensors", "*.html", "*.yaml", "*.parquet", ".stages/*.json")
 
@@ -25,7 +28,7 @@ def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "loramix", *arguments],
             cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},  # as many as a worker has
+            env={**os.environ, **ENVIRONMENT},
             stdout=subprocess.DEVNULL,
             stderr=errors,
             text=True,
