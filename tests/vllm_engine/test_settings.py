@@ -15,6 +15,7 @@ from vllm_running import started
 
 from loramix import GateConfig
 from loramix.errors import MixtureError
+from loramix.serving.bodies import MOST_WEIGHT
 from loramix.serving.vllm import asking
 from loramix.serving.vllm.refusals import refuse_settings
 from loramix.serving.vllm.settings import settings
@@ -102,5 +103,7 @@ def test_weights_by_hand_are_read_in_the_experts_order() -> None:
     found = asking.by_hand({"loramix": '{"weights": {"c": 2, "a": 0.5}}'}, EXPERTS)
     assert found is not None
     assert found.tolist() == [0.5, 0.0, 2.0]
+    largest = asking.by_hand({"loramix": {"weights": {"a": MOST_WEIGHT}}}, EXPERTS)
+    assert largest is not None  # as in the embedded engine
     assert asking.by_hand({"loramix": "{}"}, EXPERTS) is None
     assert asking.by_hand(None, EXPERTS) is None

@@ -13,10 +13,10 @@ from vllm.v1.sample.logits_processor import LogitsProcessor
 
 from loramix.errors import MixtureError
 from loramix.mixture.weights import row_of
+from loramix.serving.bodies import MOST_WEIGHT
 from loramix.serving.vllm.served import Served
 
 KEY = "loramix"
-_MOST_WEIGHT = 100.0  # as the embedded engine has it
 
 
 def by_hand(
@@ -43,7 +43,7 @@ def by_hand(
         return None
     if not isinstance(weights, dict) or not all(map(_is_weight, weights.values())):
         raise MixtureError(
-            f"{KEY}.weights: expected numbers of at most {_MOST_WEIGHT:.0f} by expert, found "
+            f"{KEY}.weights: expected numbers of at most {MOST_WEIGHT:.0f} by expert, found "
             f"{weights}"
         )
     return row_of(weights, experts)
@@ -51,7 +51,7 @@ def by_hand(
 
 def _is_weight(value: object) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and abs(value) <= _MOST_WEIGHT  # type: ignore[arg-type]
+    return number and abs(value) <= MOST_WEIGHT  # type: ignore[arg-type]
 
 
 class Check(LogitsProcessor):  # type: ignore[misc]
