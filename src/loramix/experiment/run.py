@@ -178,3 +178,11 @@ def read_losses(path: Path) -> list[LossRow]:
         )
         rows.append(LossRow(int(row["step"]), float(row["epoch"]), training, validation))
     return rows
+
+
+def gates_stayed(gate_check: Path) -> bool:
+    """Return whether gates are where they started, as training has not helped them.
+
+    gate_check: the file; a run of an earlier version has none, and its gates are the trained ones.
+    """
+    return gate_check.is_file() and not all(int(row["kept"]) for row in read_csv(gate_check))

@@ -6,14 +6,20 @@ from loramix.experiment.labels import BASE, MIXTURE, expert_key, label
 from loramix.experiment.recipe import Recipe
 
 Losses = Mapping[str, Mapping[str, float]]  # of a model's label: by task, per target token
+DIGITS = 3  # of a loss, as the page shows it: what looks equal is called equal
 
 
-def sentences(recipe: Recipe, losses: Losses) -> list[str]:
+def sentences(recipe: Recipe, losses: Losses, *, gates_stayed: bool = False) -> list[str]:
     """Return the summary of a run: the verdict on its mixture first, where losses allow one.
 
     losses: of every model on the withheld samples; empty where a run measures none.
+    gates_stayed: whether the training of gates was undone.
     """
     told = [_trained(recipe)]
+    if gates_stayed:
+        told.append(
+            "Training has not helped the gates on validation samples: they stay where they started."
+        )
     if losses:
         own = {
             task: label(expert_key(expert))
@@ -29,12 +35,14 @@ def sentences(recipe: Recipe, losses: Losses) -> list[str]:
 
 def verdict(losses: Losses, own: Mapping[str, str]) -> str:
     """Return in one sentence whether the mixture is as good as the right expert of every task."""
+    losses = _shown(losses)
     mixture = losses[label(MIXTURE)]
     behind = [task for task, expert in own.items() if mixture[task] > losses[expert][task]]
     if not behind:
         return "The mixture is at least as good as the right expert, on every task."
     pairs = [
-        f"{task} ({mixture[task]:.3f} beside {losses[own[task]][task]:.3f})" for task in behind
+        f"{task} ({mixture[task]:.{DIGITS}f} beside {losses[own[task]][task]:.{DIGITS}f})"
+        for task in behind
     ]
     where = "every task" if len(behind) == len(own) > 1 else f"{len(behind)} of {len(own)} tasks"
     return f"The mixture has a higher loss than the right expert on {where}: {_listed(pairs)}."
@@ -67,13 +75,20 @@ def _trained(recipe: Recipe) -> str:
 
 
 def _best(losses: Losses, tasks: Sequence[str]) -> str:
-    """Return the model with the lowest loss on every task."""
-    won = []
+    """Return the models with the lowest loss on every task."""
+    losses, won = _shown(losses), []
     for task in tasks:
         lowest = min(loss[task] for loss in losses.values())
         winners = [model for model, loss in losses.items() if loss[task] == lowest]
-        won.append(f"{' and '.join(winners)} on {task} ({lowest:.3f})")
+        won.append(f"{' and '.join(winners)} on {task} ({lowest:.{DIGITS}f})")
     return f"Lowest loss on withheld samples: {', '.join(won)}."
+
+
+def _shown(losses: Losses) -> Losses:
+    return {
+        model: {task: round(loss, DIGITS) for task, loss in by_task.items()}
+        for model, by_task in losses.items()
+    }
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -7,7 +7,14 @@ from typing import Literal
 from loramix.data.messages import plain_text
 from loramix.data.tasks import Task
 from loramix.experiment.labels import BASE, expert_key, label
-from loramix.experiment.run import MODELS, WEIGHTS, Run, read_losses
+from loramix.experiment.run import (
+    GATE_CHECK,
+    MODELS,
+    WEIGHTS,
+    Run,
+    gates_stayed,
+    read_losses,
+)
 from loramix.experiment.stages.evaluate import AnswerRows, read_answers, tables
 from loramix.experiment.stages.prepare import COUNTS
 from loramix.experiment.summary import sentences
@@ -38,7 +45,13 @@ def run(run: Run) -> None:
         samples={task.name: _samples(answers, task) for task in run.recipe.tasks},
         recipe=run.recipe.to_yaml(),
         verses=verses(run.recipe.tasks),
-        verdict=tuple(sentences(run.recipe, _losses(run))),
+        verdict=tuple(
+            sentences(
+                run.recipe,
+                _losses(run),
+                gates_stayed=gates_stayed(run.folder("gate") / GATE_CHECK),
+            )
+        ),
     )
     write_text(run.root / "report.html", run_page(report))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 
 from loramix.experiment.labels import MIXTURE, expert_key, label
-from loramix.experiment.run import GATE_CHECK, Run, read_losses
+from loramix.experiment.run import GATE_CHECK, Run, gates_stayed, read_losses
 from loramix.experiment.stages.evaluate import tables
 from loramix.experiment.sweep.settings import Setting
 from loramix.report.content import SweepReport, SweepRow
@@ -94,9 +94,9 @@ def _of_gates(run: Run) -> tuple[float | None, bool]:
     """Return the mean validation loss, over tasks and ways of asking, of the gates that the run
     has kept, and whether these are the ones that it started with.
     """
-    rows = read_csv(run.folder("gate") / GATE_CHECK)
-    stayed = not all(int(row["kept"]) for row in rows)
-    mean = fmean(float(row["start" if stayed else "trained"]) for row in rows)
+    check = run.folder("gate") / GATE_CHECK
+    stayed = gates_stayed(check)
+    mean = fmean(float(row["start" if stayed else "trained"]) for row in read_csv(check))
     return round(mean, 6) if math.isfinite(mean) else None, stayed
 
 
