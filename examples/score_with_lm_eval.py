@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 
 from loramix import MixtureModel
 from loramix.bases.loading import load_base
@@ -55,8 +55,9 @@ def main(folder: Path) -> None:
 
 def save_adapter(folder: Path) -> Path:
     """Save an adapter with random weights."""
-    config = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    get_peft_model(load_base(BASE).model, config).save_pretrained(folder)
+    model = load_base(BASE).model
+    model.add_adapter(LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    model.save_pretrained(folder)
     return folder
 
 

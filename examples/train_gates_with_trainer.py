@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, pipeline
 
 from loramix import MixtureModel
@@ -45,8 +45,9 @@ def main(folder: Path) -> None:
 
 def save_adapter(folder: Path) -> Path:
     """Save an adapter with random weights."""
-    config = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    get_peft_model(load_base(BASE).model, config).save_pretrained(folder)
+    model = load_base(BASE).model
+    model.add_adapter(LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    model.save_pretrained(folder)
     return folder
 
 

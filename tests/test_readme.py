@@ -40,7 +40,6 @@ def adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exec(blocks(START, "python")[0], {})
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.usefixtures("adapters")
 @pytest.mark.parametrize("document", ["README.md", "docs/python.md"])
 def test_the_python_blocks_run_from_top_to_bottom(document: str, tmp_path: Path) -> None:
@@ -53,7 +52,6 @@ def test_the_python_blocks_run_from_top_to_bottom(document: str, tmp_path: Path)
     assert written == {"adapters", "five-lines"} | more
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.usefixtures("adapters")
 @pytest.mark.slow
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 
 def cells(notebook: Path, kind: str) -> list[str]:
