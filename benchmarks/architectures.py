@@ -39,13 +39,20 @@ classes, by
 python benchmarks/architectures.py
 ```
 
-Every model is tiny and random ({built} of {all} could be built), its two adapters (all linear
-layers, and those of attention) and its gates are random and strong. Each cell holds the outcomes at
-scope layer, block and model; one word stands for all three. *exact*: the largest difference is
-below 0.001 standard deviations of the logits; *base*: the base itself does not keep this promise;
-*refused*: in words, see below; a number is a difference. The checks: fixed one-hot weights and
-PEFT (one adapter), a row alone and in a padded batch, cached generation and one pass, a pass with
-labels in training mode and scoring.
+Every model is tiny and random ({built} of {all} could be built; the end of this page says why the
+others could not); its gates are random and strong, and so are its two adapters (of all linear
+layers, and of attention). Four checks are made with gates of each context (`prompt`, `running`,
+`token`). Each compares two ways that should give the same logits:
+
+- *one adapter*: weight 1 for one expert, and PEFT with that adapter;
+- *padding*: a row in a padded batch, and alone;
+- *cache*: generation in steps with a cache, and one pass;
+- *training*: a pass with labels in training mode, and scoring.
+
+A cell holds the outcomes with a gate for every layer, every block and the model; one word stands
+for all three. *exact*: the largest difference is below 0.001 standard deviations of the logits;
+*base*: the base itself does not keep this promise; *refused*: in words, see below; a number is a
+difference that should not be.
 
 A type that has both a causal and an encoder-decoder class is built as a causal one. Where adapters
 of all linear layers are refused, the row is that of adapters of attention alone. In training mode

@@ -94,7 +94,9 @@ def commands_page() -> str:
 
 
 def _help(command: click.Command, typed: str) -> str:
-    context = click.Context(command, info_name=typed, max_content_width=100, terminal_width=100)
+    context = click.Context(
+        command, info_name=typed, max_content_width=100, terminal_width=100, **cli.context_settings
+    )
     return f"```text\n{command.get_help(context)}\n```\n"
 
 
@@ -176,10 +178,15 @@ def _default(field: FieldInfo) -> str:
 
 
 def _prose(model: type[BaseModel]) -> str:
-    """Return a docstring's text, with each entry that explains a key as an item of its own."""
+    """Return a docstring's text, with each entry that explains keys as an item of its own."""
     text = re.sub(r"\n {8,}", " ", model.__doc__ or "")
+    text = re.sub(r"\bNone\b", "`null`", text)  # as YAML has it
     lines = [line.strip() for line in text.splitlines()]
-    return "\n".join(re.sub(r"^([a-z_]+): ", r"\n- `\1`: ", line) for line in lines).strip()
+    return "\n".join(re.sub(r"^([a-z_]+(?:, [a-z_]+)*): ", _item, line) for line in lines).strip()
+
+
+def _item(keys: re.Match[str]) -> str:
+    return "\n- " + ", ".join(f"`{key}`" for key in keys[1].split(", ")) + ": "
 
 
 def python_page() -> str:

@@ -28,10 +28,11 @@ _END, _FORGET = ("/quit", "/exit"), "/new"
 @options.task
 @options.dtype
 def chat(mixture: str, max_new_tokens: int, task: str | None, dtype: str) -> None:
-    """Talk to a MIXTURE (a folder or Hub id); after each answer, see the experts' weights.
+    """Talk to a MIXTURE, and see each answer's weights.
 
-    Reads one prompt per line. A mixture whose prompts go through a chat template keeps the
-    conversation, and /new forgets it; any other takes each line by itself. /quit ends.
+    MIXTURE is a folder or Hub id. Reads one prompt per line. A mixture whose prompts go through a
+    chat template keeps the conversation, and /new forgets it; any other takes each line by itself.
+    /quit ends.
 
     \b
     Examples:

@@ -158,7 +158,9 @@ def add(
 @options.wait
 @options.dtype
 def remove(mixture: Path, expert: str, wait: bool, dtype: str) -> None:
-    """Take an EXPERT out of a MIXTURE folder; the others keep their proportions.
+    """Take an EXPERT out of a MIXTURE folder.
+
+    The others keep their proportions.
 
     \b
     Examples:

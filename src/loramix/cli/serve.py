@@ -56,12 +56,12 @@ def serve(
     seconds: float,
     dtype: str,
 ) -> None:
-    """Serve a MIXTURE (a folder or Hub id) at http://127.0.0.1:8000/v1, as OpenAI's API does.
+    """Serve a MIXTURE (a folder or Hub id) by OpenAI's API.
 
-    Answers that are asked for together are generated together, each as `loramix generate` would.
-    The models are the mixture, each expert alone as NAME:EXPERT, and NAME:base. A page to try it is
-    at http://127.0.0.1:8000/. With --engine vllm, vLLM's server takes the place of this one, which
-    has no such page; what follows -- is handed to it.
+    The API is at http://127.0.0.1:8000/v1, a page to try it at http://127.0.0.1:8000/. The models
+    are the mixture, each expert alone as NAME:EXPERT, and NAME:base. Answers that are asked for
+    together are generated together, each as `loramix generate` would. With --engine vllm, vLLM's
+    server takes the place of this one, without such a page; what follows -- is handed to it.
 
     \b
     Examples:

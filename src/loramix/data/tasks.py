@@ -64,9 +64,11 @@ class Task(BaseModel):
     source: a Hub data set id; a folder laid out like one, or of files that are not; or a file, a
         pattern such as `data/*.csv` or a list of files, relative to the current folder.
         `package:` stands for loramix's own files. See `loramix.data.tables` for their kinds.
-    config: of a data set that has several. revision: of a Hub data set.
-    split: of a data set or a folder. validation_split, test_split: those of the source's own, or
-        for a file another file, in the place of a part of `split`.
+    config: which configuration of a data set that has several.
+    revision: of a Hub data set.
+    split: of a data set or a folder.
+    validation_split, test_split: those of the source's own, or for a file another file, in the
+        place of a part of `split`.
     format: how rows hold inputs and targets, see `loramix.data.formats`; `auto` recognises it by
         the names of the columns. A task of a loaded recipe has another format than `auto`.
     choices_column: the choices of a multiple-choice question. The input becomes the question with
