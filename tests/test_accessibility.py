@@ -13,14 +13,36 @@ import test_verdict_page
 from running import running, tiny_mixture
 
 from loramix.report.comparison import comparison_page
+from loramix.report.content import SweepReport, SweepRow
 from loramix.report.run import run_page
+from loramix.report.sweep import sweep_page
 
 SITE = Path(__file__).parents[1] / "build" / "site"
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
+SWEEP = SweepReport(
+    title="loramix: sweep of tiny",
+    summary=["Lowest validation loss: gate.hidden 8.", "Training of its gates was kept."],
+    keys=["gate.hidden", "gate.learning_rate"],
+    losses=["validation loss", "LoRA haiku", "LoRA title", "CGM LoRA"],
+    scores=["rouge haiku", "rouge title"],
+    rows=[
+        SweepRow(
+            f"hidden={hidden},learning_rate={rate}",
+            [hidden, rate],
+            [loss, 3.25, 3.5, None],
+            [0.25, 0.125],
+        )
+        for hidden, rate, loss in [("8", "0.01", 3.0), ("4", "0.01", 3.125), ("8", "0.1", 4.5)]
+    ],
+    compared=True,
+    reports=True,
+    recipe="name: tiny\n",
+)
 REPORTS = {
     "run": lambda: run_page(test_run_report.make_report(samples=2)),
     "comparison": lambda: comparison_page(test_comparison_report.make_report()),
     "explanation": test_explanation_page.page_of,
+    "sweep": lambda: sweep_page(SWEEP),
     "verdict": lambda: test_verdict_page.page_of(test_verdict_page.ROWS, ["of one kind"]),
 }
 OF_SITE = ["index", "start", "results", "generated/commands", "generated/python"]

@@ -25,6 +25,53 @@ def test_the_page_needs_no_other_file(server: Running) -> None:
     assert "prefers-color-scheme: dark" in page
 
 
+def focused(page: object) -> str:
+    """Return what the keys go to, by its id or its tag, marked where no outline shows it."""
+    return page.evaluate(
+        "(at => (at.id || at.tagName.toLowerCase())"
+        " + (getComputedStyle(at).outlineStyle === 'none' ? ', unseen' : ''))"
+        "(document.activeElement)"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+def test_everything_can_be_done_by_keys_alone(server: Running, browser: object, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    keys = page.keyboard
+    page.goto(server.url)
+    page.wait_for_selector("#main:not([hidden])")
+    assert focused(page) == "text"
+    page.fill("#tokens", "8")
+
+    page.focus("#text")
+    keys.type("a river")
+    keys.press("Tab")
+    keys.press("Enter")  # on the button, which is disabled until the answer is there
+    page.wait_for_selector("#send:not([disabled])")
+    assert page.locator(".assistant").last.text_content() == server.alone("a river", 8)[0]
+
+    reached = [focused(page)]
+    for _ in range(11):
+        keys.press("Tab")
+        reached.append(focused(page))
+    form = ["text", "send", "compare", "fresh", "link", "temperature", "tokens", "seed"]
+    assert reached == [*form, "svg", "hand", "input", "input"]
+
+    keys.press("ArrowRight")  # of the last slider
+    assert page.is_checked("#hand")
+    for _ in range(3):
+        keys.press("Shift+Tab")
+    keys.press("ArrowDown")  # to the second expert in the first layer
+    assert ": b " in page.text_content("#cell")
+    page.focus("#compare")
+    keys.press("Space")
+    page.wait_for_selector("#send:not([disabled])")
+    assert page.locator("#alone .card").count() == 3
+    assert focused(page) == "text"
+    page.close()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_hand_types_slides_stops_compares_and_shares(
