@@ -5,14 +5,16 @@
 
 Over HTTP, to a tiny base with two random adapters, from 24 clients at once: 5 % hang up, 1 % are
 malformed, and a third each goes to the gates and to two sets of weights by hand. Every answer is
-compared with that of `MixtureModel.generate` alone. Prints what came of all, and the memory after
-every tenth; exits with 1 if an answer is wrong, one is missing, or a row stays behind.
+compared with that of `MixtureModel.generate` alone. Prints what came of all, how the server counts
+them, and the memory after every tenth; exits with 1 if an answer is wrong, one is missing, a row
+stays behind, or memory grows by more than 5 % once a fifth of the requests has been answered.
 """
 
 import argparse
 import http.client
 import json
 import random
+import re
 import sys
 import tempfile
 import threading
@@ -37,7 +39,7 @@ from loramix.serving.jobs import Limits
 
 CLIENTS, PROMPTS = 24, 40
 WEIGHTS: tuple[Mapping[str, float] | None, ...] = (None, {"a": 1.0}, {"a": 0.3, "b": 0.6})
-HANG_UPS, MALFORMED = 0.05, 0.01
+HANG_UPS, MALFORMED, GROWTH = 0.05, 0.01, 1.05
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,15 @@ def memory() -> float:
     raise OSError("/proc/self/status has no VmRSS")
 
 
+def counted(address: str) -> str:
+    """Return the server's own count of answers, by how they ended."""
+    with closing(http.client.HTTPConnection(address, timeout=120)) as connection:
+        connection.request("GET", "/metrics")
+        page = connection.getresponse().read().decode()
+    found = re.findall(r'loramix_answers_total{reason="(\w+)"} (\d+)', page)
+    return ", ".join(f"{reason} {number}" for reason, number in found)
+
+
 def main() -> int:
     """Ask, count, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -142,18 +153,20 @@ def main() -> int:
     number = parser.parse_args().requests
     torch.set_num_threads(1)
     found: Counter[str] = Counter()
-    begun = time.monotonic()
+    begun, used = time.monotonic(), list[float]()
     with serving() as (engine, address, asked), ThreadPoolExecutor(CLIENTS) as pool:
         for tenth in range(10):
             turn = range(number * tenth // 10, number * (tenth + 1) // 10)
             found.update(pool.map(lambda each: ask(address, asked, each), turn))
-            print(f"{turn.stop} requests, {memory():.0f} MB", flush=True)
+            used.append(memory())
+            print(f"{turn.stop} requests, {used[-1]:.0f} MB", flush=True)
         deadline = time.monotonic() + 30
         while (engine.rows or engine.waiting) and time.monotonic() < deadline:
             time.sleep(0.01)
-        left = engine.rows + engine.waiting
-    print(f"{dict(found)}, {left} rows left, {time.monotonic() - begun:.0f} s")
-    return 0 if set(found) <= {"right", "refused", "hung up"} and not left else 1
+        left, told = engine.rows + engine.waiting, counted(address)
+    print(f"{dict(found)}, {left} rows left, {time.monotonic() - begun:.0f} s; by the server: {told}")
+    whole = found.total() == number and set(found) <= {"right", "refused", "hung up"}
+    return 0 if whole and not left and max(used[2:]) <= GROWTH * used[1] else 1
 
 
 if __name__ == "__main__":
