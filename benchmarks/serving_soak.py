@@ -164,7 +164,9 @@ def main() -> int:
         while (engine.rows or engine.waiting) and time.monotonic() < deadline:
             time.sleep(0.01)
         left, told = engine.rows + engine.waiting, counted(address)
-    print(f"{dict(found)}, {left} rows left, {time.monotonic() - begun:.0f} s; by the server: {told}")
+    print(
+        f"{dict(found)}, {left} rows left, {time.monotonic() - begun:.0f} s; by the server: {told}"
+    )
     whole = found.total() == number and set(found) <= {"right", "refused", "hung up"}
     return 0 if whole and not left and max(used[2:]) <= GROWTH * used[1] else 1
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from loramix.config import GateConfig
 from loramix.errors import MixtureError
+from loramix.mixture.batching import Pass
 from loramix.mixture.context import read, spread
 from loramix.mixture.folding import Folding
 from loramix.mixture.gate import Evidence
@@ -62,6 +63,7 @@ class Call:
     shape: (rows, tokens) of the stack's own input.
     mask_BT: the tokens that a gate may read; None where no gate will: all is decided or fixed.
     segments_BT: the number of the sample that each token belongs to, where rows hold several.
+    requests: those of a pass of continuous batching, which tell whose each token is.
     encoder: what a decoder with cross-attention reads.
     fixed: weights that override every gate.
     decided: gate group -> weights. Begins with those that came with a cache; the first layer of
@@ -78,6 +80,7 @@ class Call:
     shape: tuple[int, int]
     mask_BT: Bool[Tensor, "B T"] | None
     segments_BT: Int[Tensor, "B T"] | None = None
+    requests: Pass | None = None
     encoder: EncoderOutput | None = None
     fixed: FixedWeights | None = None
     decided: dict[str, Float[Tensor, "B _ E"]] = field(default_factory=dict)
@@ -170,6 +173,9 @@ class Call:
                 f"layer '{layer.name}' runs before '{layer.reader}', whose input the gate of "
                 f"'{layer.group}' reads; use scope='layer' with this base model"
             )
+        if self.requests is not None:
+            evidence = self._evidence(layer, "stack")
+            return self.requests.decide(gate, layer.group, x_BTD, evidence)
         if config.context == "prompt" and self.encoder is not None:
             context_B1D, _ = self.context(config, self.encoder.mean_B1D, self.encoder.one_B1)
             evidence = self._evidence(layer, "stack")

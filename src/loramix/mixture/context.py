@@ -108,9 +108,9 @@ def running_mean(
     return sums_BTF[..., :-1] / sums_BTF[..., -1:].clamp(min=1), sums_BTF[:, -1]
 
 
-def unit_scale(context_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+def unit_scale(context: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
     """Scale each context to root mean square 1, so that one learning rate suits every base."""
-    return nn.functional.rms_norm(context_BTD, context_BTD.shape[-1:], eps=1e-6)
+    return nn.functional.rms_norm(context, context.shape[-1:], eps=1e-6)
 
 
 def in_float32(values: Tensor) -> AbstractContextManager[object]:

@@ -1,8 +1,7 @@
 """What is settled before a mixture generates: whether its gates can decide, and whether to fold."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from transformers import GenerationConfig
@@ -51,44 +50,6 @@ def refuse_generation(config: GateConfig, inputs: Mapping[str, object]) -> None:
             "earlier turns of a chat included: generate with the whole sequence as input_ids and "
             "without past_key_values. Gates with context='running' or 'token' go on from a cache"
         )
-
-
-def guard_batching(base: "PreTrainedModel", config: GateConfig) -> None:
-    """Let the base refuse transformers' continuous batching where gates cannot follow it.
-
-    It runs in a thread of its own, which would swallow what is raised there.
-    """
-    if hasattr(base, "init_continuous_batching"):
-        kept = partial(type(base).init_continuous_batching, base)
-        base.init_continuous_batching = partial(_checked_batching, config, kept)
-
-
-def refuse_paged(config: GateConfig, arguments: Mapping[str, object]) -> None:
-    """Raise MixtureError for a pass of continuous batching that these gates cannot follow."""
-    if arguments.get("read_index") is not None and config.context != "token":
-        _refuse_batching(config)
-
-
-def _checked_batching(
-    config: GateConfig, begin: Callable[..., object], *args: object, **settings: object
-) -> object:
-    if current().fixed is not None:
-        raise MixtureError(
-            "continuous batching runs in a thread of its own, which weights set by hand do not "
-            "reach; leave mixture.fixed(…), or use mixture.generate"
-        )
-    if config.context != "token":
-        _refuse_batching(config)
-    return begin(*args, **settings)
-
-
-def _refuse_batching(config: GateConfig) -> NoReturn:
-    raise MixtureError(
-        f"transformers' continuous batching packs requests into one row and splits prompts, where "
-        f"a gate with context='{config.context}' would average over several requests; use "
-        "mixture.generate, or `loramix serve`, which batches requests row by row. Gates with "
-        "context='token' can be batched this way"
-    )
 
 
 def folds(

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from loramix.config import GateConfig
 from loramix.errors import MixtureError
+from loramix.mixture.batching import guard_batching, packed_requests
 from loramix.mixture.cache import Carried, carried_by, carry
 from loramix.mixture.call import Call, EncoderOutput, close_call, open_call
 from loramix.mixture.context import masked_mean
-from loramix.mixture.generation import guard_batching, refuse_paged
 from loramix.mixture.masks import (
     CACHES,
     Arguments,
@@ -122,8 +122,12 @@ def _argument_names(stack: nn.Module) -> list[str]:
 
 
 def _call(stack: nn.Module, arguments: Arguments, config: GateConfig, make_call: MakeCall) -> Call:
-    """Return the call for these arguments: at fixed weights, a first one, or one from a cache."""
-    refuse_paged(config, arguments)
+    """Return the call for these arguments: of packed requests, at fixed weights, a first one, or
+    one from a cache.
+    """
+    requests = packed_requests(config, arguments)
+    if requests is not None:
+        return Call(stack, token_shape(arguments), None, requests=requests)
     if current().fixed is not None:
         return _fixed(stack, arguments)
     if _begins(arguments):

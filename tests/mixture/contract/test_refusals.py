@@ -5,8 +5,6 @@ import torch
 from cases import Case, Experts
 from conftest import tiny_model, tokens
 from pydantic import ValidationError
-from transformers import GenerationConfig
-from transformers.generation import ContinuousBatchingConfig
 
 from loramix import GateConfig, MixtureModel
 from loramix.errors import ExpertError, MixtureError
@@ -124,30 +122,3 @@ def test_fixed_weights_need_a_row(experts: Experts) -> None:
     mixture = Case("llama", "prompt").build(experts)
     with pytest.raises(MixtureError, match="one dict per row"):
         mixture.fixed([])
-
-
-@pytest.mark.parametrize("context", ["prompt", "running", "token"])
-def test_continuous_batching_takes_token_gates_alone(context: str, experts: Experts) -> None:
-    mixture, prompts = Case("llama", context).build(experts), [[5, 6, 7], [8, 9, 10, 11]]
-    settings = {"generation_config": GenerationConfig(max_new_tokens=4, eos_token_id=-1)}
-    small = ContinuousBatchingConfig(page_size=32, num_blocks=8, max_batch_tokens=64)
-    settings |= {"continuous_batching_config": small, "warmup": False}
-    with mixture.fixed({"a": 1.0}), pytest.raises(MixtureError, match="thread of its own"):
-        mixture.base.generate_batch(prompts, **settings)
-    if context != "token":
-        with pytest.raises(MixtureError, match="loramix serve"):
-            mixture.base.generate_batch(prompts, **settings)
-        with (
-            pytest.raises(MixtureError, match="loramix serve"),
-            mixture.base.continuous_batching_context_manager(**settings),
-        ):
-            pass
-        with pytest.raises(MixtureError, match="several requests"):
-            mixture.base(input_ids=tokens(1, 4), read_index=[torch.zeros(1)])
-        return
-    answers = mixture.base.generate_batch(prompts, **settings).values()
-    for prompt, answer in zip(prompts, answers, strict=True):
-        alone = mixture.generate(
-            input_ids=torch.tensor([prompt]), max_new_tokens=4, do_sample=False, eos_token_id=None
-        )
-        assert answer.generated_tokens == alone[0, len(prompt) :].tolist()

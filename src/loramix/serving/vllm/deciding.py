@@ -8,7 +8,8 @@ A request that lost its cache comes again with its prompt and the answer so far 
 are decided anew, from the prompt alone, and its sums start anew.
 
 Axes: `T` tokens of all requests, `N` requests that begin, `D` input width, `E` experts, `P` layers
-of the base in the module, `S` slots, `F` = D + 1: a sum and a count.
+of the base in the module, `S` slots, `F` = D + 1: a sum and a count. See also
+`loramix.mixture.requests`.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,14 @@ from vllm.forward_context import get_forward_context
 from loramix.config import GateConfig
 from loramix.mixture.context import unit_scale
 from loramix.mixture.gate import ContextGate, Evidence
-from loramix.serving.vllm.passes import Pass, Row
+from loramix.mixture.requests import (
+    Row,
+    grown,
+    prompt_means,
+    prompts_in_parts,
+    running_means,
+)
+from loramix.serving.vllm.passes import Pass
 
 PASS = "loramix"  # the key of the running pass in vLLM's forward context
 
@@ -67,10 +75,7 @@ class Decider:
 
     def _by_prompt(self, x_TD: Float[Tensor, "T D"], now: Pass) -> Float[Tensor, "T P E"]:
         if now.beginning:
-            means = [
-                x_TD[row.start : row.start + row.prompt].float().mean(0) for row in _whole(now)
-            ]
-            context_ND = unit_scale(torch.stack(means))
+            context_ND = unit_scale(prompt_means(x_TD, _whole(now)))
             for reader in self._readers:
                 if reader.gate is not None:
                     now.decided[reader.group] = self._gate(reader, context_ND, now)
@@ -81,7 +86,7 @@ class Decider:
     def _keep(self, now: Pass) -> None:
         """Keep the weights of the requests that begin."""
         found_NPE = torch.stack([now.decided[reader.group] for reader in self._readers], 1)
-        table_SPE = self._table_SPE = _grown(self._table_SPE, now.most_slots, found_NPE)
+        table_SPE = self._table_SPE = grown(self._table_SPE, now.most_slots, found_NPE)
         for row, found_PE in zip(now.beginning, found_NPE, strict=True):
             by_hand = row.weights_E
             table_SPE[row.slot] = found_PE if by_hand is None else by_hand.to(found_PE.device)
@@ -108,18 +113,8 @@ class Decider:
 
     def _running(self, x_TD: Float[Tensor, "T D"], now: Pass) -> Float[Tensor, "T D"]:
         """Return, for every token, the mean of its request's inputs so far."""
-        counted_TF = torch.cat([x_TD.float(), x_TD.new_ones((len(x_TD), 1)).float()], -1)
-        sums_SF = self._sums_SF = _grown(self._sums_SF, now.most_slots, counted_TF)
-        if now.one_each:
-            sums_TF = sums_SF[now.slot_T] + counted_TF
-            sums_SF[now.slot_T] = sums_TF
-        else:
-            sums_TF = torch.empty_like(counted_TF)
-            for row in now.rows:
-                own_TF = counted_TF[row.start : row.end].cumsum(0)
-                sums_TF[row.start : row.end] = own_TF if row.begins else own_TF + sums_SF[row.slot]
-                sums_SF[row.slot] = sums_TF[row.end - 1]
-        return sums_TF[:, :-1] / sums_TF[:, -1:]
+        means_TD, self._sums_SF = running_means(x_TD, now, self._sums_SF)
+        return means_TD
 
 
 class Held(nn.Module):
@@ -170,22 +165,9 @@ def decided(
 
 def _whole(now: Pass) -> Sequence[Row]:
     """Return the rows that begin; RuntimeError if one's prompt is not all there."""
-    for row in now.rows:
-        short = row.begins and row.end - row.start < row.prompt
-        if short or (not row.begins and row.end - row.start > 1):
-            raise RuntimeError(
-                "a prompt gate reads the whole prompt at once: start vLLM with "
-                "--no-enable-chunked-prefill and --no-enable-prefix-caching"
-            )
+    if prompts_in_parts(now):
+        raise RuntimeError(
+            "a prompt gate reads the whole prompt at once: start vLLM with "
+            "--no-enable-chunked-prefill and --no-enable-prefix-caching"
+        )
     return now.beginning
-
-
-def _grown(table: Tensor | None, rows: int, like: Tensor) -> Tensor:
-    """Return a table of at least so many rows, that begins with the given one."""
-    if table is not None and len(table) >= rows:
-        return table
-    size = max(rows, 2 * len(table) if table is not None else 0)
-    found = like.new_zeros((size, *like.shape[1:]))
-    if table is not None:
-        found[: len(table)] = table
-    return found

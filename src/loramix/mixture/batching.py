@@ -1,0 +1,270 @@
+"""transformers' continuous batching (`generate_batch`) of a mixture.
+
+It runs in a thread of its own, which swallows what is raised there. So what gates cannot follow is
+refused before: at the start, or where a request comes in. Gates with context `token` need nothing
+of this: their weights depend on each token alone.
+
+    prompt     decided when a request's prompt is read, all of it in one pass; kept by slot
+    running    from sums by slot, that go on from pass to pass
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers.generation import ContinuousBatchingConfig
+
+from loramix.config import GateConfig
+from loramix.errors import MixtureError
+from loramix.mixture.context import in_float32, unit_scale
+from loramix.mixture.requests import (
+    Packed,
+    Row,
+    SlotNumbers,
+    grown,
+    prompt_means,
+    prompts_in_parts,
+    running_means,
+)
+from loramix.mixture.state import current
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from loramix.mixture.gate import ContextGate, Evidence
+
+_PACKED = ("prompt", "running")  # contexts whose gates must know whose tokens are in a pass
+
+
+def guard_batching(base: "PreTrainedModel", config: GateConfig) -> None:
+    """Let the base batch continuously as its gates can follow, and refuse the rest."""
+    if hasattr(base, "init_continuous_batching"):
+        kept = partial(type(base).init_continuous_batching, base)
+        base.init_continuous_batching = partial(_checked_batching, base, config, kept)
+
+
+def packed_requests(config: GateConfig, arguments: Mapping[str, object]) -> "Pass | None":
+    """Return the requests of a pass of continuous batching; None if it is another call.
+
+    Raises MixtureError for a pass that these gates cannot follow.
+    """
+    if arguments.get("read_index") is None or config.context not in _PACKED:
+        return None
+    requests = getattr(arguments.get("cache"), "loramix_requests", None)
+    if not isinstance(requests, Requests):
+        raise MixtureError(
+            "this call packs several requests into one row without telling whose tokens they are, "
+            f"where a gate with context='{config.context}' would average over all of them; call "
+            "generate_batch or continuous_batching_context_manager of the mixture's base"
+        )
+    return requests.next_pass()
+
+
+class Requests:
+    """The requests of one manager of transformers, and what gates remember of them, by slot.
+
+    tables: gate group -> weights (S, E) that its prompts decided, or sums and counts (S, F).
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self._processor, self._slots = processor, SlotNumbers()
+        self.tables: dict[str, Tensor] = {}
+
+    def next_pass(self) -> "Pass":
+        """Return the pass that transformers has prepared."""
+        scheduler = self._processor.scheduler
+        alive = scheduler.active_requests.keys() | scheduler.waiting_requests.keys()
+        for gone in self._slots.names - alive:
+            self._slots.free(gone)
+        rows, start = list[Row](), 0
+        for future in self._processor.inputs_and_outputs.requests_in_batch:
+            state, end = future.state, start + future.query_length
+            rows.append(
+                Row(
+                    slot=self._slots[state.request_id],
+                    start=start,
+                    end=end,
+                    begins=state.position_offset == future.query_length,  # these are counted in it
+                    prompt=own_prompt(state),
+                )
+            )
+            start = end
+        return Pass(rows, self._processor.model_device, self.tables)
+
+
+class Pass(Packed):
+    """The requests of one pass, and their gates' decisions."""
+
+    def __init__(self, rows: list[Row], device: torch.device, tables: dict[str, Tensor]) -> None:
+        super().__init__(rows, device)
+        self._tables = tables
+        self._read: tuple[Tensor, Tensor] | None = None  # an input, and its contexts
+
+    def decide(
+        self,
+        gate: "ContextGate",
+        group: str,
+        x_1TD: Float[Tensor, "1 T D"],
+        evidence: "Evidence | None",
+    ) -> Float[Tensor, "1 T E"]:
+        """Return what the gate of a group decides for every token."""
+        if gate.config.context == "running":
+            return self._gate(gate, self._context(group, x_1TD, self._running), evidence)
+        if self.beginning:
+            context_1ND = self._context(group, x_1TD, self._prompts)
+            decided_NE = self._gate(gate, context_1ND, evidence)[0]
+            table_SE = grown(self._tables.get(group), self.most_slots, decided_NE)
+            table_SE[[row.slot for row in self.beginning]] = decided_NE
+            self._tables[group] = table_SE
+        return self._tables[group][self.slot_T][None]
+
+    def _context(
+        self, group: str, x_1TD: Tensor, read: Callable[[str, Tensor], Tensor]
+    ) -> Float[Tensor, "1 _ D"]:
+        """Return what gates read of an input, once for all groups that read it."""
+        if self._read is None or self._read[0] is not x_1TD:
+            with in_float32(x_1TD):
+                self._read = x_1TD, unit_scale(read(group, x_1TD[0]))[None]
+        return self._read[1]
+
+    def _prompts(self, group: str, x_TD: Float[Tensor, "T D"]) -> Float[Tensor, "N D"]:
+        if prompts_in_parts(self):
+            raise MixtureError("a prompt gate reads a whole prompt at once, and this one is split")
+        return prompt_means(x_TD, self.beginning)
+
+    def _running(self, group: str, x_TD: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
+        means_TD, self._tables[group] = running_means(x_TD, self, self._tables.get(group))
+        return means_TD
+
+    def _gate(
+        self, gate: "ContextGate", context_1ND: Tensor, evidence: "Evidence | None"
+    ) -> Float[Tensor, "1 N E"]:
+        mask_1N = torch.ones_like(context_1ND[..., 0], dtype=torch.bool)
+        weights_1NE: Tensor = gate(context_1ND, mask_1N, evidence)
+        return weights_1NE
+
+
+def own_prompt(state: Any) -> int:
+    """Return the number of tokens of a request's prompt.
+
+    One that lost its cache comes again with its answer so far at the end of its initial tokens.
+    """
+    return state._true_initial_tokens or len(state.initial_tokens)
+
+
+class WholePrompts:
+    """Lets one of transformers' schedulers begin a prompt only where all of it fits into the pass.
+
+    Requests keep their order: none overtakes a longer one, which so gets its turn.
+    """
+
+    def add_waiting_request(self, state: Any) -> None:
+        """Take a request in; raises MixtureError, which fails it alone, if it can never fit."""
+        prompt, most = own_prompt(state), self.cache.max_batch_tokens  # type: ignore[attr-defined]
+        if prompt > most:
+            raise MixtureError(
+                f"a prompt gate reads a whole prompt at once, and this one has {prompt} tokens, "
+                f"more than a pass may have ({most}): raise max_batch_tokens"
+            )
+        super().add_waiting_request(state)  # type: ignore[misc]
+
+    def schedule_batch(self, token_budget: int, cache_budget: int) -> Any:
+        """Choose the requests of the next pass."""
+        active = self.active_requests.values()  # type: ignore[attr-defined]
+        self._left = token_budget - sum(
+            len(state.remaining_prefill_tokens) or len(state.tokens_to_process) for state in active
+        )
+        return super().schedule_batch(token_budget, cache_budget)  # type: ignore[misc]
+
+    def _get_waiting_candidates(self) -> list[Any]:
+        fitting, left = list[Any](), self._left
+        for state in super()._get_waiting_candidates():  # type: ignore[misc]
+            if own_prompt(state) > left:
+                break
+            fitting.append(state)
+            left -= len(state.remaining_prefill_tokens)
+        return fitting
+
+
+def _checked_batching(
+    base: "PreTrainedModel",
+    config: GateConfig,
+    begin: Callable[..., Any],
+    *args: object,
+    **settings: object,
+) -> Any:
+    if current().fixed is not None:
+        raise MixtureError(
+            "continuous batching runs in a thread of its own, which weights set by hand do not "
+            "reach; leave mixture.fixed(…), or use mixture.generate"
+        )
+    if config.context == "token":
+        return begin(*args, **settings)
+    named = inspect.signature(begin).bind(*args, **settings).arguments
+    given = named.get("continuous_batching_config")
+    given = ContinuousBatchingConfig(allow_block_sharing=False) if given is None else copy(given)
+    generation = named.get("generation_config") or base.generation_config
+    found = list(_problems(base, config, generation, given))
+    if found:
+        raise MixtureError(
+            f"transformers' continuous batching, with a gate of context='{config.context}', goes "
+            f"without {'; '.join(found)}; or use mixture.generate, or `loramix serve`"
+        )
+    # what was left to transformers to decide
+    given.use_async_batching = given.use_cuda_graph = given.auto_switch_to_flash = False
+    if config.context == "prompt":
+        given.scheduler_type = _whole_prompts(given.scheduler_type)
+    manager = begin(**{**named, "continuous_batching_config": given})
+    manager._create_batch_processor = partial(_followed, manager)
+    return manager
+
+
+def _problems(
+    base: "PreTrainedModel", config: GateConfig, generation: Any, given: ContinuousBatchingConfig
+) -> Iterator[str]:
+    """Yield the settings at which these gates would not decide as alone, or are untried."""
+    if config.context not in _PACKED:
+        yield f"gates that read whole targets (context='{config.context}')"
+    if given.allow_block_sharing:
+        yield (
+            "block sharing, as a prefix holds the weights of one request alone "
+            "(ContinuousBatchingConfig(allow_block_sharing=False))"
+        )
+    if (getattr(generation, "num_return_sequences", None) or 1) > 1:
+        yield "forks of a request (num_return_sequences=1)"
+    if given.use_async_batching:
+        yield "passes prepared ahead (use_async_batching=False)"
+    if any(given.cuda_graph_booleans):
+        yield "CUDA graphs, which skip what gates decide (use_cuda_graph=False)"
+    text = base.config.get_text_config()
+    compiled = given.varlen_compile_config or given.decode_compile_config
+    if compiled or given.default_compile_level or getattr(text, "compile_config", None):
+        yield "compilation (default_compile_level=0, and no compile_config)"
+    if given.cpu_offload_space != 0:
+        yield "caches kept on the host (cpu_offload_space=0)"
+    if given.scheduler_type not in ("fifo", "prefill_first"):
+        yield f"a scheduler '{given.scheduler_type}' (scheduler_type='fifo' or 'prefill_first')"
+    if "flash" in str(base.config._attn_implementation):
+        yield "flash attention, which nobody has tried with them (attn_implementation='sdpa')"
+
+
+def _followed(manager: Any) -> Any:
+    """Return the manager's processor of batches, whose passes tell gates whose tokens they hold."""
+    processor = type(manager)._create_batch_processor(manager)
+    processor.cache.loramix_requests = Requests(processor)
+    return processor
+
+
+def _whole_prompts(kind: str) -> str:
+    """Return the name, for transformers, of one of its schedulers that begins whole prompts."""
+    from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING
+
+    name = f"{kind}, whole prompts"
+    if name not in SCHEDULER_MAPPING:
+        SCHEDULER_MAPPING[name] = type(name, (WholePrompts, SCHEDULER_MAPPING[kind]), {})
+    return name

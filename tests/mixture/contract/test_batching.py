@@ -1,0 +1,143 @@
+"""transformers' continuous batching answers every request as `MixtureModel.generate` does alone."""
+
+import random
+
+import pytest
+import torch
+from cases import Case, Experts
+from conftest import tokens
+from transformers import GenerationConfig
+from transformers.generation import ContinuousBatchingConfig
+from transformers.generation.continuous_batching.requests import RequestState
+
+from loramix import MixtureModel
+from loramix.errors import MixtureError
+from loramix.mixture import batching
+
+NEW = 10
+ALONE: dict[Case, list[list[int]]] = {}  # the right answers, made once
+
+
+def settings(**more: object) -> dict[str, object]:
+    given = {"page_size": 8, "num_blocks": 20, "max_batch_tokens": 64, "seed": 0}
+    given |= {"allow_block_sharing": False, **more}
+    greedy = GenerationConfig(max_new_tokens=NEW, do_sample=False, eos_token_id=-1)
+    config = ContinuousBatchingConfig(**given)
+    return {"generation_config": greedy, "continuous_batching_config": config, "warmup": False}
+
+
+def prompts(number: int = 6) -> list[list[int]]:
+    draw = random.Random(0)
+    lengths = [draw.choice((1, 3, 9, 20, 41)) for _ in range(number)]
+    return [[draw.randrange(3, 60) for _ in range(length)] for length in lengths]
+
+
+def differences(case: Case, experts: Experts) -> int:
+    """Return how many requests are answered otherwise than alone, or not at all."""
+    mixture, asked = case.build(experts), prompts()
+    answers = list(mixture.base.generate_batch(asked, **settings()).values())
+    assert len(answers) == len(asked)
+    if case not in ALONE:
+        ALONE[case] = [alone(mixture, prompt) for prompt in asked]
+    pairs = zip(answers, ALONE[case], strict=True)
+    return sum(one.generated_tokens != other for one, other in pairs)
+
+
+def alone(mixture: MixtureModel, prompt: list[int]) -> list[int]:
+    ids = torch.tensor([prompt])
+    given = {"attention_mask": torch.ones_like(ids), "eos_token_id": None}
+    found = mixture.generate(input_ids=ids, max_new_tokens=NEW, do_sample=False, **given)
+    return found[0, len(prompt) :].tolist()
+
+
+@pytest.fixture
+def resumed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of requests that have lost their caches."""
+    found, own = list[str](), RequestState.create_equivalent_initial_request
+
+    def noted(state: RequestState) -> RequestState:
+        found.append(state.request_id)
+        return own(state)
+
+    monkeypatch.setattr(RequestState, "create_equivalent_initial_request", noted)
+    return found
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("llama", "prompt"),
+        Case("llama", "running", "top-k"),
+        Case("llama", "token"),
+        pytest.param(Case("gpt2", "prompt", scope="block", carry=True), marks=pytest.mark.slow),
+        pytest.param(Case("gpt2", "running", scope="model"), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_requests_are_answered_as_alone(case: Case, experts: Experts, resumed: list[str]) -> None:
+    assert differences(case, experts) == 0
+    assert resumed
+
+
+def test_an_average_over_a_resumed_answer_would_be_seen(
+    experts: Experts, resumed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "own_prompt", lambda state: len(state.initial_tokens))
+    assert differences(Case("llama", "prompt"), experts) > 0
+    assert resumed
+
+
+@pytest.mark.slow
+def test_prompts_in_parts_would_be_seen(experts: Experts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "_whole_prompts", lambda kind: kind)
+    monkeypatch.setattr(batching, "prompts_in_parts", lambda now: False)
+    assert differences(Case("llama", "prompt"), experts) > 0
+
+
+@pytest.mark.slow
+def test_a_sum_that_goes_on_from_another_request_would_be_seen(
+    experts: Experts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching.SlotNumbers, "__getitem__", lambda slots, name: 0)
+    assert differences(Case("llama", "running", "top-k"), experts) > 0
+
+
+def test_a_prompt_that_can_never_be_read_at_once_fails_alone(experts: Experts) -> None:
+    mixture, asked = Case("llama", "prompt").build(experts), [[5] * 65, [5, 6, 7], [9] * 64]
+    long, *others = mixture.base.generate_batch(asked, **settings()).values()
+    assert "raise max_batch_tokens" in long.error
+    assert [each.error for each in others] == [None, None]
+
+
+@pytest.mark.parametrize("context", ["prompt", "running"])
+def test_what_such_gates_cannot_follow_is_refused_by_name(context: str, experts: Experts) -> None:
+    base = Case("llama", context).build(experts).base
+    for more, told in (
+        ({"allow_block_sharing": True}, "block sharing"),
+        ({"use_async_batching": True}, "prepared ahead"),
+        ({"use_cuda_graph": (False, True)}, "CUDA graphs"),
+        ({"default_compile_level": 1}, "compilation"),
+        ({"cpu_offload_space": None}, "on the host"),
+        ({"scheduler_type": "newest"}, "scheduler 'newest'"),
+    ):
+        with pytest.raises(MixtureError, match=told):
+            base.generate_batch([[5, 6]], **settings(**more))
+        with (
+            pytest.raises(MixtureError, match=told),
+            base.continuous_batching_context_manager(**settings(**more)),
+        ):
+            pass
+    several = GenerationConfig(num_return_sequences=2, eos_token_id=-1, do_sample=True)
+    with pytest.raises(MixtureError, match="forks"):
+        base.generate_batch([[5, 6]], generation_config=several)
+    with pytest.raises(MixtureError, match="without telling whose"):
+        base(input_ids=tokens(1, 4), read_index=[torch.zeros(1)])
+
+
+def test_weights_by_hand_and_gates_of_whole_targets_are_refused(experts: Experts) -> None:
+    mixture = Case("llama", "prompt").build(experts)
+    with mixture.fixed({"a": 1.0}), pytest.raises(MixtureError, match="thread of its own"):
+        mixture.base.generate_batch([[5, 6]], **settings())
+    mixture = Case("llama", "reference").build(experts)
+    with pytest.raises(MixtureError, match="whole targets"):
+        mixture.base.generate_batch([[5, 6]], **settings())
