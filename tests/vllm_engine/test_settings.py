@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"enable_prefix_caching": True}, "prefix caching"),
+        ({"enable_prefix_caching": True}, "scheduler-cls"),
         ({"worker_cls": "auto"}, "worker_cls"),
         ({"logits_processors": None}, "check of weights"),
         ({"load_format": "dummy"}, "load_format"),
@@ -60,9 +60,17 @@ def test_every_problem_of_settings_is_told_at_once(folder: Path) -> None:
     config.model_config.quantization = "awq"
     config.model_config.model_arch_config.architectures = ["LoramixGPT2LMHeadModel"]
     config.compilation_config.cudagraph_mode = CUDAGraphMode.PIECEWISE
+    config.cache_config.enable_prefix_caching = True
     with pytest.raises(MixtureError) as error:
         refuse_settings(config, GateConfig(context="prompt", carry=True))
-    told = ("pipeline", "awq", "chunked prefill", "CUDA graphs", "GPT2LMHeadModel")
+    told = (
+        "pipeline",
+        "awq",
+        "chunked prefill",
+        "prefix caching",
+        "CUDA graphs",
+        "GPT2LMHeadModel",
+    )
     assert all(each in str(error.value) for each in told)
 
 

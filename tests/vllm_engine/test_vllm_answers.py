@@ -6,9 +6,9 @@ import pytest
 
 pytest.importorskip("vllm")
 from vllm_bases import save_mixture
-from vllm_running import answer, differences, drawn, preemptions, started
+from vllm_running import BLOCK, answer, counted, differences, drawn, preemptions, started
 
-from loramix.serving.vllm import deciding, refusals
+from loramix.serving.vllm import deciding, refusals, scheduling
 from loramix.serving.vllm.passes import Pass
 
 CLOSE = 1e-3  # of log-probabilities
@@ -47,6 +47,29 @@ def test_compiled_answers_are_those_of_generate(case: str, tmp_path: Path) -> No
     wrong, worst = differences(mixture, asked)
     assert wrong == 0
     assert worst < CLOSE
+
+
+@pytest.mark.parametrize("salted", [True, False])
+def test_prefixes_are_shared_at_equal_weights_alone(
+    salted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not salted:  # the planted fault
+        monkeypatch.setattr(
+            scheduling.Scheduler, "add_request", scheduling.OwnScheduler.add_request
+        )
+    mixture = save_mixture(tmp_path, context="token", scope="block", carry=True)
+    asked = drawn(16, seed=4)
+    prefix = [(7 * place) % 250 + 3 for place in range(2 * BLOCK)]
+    for number, each in enumerate(asked):
+        each.prompt = prefix + each.prompt[:20]
+        each.weights = (None, {"a": 1.0}, {"b": -1.0}, {})[number % 4]
+    caching = {"enable_prefix_caching": True, "scheduler_cls": refusals.SCHEDULER}
+    with started(tmp_path / "mixture", **caching) as llm:
+        answer(llm, asked)
+        assert counted(llm, "vllm:prefix_cache_hits") > 2 * BLOCK
+    wrong, worst = differences(mixture, asked)
+    assert (wrong == 0) == salted
+    assert worst < CLOSE or not salted
 
 
 def test_long_prompts_in_parts_keep_token_and_running_gates_right(tmp_path: Path) -> None:

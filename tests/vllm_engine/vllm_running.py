@@ -97,15 +97,39 @@ def extra(weights: Mapping[str, float] | None) -> dict[str, object] | None:
 
 def preemptions(llm: LLM) -> int:
     """Return how often a request has lost its cache."""
-    return sum(each.value for each in llm.get_metrics() if each.name == "vllm:num_preemptions")
+    return counted(llm, "vllm:num_preemptions")
 
 
-@torch.no_grad()
+def counted(llm: LLM, name: str) -> int:
+    """Return one of vLLM's own counts."""
+    return sum(each.value for each in llm.get_metrics() if each.name == name)
+
+
 def differences(mixture: MixtureModel, asked: Sequence[Asked]) -> tuple[int, float]:
     """Return how many answers are not those of `MixtureModel.generate`, and how far
     log-probabilities are off in the others.
     """
+    return compared(asked, alone(mixture, asked))
+
+
+def compared(asked: Sequence[Asked], right: Sequence[Asked]) -> tuple[int, float]:
+    """Return how many answers are not the right ones, and how far log-probabilities are off in the
+    others.
+    """
     wrong, worst = 0, 0.0
+    for each, other in zip(asked, right, strict=True):
+        if each.tokens != other.tokens:
+            wrong += 1
+            continue
+        off = torch.tensor(each.logprobs) - torch.tensor(other.logprobs)
+        worst = max(worst, float(off.abs().max()))
+    return wrong, worst
+
+
+@torch.no_grad()
+def alone(mixture: MixtureModel, asked: Sequence[Asked]) -> list[Asked]:
+    """Return what `MixtureModel.generate` answers to each request by itself."""
+    answers = []
     for each in asked:
         ids = torch.tensor([each.prompt])
         found = mixture.generate(
@@ -120,10 +144,7 @@ def differences(mixture: MixtureModel, asked: Sequence[Asked]) -> tuple[int, flo
             weights=each.weights,
         )
         tokens = found.sequences[0, len(each.prompt) :].tolist()
-        if tokens != each.tokens:
-            wrong += 1
-            continue
         logits = torch.cat(found.logits).log_softmax(-1)
-        sure = logits[torch.arange(len(tokens)), tokens]
-        worst = max(worst, float((sure - torch.tensor(each.logprobs)).abs().max()))
-    return wrong, worst
+        sure = logits[torch.arange(len(tokens)), tokens].tolist()
+        answers.append(Asked(each.prompt, each.new, each.weights, tokens, sure))
+    return answers

@@ -67,7 +67,7 @@ class Slots:
 
     def __init__(self, experts: Sequence[str]) -> None:
         self._experts, self._slots = experts, SlotNumbers()
-        self._weights: dict[str, Tensor | None] = {}
+        self._weights: dict[str, tuple[Request, Tensor | None]] = {}
 
     def next_pass(
         self,
@@ -85,17 +85,17 @@ class Slots:
         rows, start = [], 0
         for name, tokens in scheduled:
             request = known[name]
-            begins = request.num_computed_tokens == 0
-            if begins or name not in self._weights:  # an id may be used again
-                params = getattr(request, "sampling_params", None)
-                self._weights[name] = by_hand(getattr(params, "extra_args", None), self._experts)
+            if name not in self._weights or self._weights[name][0] is not request:
+                params = getattr(request, "sampling_params", None)  # an id may be used again
+                weights_E = by_hand(getattr(params, "extra_args", None), self._experts)
+                self._weights[name] = request, weights_E
             row = Row(
                 slot=self._slots[name],
                 start=start,
                 end=start + tokens,
-                begins=begins,
+                begins=request.num_computed_tokens == 0,
                 prompt=request.num_prompt_tokens,
-                weights_E=self._weights[name],
+                weights_E=self._weights[name][1],
             )
             rows.append(row)
             start += tokens

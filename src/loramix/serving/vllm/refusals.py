@@ -10,6 +10,7 @@ from loramix.serving.vllm import PREFIX
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
+SCHEDULER = f"{__package__}.scheduling.Scheduler"
 # Bases in which the order of the gates is known to be that of the base in transformers.
 _ORDERED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -28,15 +29,13 @@ def refuse_settings(config: "VllmConfig", gate: GateConfig) -> None:
 
 def _of_any(config: "VllmConfig") -> Iterator[str]:
     """Yield problems that any mixture has."""
-    model, parallel, cache = config.model_config, config.parallel_config, config.cache_config
+    model, parallel = config.model_config, config.parallel_config
     if config.use_v2_model_runner:
         yield "the V2 model runner (set VLLM_USE_V2_MODEL_RUNNER=0)"
     if not str(parallel.worker_cls).startswith(f"{__package__}.worker"):
         yield f"worker_cls is {parallel.worker_cls}"
     if not any(__package__ in str(each) for each in model.logits_processors or ()):
         yield "logits_processors lack the check of weights by hand"
-    if cache.enable_prefix_caching:
-        yield "prefix caching, as a prefix holds the weights of one request alone"
     if model.quantization is not None:
         yield f"the base is quantised ({model.quantization})"
     if model.runner_type != "generate":
@@ -59,6 +58,11 @@ def _of_gates(config: "VllmConfig", gate: GateConfig) -> Iterator[str]:
     """Yield problems of these gates."""
     if gate.context == "prompt" and config.scheduler_config.enable_chunked_prefill:
         yield "chunked prefill, and a prompt gate reads the whole prompt at once"
+    if config.cache_config.enable_prefix_caching:
+        if gate.context != "token":
+            yield "prefix caching, as a prefix holds the weights of one request alone"
+        elif config.scheduler_config.scheduler_cls != SCHEDULER:
+            yield f"prefix caching that does not know weights by hand (--scheduler-cls {SCHEDULER})"
     alone = gate.context == "token" and gate.scope == "layer" and not gate.carry
     if not alone and config.compilation_config.cudagraph_mode.name != "NONE":
         yield "CUDA graphs, which skip what these gates decide (cudagraph_mode NONE)"
