@@ -78,7 +78,7 @@ def test_prototypes_are_the_nearest_mean(experts: Experts) -> None:
     hook.remove()
     contexts = torch.cat(seen).view(3, 4, -1)  # (experts, prompts, width)
     means = contexts.mean(1)
-    from_examples(mixture, examples, sharpness=3.0)
+    from_examples(mixture, examples, sharpness=3.0, separated=False)
     apart = (contexts - means[:, None]).flatten(0, 1)
     scatter = apart.T @ apart / len(apart)
     ridge = scatter.trace() / len(scatter)

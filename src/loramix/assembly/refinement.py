@@ -22,7 +22,7 @@ from loramix.experiment.recipe import TrainSpec
 from loramix.experiment.training.tokens import as_samples
 from loramix.experiment.training.trainer import learn
 from loramix.mixture.model import MixtureModel
-from loramix.mixture.prototypes import SOFT, follow
+from loramix.mixture.prototypes import soften
 
 log = logging.getLogger("loramix")
 SPEC = TrainSpec(epochs=1, batch_size=8, learning_rate=1e-2, schedule="linear")
@@ -79,7 +79,7 @@ def refine(
     start = {key: value.clone() for key, value in mixture.gate_state().items()}
     before = _losses(mixture, held_out, "held-out examples before training")
     if mixture.prototypes is not None:
-        follow(mixture, mixture.prototypes, SOFT * mixture.prototypes.sharpness)
+        soften(mixture)
     with _scale_and_shift(mixture):
         learn(
             mixture,

@@ -1,8 +1,10 @@
-"""Prototypes: gates that know their experts from a few prompts each, without a gradient step.
+"""Prototypes: gates that know their experts from a few prompts each; the language model learns
+nothing for it.
 
 What the gates read of each expert's prompts is averaged and written into their perceptrons as a
-rule, see `loramix.mixture.means`, which training can refine. The means are kept with the mixture,
-so that an expert can be added later without the prompts of the others.
+rule, see `loramix.mixture.means`, which is moved where it confuses these prompts, see
+`loramix.mixture.separation`, and which training can refine. The means are kept with the mixture, so
+that an expert can be added later without the prompts of the others.
 """
 
 import re
@@ -33,11 +35,13 @@ from loramix.mixture.means import (
 )
 from loramix.mixture.model import MixtureModel
 from loramix.mixture.problems import Init, gate_problems
+from loramix.mixture.separation import can_separate, separate
 
 # Of gates that decide alone, and of those that carry evidence on, which adds up within a block.
-SHARPNESS, CARRIED = 12.0, 4.0
+SHARPNESS, CARRIED = 20.0, 4.0
 # Training starts at this part of it: gates that are sure get no gradients, and cannot learn to mix.
-SOFT = 1 / 3
+SOFT = 1 / 5
+KEPT_BYTES = 2**30  # of contexts that are held for separation, at most
 Examples = Sequence[str | Mapping[str, Tensor]]
 
 
@@ -48,6 +52,7 @@ def from_examples(
     *,
     sharpness: float | None = None,
     discount: bool = True,
+    separated: bool = True,
     each: Callable[[], object] = lambda: None,
 ) -> None:
     """Set every gate to prefer the expert whose examples its context is most like.
@@ -56,6 +61,8 @@ def from_examples(
     sharpness: how far, in nats, the score of an expert's own mean context lies above another's, on
         average and in one gate; None: what has proved itself for such gates.
     discount: whether directions in which the examples of one expert differ count less.
+    separated: whether prompt gates are moved where nearest means confuse the examples; by a part of
+        these where their contexts would take more than 1 GiB.
     each: called after every example, for a display of progress.
 
     Raises MixtureError if an expert has no examples, or if a gate has fewer hidden units than
@@ -73,7 +80,9 @@ def from_examples(
     check_start(mixture, "prototype")
     if sharpness is None:
         sharpness = CARRIED if mixture.gate_config.carry else SHARPNESS
-    seen = [_seen(mixture, index, examples[name], each) for index, name in enumerate(names)]
+    separated = separated and all(map(can_separate, mixture.gates.values()))
+    kept = _held(mixture) if separated else 0
+    seen = [_seen(mixture, index, examples[name], each, kept) for index, name in enumerate(names)]
     layers = seen[0].means.keys()
     mixture.prototypes = Prototypes(
         {layer: torch.stack([one.means[layer] for one in seen]) for layer in layers},
@@ -81,16 +90,20 @@ def from_examples(
         torch.tensor([one.prompts for one in seen]),
         sharpness,
     )
-    follow(mixture, mixture.prototypes, sharpness)
+    for reader, gate in mixture.gates.items():
+        place, held = gate.prior.device, mixture.prototypes
+        means_ED, scatter_RD = held.means[reader].to(place), held.scatters[reader].to(place)
+        write_rule(gate, means_ED, scatter_RD, sharpness)
+        if separated:
+            separate(gate, [one.contexts[reader] for one in seen])
 
 
 @torch.no_grad()
-def follow(mixture: MixtureModel, held: Prototypes, sharpness: float) -> None:
-    """Write the rule of prototypes into all gates, as sharp as asked; nothing else changes."""
-    for reader, gate in mixture.gates.items():
-        place = gate.prior.device
-        means_ED, scatter_RD = held.means[reader].to(place), held.scatters[reader].to(place)
-        write_rule(gate, means_ED, scatter_RD, sharpness)
+def soften(mixture: MixtureModel, part: float = SOFT) -> None:
+    """Scale the scores of all gates, for training to start from."""
+    for gate in mixture.gates.values():
+        for scaled in (gate.lift.weight, gate.lift.bias, gate.score.bias):
+            scaled *= part
 
 
 @torch.no_grad()
@@ -176,19 +189,34 @@ class _Seen:
     """What layers read of one expert's prompts.
 
     means: (D,) by layer. variances: mean squared distances from them. differences: (R, D), the
-        main directions of these, whose squared lengths are variances.
+        main directions of these, whose squared lengths are variances. contexts: (N, D) in float16,
+        of the prompts or of an even part of them, for the layers with gates.
     """
 
     prompts: int
     means: Mapping[str, Float[Tensor, " _"]]
     variances: Mapping[str, float]
     differences: Mapping[str, Float[Tensor, "_ _"]]
+    contexts: Mapping[str, Float[Tensor, "_ _"]]
+
+
+def _held(mixture: MixtureModel) -> int:
+    """Return how many contexts of each expert are held for separation."""
+    of_one = sum(2 * gate.width for gate in mixture.gates.values())  # float16
+    return max(1, KEPT_BYTES // (of_one * len(mixture.experts)))
 
 
 def _seen(
-    mixture: MixtureModel, expert: int, examples: Examples, each: Callable[[], object]
+    mixture: MixtureModel,
+    expert: int,
+    examples: Examples,
+    each: Callable[[], object] = lambda: None,
+    kept: int = 0,
 ) -> _Seen:
-    """Return what every layer reads of an expert's prompts, while the gates choose this expert."""
+    """Return what every layer reads of an expert's prompts, while the gates choose this expert.
+
+    kept: how many of their contexts are returned at most.
+    """
     rows: dict[str, list[Tensor]] = {}
     for example in examples:
         inputs = mixture.text_inputs(example) if isinstance(example, str) else dict(example)
@@ -200,11 +228,14 @@ def _seen(
     contexts_ND = {layer: torch.cat(parts) for layer, parts in rows.items()}
     means = {layer: all_ND.mean(0) for layer, all_ND in contexts_ND.items()}
     apart = {layer: all_ND - means[layer] for layer, all_ND in contexts_ND.items()}
+    prompts = len(next(iter(contexts_ND.values())))
+    held = torch.linspace(0, prompts - 1, min(prompts, kept)).round().long()
     return _Seen(
-        len(next(iter(contexts_ND.values()))),
+        prompts,
         means,
         {layer: float(ND.square().sum(1).mean()) for layer, ND in apart.items()},
         {layer: main_directions(ND / len(ND) ** 0.5, RANK) for layer, ND in apart.items()},
+        {layer: contexts_ND[layer][held].half() for layer in mixture.gates},
     )
 
 
@@ -219,7 +250,7 @@ def _with_newcomer(mixture: MixtureModel, old: Prototypes, examples: Examples) -
     """Return the old prototypes with those of the last expert; MixtureError where layers lack
     some.
     """
-    seen = _seen(mixture, len(mixture.experts) - 1, examples, lambda: None)
+    seen = _seen(mixture, len(mixture.experts) - 1, examples)
     lacking = sorted(mixture.gates.keys() - old.means.keys())
     if lacking:
         raise MixtureError(

@@ -22,7 +22,7 @@ from loramix.experiment.training.gate_start import start_gates
 from loramix.experiment.training.gate_trainer import GateTrainer
 from loramix.experiment.training.trainer import train
 from loramix.mixture.model import MixtureModel
-from loramix.mixture.prototypes import SOFT, follow
+from loramix.mixture.prototypes import soften
 from loramix.storage.files import write_csv
 
 
@@ -39,7 +39,7 @@ def learn_gates(run: Run, *, folder: Path, title: str) -> None:
     start_gates(run, mixture, base.tokenizer)
     check = GateCheck(run, mixture, base.tokenizer)
     if spec.init == "prototype" and spec.epochs and mixture.prototypes is not None:
-        follow(mixture, mixture.prototypes, SOFT * mixture.prototypes.sharpness)
+        soften(mixture)
     train(
         run,
         mixture,

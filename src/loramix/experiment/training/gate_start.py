@@ -33,8 +33,9 @@ def start_gates(run: Run, mixture: MixtureModel, tokenizer: PreTrainedTokenizerB
     if init in ("prototype", "mean"):
         examples = _examples(run, mixture, tokenizer, worded=init == "prototype")
         bar = Bar("prompts that gates start from", sum(map(len, examples.values())))
-        plain: dict[str, Any] = {"sharpness": PLAIN, "discount": False} if init == "mean" else {}
-        from_examples(mixture, examples, each=bar.step, **plain)
+        plain: dict[str, Any] = {"sharpness": PLAIN, "discount": False, "separated": False}
+        how = plain if init == "mean" else {}
+        from_examples(mixture, examples, each=bar.step, **how)
         bar.close()
     elif init == "arrow":
         from_adapters(mixture)
