@@ -148,27 +148,29 @@ def nothing(bench: Bench) -> MixtureModel:
     return mixture
 
 
-def prompts(bench: Bench, *, carry: bool = False, foreign: bool = True) -> MixtureModel:
+def prompts(
+    bench: Bench, *, carry: bool = False, foreign: bool = True, separated: bool = True
+) -> MixtureModel:
     """Return the mixture that knows 16 prompts of each expert, as `loramix mix` makes it.
 
     carry: whether gates carry evidence on. foreign: whether they know requests about the inputs of
-        other experts.
+        other experts. separated: whether they are moved where nearest means confuse the prompts.
     """
     mixture = bench.mixture(carry=carry)
     known = bench.prompts(PROMPTS).items()
     examples = {name: read_examples(name, texts) for name, texts in known}
     if foreign:
-        from_examples(mixture, all_prompts(mixture, examples))
+        from_examples(mixture, all_prompts(mixture, examples), separated=separated)
     else:
         own = {name: prompts_of(mixture, each) for name, each in examples.items()}
-        from_examples(mixture, own)
+        from_examples(mixture, own, separated=separated)
     return mixture
 
 
 def plain_means(bench: Bench) -> MixtureModel:
     """Return the mixture that knows the plain means of 16 prompts of each expert."""
     mixture = bench.mixture()
-    from_examples(mixture, bench.prompts(PROMPTS), discount=False)
+    from_examples(mixture, bench.prompts(PROMPTS), discount=False, separated=False)
     return mixture
 
 
@@ -200,6 +202,7 @@ ROWS: dict[str, Callable[[Bench], MixtureModel]] = {
     "nothing but adapters": nothing,
     "16 prompts, plain means": plain_means,
     "16 prompts": prompts,
+    "16 prompts, nearest means": partial(prompts, separated=False),
     "16 prompts, own inputs alone": partial(prompts, foreign=False),
     "16 prompts, gates that carry": partial(prompts, carry=True),
     "64 prompts and answers": answers,
