@@ -92,12 +92,13 @@ def test_training_moves_nothing_but_scale_and_shifts(
     assert fit.refinement.kept
     trained = mixture.gate_state()
     moved = False
+    part = SOFT / mixture.prototypes.sharpness
     for key, start in before.items():
         if "prior" in key:
             close(trained[key], start)
         elif "lift" in key:  # as softly as training begins; units without effect stay
-            ratios = torch.where(start == 0, SOFT, trained[key] / start)
-            softened = (ratios - SOFT).abs() < 1e-4
+            ratios = torch.where(start == 0, part, trained[key] / start)
+            softened = (ratios - part).abs() < 1e-4
             assert bool((softened | (trained[key] == start)).all())
         elif key.endswith("score.weight"):
             used = start != 0

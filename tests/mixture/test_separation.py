@@ -118,7 +118,7 @@ def test_gates_whose_means_are_alike_stay_uniform() -> None:
 def test_only_one_softmax_over_whole_prompts_is_separated(
     config: dict[str, object], possible: bool
 ) -> None:
-    assert can_separate(ContextGate(4, 2, GateConfig(**config))) == possible
+    assert can_separate(GateConfig(**config)) == possible
 
 
 @pytest.mark.parametrize("kept", [2**30, 3 * 3000])

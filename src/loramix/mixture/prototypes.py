@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from loramix.config import GateConfig
 from loramix.errors import MixtureError, did_you_mean
 from loramix.mixture.context import masked_mean, read
 from loramix.mixture.gate import ContextGate, Evidence
@@ -37,10 +38,11 @@ from loramix.mixture.model import MixtureModel
 from loramix.mixture.problems import Init, gate_problems
 from loramix.mixture.separation import can_separate, separate
 
-# Of gates that decide alone, and of those that carry evidence on, which adds up within a block.
-SHARPNESS, CARRIED = 20.0, 4.0
-# Training starts at this part of it: gates that are sure get no gradients, and cannot learn to mix.
-SOFT = 1 / 5
+# Of prompt gates with one softmax, of others, and of those that carry evidence on, which adds up
+# within a block.
+SURE, SHARPNESS, CARRIED = 20.0, 12.0, 4.0
+# Training starts at this sharpness: gates that are sure get no gradients, and cannot learn to mix.
+SOFT = 4.0
 KEPT_BYTES = 2**30  # of contexts that are held for separation, at most
 Examples = Sequence[str | Mapping[str, Tensor]]
 
@@ -79,9 +81,8 @@ def from_examples(
         )
     check_start(mixture, "prototype")
     if sharpness is None:
-        sharpness = CARRIED if mixture.gate_config.carry else SHARPNESS
-    separated = separated and all(map(can_separate, mixture.gates.values()))
-    kept = _held(mixture) if separated else 0
+        sharpness = _usual_sharpness(mixture.gate_config)
+    kept = _held(mixture) if separated and can_separate(mixture.gate_config) else 0
     seen = [_seen(mixture, index, examples[name], each, kept) for index, name in enumerate(names)]
     layers = seen[0].means.keys()
     mixture.prototypes = Prototypes(
@@ -94,13 +95,15 @@ def from_examples(
         place, held = gate.prior.device, mixture.prototypes
         means_ED, scatter_RD = held.means[reader].to(place), held.scatters[reader].to(place)
         write_rule(gate, means_ED, scatter_RD, sharpness)
-        if separated:
+        if kept:
             separate(gate, [one.contexts[reader] for one in seen])
 
 
 @torch.no_grad()
-def soften(mixture: MixtureModel, part: float = SOFT) -> None:
-    """Scale the scores of all gates, for training to start from."""
+def soften(mixture: MixtureModel) -> None:
+    """Scale the scores of gates that follow prototypes, for training to start from."""
+    assert mixture.prototypes is not None
+    part = min(1.0, SOFT / mixture.prototypes.sharpness)
     for gate in mixture.gates.values():
         for scaled in (gate.lift.weight, gate.lift.bias, gate.score.bias):
             scaled *= part
@@ -198,6 +201,12 @@ class _Seen:
     variances: Mapping[str, float]
     differences: Mapping[str, Float[Tensor, "_ _"]]
     contexts: Mapping[str, Float[Tensor, "_ _"]]
+
+
+def _usual_sharpness(config: GateConfig) -> float:
+    if config.carry:
+        return CARRIED
+    return SURE if can_separate(config) else SHARPNESS
 
 
 def _held(mixture: MixtureModel) -> int:

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loramix.config import GateConfig
 from loramix.mixture.gate import ContextGate
 from loramix.mixture.means import write_linear
 
@@ -25,9 +26,8 @@ PULL = 1e-5  # towards nearest means, by the variance of a context in squared un
 _STEPS = 60  # of L-BFGS, at most; after 15 most of it is done
 
 
-def can_separate(gate: ContextGate) -> bool:
+def can_separate(config: GateConfig) -> bool:
     """Whether a gate's weights are one softmax over what it reads of a whole prompt."""
-    config = gate.config
     return config.context == "prompt" and config.activation != "sigmoid" and not config.carry
 
 
