@@ -66,6 +66,13 @@ def test_no_link_is_dead(pages: Path) -> None:
     assert dead == []
 
 
+def test_a_link_is_named_by_the_title_of_its_page(tool: ModuleType) -> None:
+    text = "[the data](data.md), [data.md](data.md#splits), [docs/data.md](data.md)"
+    assert tool.linked(text, ROOT / "docs/adapters.md") == (
+        "[the data](data.md), [Data](data.md#splits), [Data](data.md)"
+    )
+
+
 def test_links_out_of_the_site_become_text(tool: ModuleType) -> None:
     text = "[a](../src/loramix/errors.py), [`README.md`](../README.md#licence), [b](data.md)\n"
     code = "```\n[c](../src/loramix)\n```\n"

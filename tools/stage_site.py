@@ -65,8 +65,11 @@ def page_of(document: Path) -> str:
 
 
 def linked(text: str, document: Path) -> str:
-    """Return a document's text with links to other pages; code is left as it is."""
+    """Return a document's text with links to other pages, which are named by their titles instead
+    of their files; code is left as it is.
+    """
     pages = {each.resolve(): page_of(each) for each in documents()}
+    files = {name for each in documents() for name in (each.name, f"docs/{each.name}")}
 
     def link(found: re.Match[str]) -> str:
         mark, label, to = found.groups()
@@ -77,12 +80,19 @@ def linked(text: str, document: Path) -> str:
         if mark:
             return f"![{label}]({place.relative_to(ROOT / 'docs').as_posix()})"
         if place in pages:
+            if label in files:
+                label = title_of(place)
             return f"[{label}]({pages[place]}{f'#{anchor}' if anchor else ''})"
         source = place.relative_to(ROOT).as_posix()
         return label if label.strip("`") == source else f"{label} (`{source}`)"
 
     parts = _FENCE.split(text)
     return "".join(part if part.startswith("```") else _LINK.sub(link, part) for part in parts)
+
+
+def title_of(document: Path) -> str:
+    """Return a document's first heading."""
+    return document.read_text(encoding="utf-8").removeprefix("# ").partition("\n")[0]
 
 
 def commands_page() -> str:

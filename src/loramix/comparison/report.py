@@ -47,7 +47,7 @@ def run(comparison: Comparison, models: Sequence[ComparedModel], left_out: Seque
     recipe, scores = comparison.recipe, read_scores(comparison, models)
     gated, in_lines = _first_seeds(models), verses(recipe.tasks)
     report = ComparisonReport(
-        title=f"loramix: {recipe.name}",
+        title=f"loramix: comparison of {recipe.name}",
         claims=verdict(recipe, scores),
         facts=_facts(comparison, models, scores, left_out),
         tables=[*_tables(scores)],

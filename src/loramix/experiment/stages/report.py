@@ -30,6 +30,17 @@ _BEST: dict[Better, Literal["max", "min"] | None] = {
     "lower": "min",
     "neither": None,
 }
+_WORDS = {  # for columns of CSV files
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "three_lines": "three lines",
+    "line1_5": "first line: 5 syllables",
+    "line2_7": "second: 7",
+    "line3_5": "third: 5",
+    "poem_575": "5-7-5",
+    "mean_syllables": "mean syllables",
+}
 
 
 def run(run: Run) -> None:
@@ -114,7 +125,14 @@ def _table(run: Run, table: ScoreFile) -> RunTable:
     cells: list[list[str | float | None]] = []
     for row in rows:
         cells.append([row["model"], *(float(row[column]) for column in columns[1:])])
-    return RunTable(table.title, table.note + measured, columns, cells, _BEST[table.better])
+    headings = [_heading(column) for column in columns]
+    return RunTable(table.title, table.note + measured, headings, cells, _BEST[table.better])
+
+
+def _heading(column: str) -> str:
+    """Return a column of a CSV file in words; it may begin with a task's name."""
+    task, space, measure = column.rpartition(" ")
+    return task + space + _WORDS.get(measure, measure)
 
 
 def _weights(run: Run) -> list[WeightRow]:
