@@ -38,6 +38,12 @@ if TYPE_CHECKING:
 
     from loramix.mixture.gate import ContextGate, Evidence
 
+_BLOCKS = {
+    "fixed": "weights set by hand",
+    "held": "weights set by hand in some rows",
+    "prompt_lengths": "mixture.reading",
+    "record": "routing weights are recorded",
+}
 _PACKED = ("prompt", "running")  # contexts whose gates must know whose tokens are in a pass
 
 
@@ -198,11 +204,7 @@ def _checked_batching(
     *args: object,
     **settings: object,
 ) -> Any:
-    if current().fixed is not None:
-        raise MixtureError(
-            "continuous batching runs in a thread of its own, which weights set by hand do not "
-            "reach; leave mixture.fixed(…), or use mixture.generate"
-        )
+    _check_thread()
     if config.context == "token":
         return begin(*args, **settings)
     named = inspect.signature(begin).bind(*args, **settings).arguments
@@ -215,6 +217,12 @@ def _checked_batching(
             f"transformers' continuous batching, with a gate of context='{config.context}', goes "
             f"without {'; '.join(found)}; or use mixture.generate, or `loramix serve`"
         )
+    kept = vars(base).get("_cached_continuous_batching_manager")
+    if kept is not None and "_create_batch_processor" not in vars(kept):
+        raise MixtureError(
+            "the base keeps a manager from before it was part of this mixture; call "
+            "base.destroy_cached_continuous_batching_manager()"
+        )
     # what was left to transformers to decide
     given.use_async_batching = given.use_cuda_graph = given.auto_switch_to_flash = False
     if config.context == "prompt":
@@ -222,6 +230,17 @@ def _checked_batching(
     manager = begin(**{**named, "continuous_batching_config": given})
     manager._create_batch_processor = partial(_followed, manager)
     return manager
+
+
+def _check_thread() -> None:
+    """Raise MixtureError in a block that holds in this thread alone."""
+    state = current()
+    for name in ("fixed", "held", "prompt_lengths", "record"):
+        if getattr(state, name) is not None:
+            raise MixtureError(
+                "continuous batching runs in a thread of its own, which does not see the block "
+                f"that it is called in ({_BLOCKS[name]}); leave it, or use mixture.generate"
+            )
 
 
 def _problems(

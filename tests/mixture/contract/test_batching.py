@@ -13,6 +13,7 @@ from transformers.generation.continuous_batching.requests import RequestState
 from loramix import MixtureModel
 from loramix.errors import MixtureError
 from loramix.mixture import batching
+from loramix.mixture.state import recording
 
 NEW = 10
 ALONE: dict[Case, list[list[int]]] = {}  # the right answers, made once
@@ -134,10 +135,26 @@ def test_what_such_gates_cannot_follow_is_refused_by_name(context: str, experts:
         base(input_ids=tokens(1, 4), read_index=[torch.zeros(1)])
 
 
-def test_weights_by_hand_and_gates_of_whole_targets_are_refused(experts: Experts) -> None:
-    mixture = Case("llama", "prompt").build(experts)
-    with mixture.fixed({"a": 1.0}), pytest.raises(MixtureError, match="thread of its own"):
-        mixture.base.generate_batch([[5, 6]], **settings())
+@pytest.mark.parametrize("context", ["prompt", "token"])
+def test_blocks_that_do_not_reach_its_thread_are_refused(context: str, experts: Experts) -> None:
+    mixture = Case("llama", context).build(experts)
+    for block in (
+        mixture.fixed({"a": 1.0}),
+        mixture.holding([None, {"a": 1.0}]),
+        mixture.reading(torch.tensor([1])),
+        recording(),
+    ):
+        with block, pytest.raises(MixtureError, match="thread of its own"):
+            mixture.base.generate_batch([[5, 6]], **settings())
+
+
+def test_gates_of_whole_targets_and_earlier_managers_are_refused(experts: Experts) -> None:
     mixture = Case("llama", "reference").build(experts)
     with pytest.raises(MixtureError, match="whole targets"):
         mixture.base.generate_batch([[5, 6]], **settings())
+    base = Case("llama", "running").build(experts).base
+    base._cached_continuous_batching_manager = type(base).init_continuous_batching(
+        base, **{name: each for name, each in settings().items() if name != "warmup"}
+    )
+    with pytest.raises(MixtureError, match="from before"):
+        base.generate_batch([[5, 6]], **settings())
