@@ -1,5 +1,6 @@
 """Tiny real models of the three shapes, and adapters for them, built in code."""
 
+import copy
 import gc
 import logging
 import os
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 os.environ.update(
@@ -78,7 +80,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 def tiny_model(shape: str) -> PreTrainedModel:
-    """Return a random model of shape `t5`, `llama` or `gpt2`; the same one every time."""
+    """Return a random model of shape `t5`, `llama` or `gpt2`; a copy of the same one every time."""
+    return copy.deepcopy(_tiny_model(shape))
+
+
+@cache
+def _tiny_model(shape: str) -> PreTrainedModel:
     with torch.random.fork_rng():
         torch.manual_seed(7)
         if shape == "t5":
