@@ -128,7 +128,7 @@ def test_a_killed_verdict_is_made_up_for(
         ([*experts("a"), "--expert", "d=nowhere/x"], "there is no adapter 'nowhere/x'"),
         ([*experts("a"), "--lossy", "everything"], "there is no part 'everything'"),
         ([*experts("a"), "--examples", "a=one.txt"], "1 examples, and 2 are the fewest"),
-        ([*experts("a"), "--examples", "a=gone.csv"], "no such file"),
+        ([*experts("a"), "--examples", "a=gone.csv"], "examples of 'a': no such file"),
     ],
 )
 def test_what_cannot_be_made_is_said_before_anything_is_written(

@@ -73,7 +73,11 @@ def read_examples(
     Raises DataError if the source cannot be read, or holds fewer than two examples.
     """
     if isinstance(given, str | Path):
-        found = _from_source(expert, str(given), prompt, list(columns))
+        try:
+            found = _from_source(expert, str(given), prompt, list(columns))
+        except DataError as error:  # it speaks of a task, which nobody has named
+            said = str(error).removeprefix(f"task '{_slug(expert)}': ")
+            raise DataError(f"examples of '{expert}': {said}") from error
     elif isinstance(given, Task):
         found = _cleaned(expert, resolved(given))
     else:
