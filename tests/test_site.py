@@ -81,6 +81,20 @@ def test_links_out_of_the_site_become_text(tool: ModuleType) -> None:
     )
 
 
+def test_a_link_to_an_example_leads_to_its_place_on_the_page_of_examples(
+    tool: ModuleType, pages: Path
+) -> None:
+    text = "[`examples/train_gates_with_trl.py`](../examples/train_gates_with_trl.py)"
+    anchor = "generated/examples.md#train_gates_with_trlpy"
+    assert (
+        tool.linked(text, ROOT / "docs/start.md") == f"[examples/train_gates_with_trl.py]({anchor})"
+    )
+    shown = (pages / "generated/examples.md").read_text(encoding="utf-8")
+    assert "#### Own adapters in, one model out" in shown  # the notebook's
+    for example in tool.examples():
+        assert f"## {example.name}\n" in shown
+
+
 def test_the_reference_is_made_from_the_code(pages: Path) -> None:
     commands = (pages / "generated/commands.md").read_text(encoding="utf-8")
     assert "## loramix mix\n" in commands

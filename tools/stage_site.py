@@ -2,9 +2,9 @@
 
     python tools/stage_site.py build/pages
 
-Links that leave the site, such as those to sources, become plain text. Reference pages are written
-at every build and never kept: the command line from its help pages, the recipe's keys from its
-schema, and Python's from docstrings, by mkdocstrings.
+Links that leave the site, such as those to sources, become plain text. Some pages are written at
+every build and never kept: the examples from their files, the command line from its help pages, the
+recipe's keys from its schema, and Python's from docstrings, by mkdocstrings.
 """
 
 import json
@@ -32,6 +32,7 @@ ELSEWHERE = {
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security.md",
 }
+EXAMPLES = ROOT / "examples"
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
@@ -46,6 +47,7 @@ def stage(target: Path) -> None:
     generated = target / "generated"
     generated.mkdir()
     for name, text in (
+        ("examples", examples_page()),
         ("commands", commands_page()),
         ("recipes", recipes_page()),
         ("python", python_page()),
@@ -83,6 +85,8 @@ def linked(text: str, document: Path) -> str:
             if label in files:
                 label = title_of(place)
             return f"[{label}]({pages[place]}{f'#{anchor}' if anchor else ''})"
+        if place in examples():
+            return f"[{label.strip('`')}](generated/examples.md#{_anchor(place.name)})"
         source = place.relative_to(ROOT).as_posix()
         return label if label.strip("`") == source else f"{label} (`{source}`)"
 
@@ -93,6 +97,40 @@ def linked(text: str, document: Path) -> str:
 def title_of(document: Path) -> str:
     """Return a document's first heading."""
     return document.read_text(encoding="utf-8").removeprefix("# ").partition("\n")[0]
+
+
+def examples() -> list[Path]:
+    """Return the scripts and notebooks that the examples' page shows."""
+    return sorted(each for each in EXAMPLES.iterdir() if each.suffix in (".py", ".ipynb"))
+
+
+def examples_page() -> str:
+    """Return every example, each as a section that has its file's name."""
+    parts = ["# Examples\n", "Each runs from a clone, by the command at its head.\n"]
+    for example in examples():
+        text = example.read_text(encoding="utf-8")
+        shown = _notebook(text) if example.suffix == ".ipynb" else _fenced(text)
+        parts += [f"## {example.name}\n", shown]
+    return "\n".join(parts)
+
+
+def _notebook(text: str) -> str:
+    """Return a notebook's cells, with their headings below that of the section."""
+    shown = []
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"])
+        code = cell["cell_type"] == "code"
+        shown.append(_fenced(source) if code else re.sub(r"^#+ ", "#### ", source, flags=re.M))
+    return "\n\n".join(shown) + "\n"
+
+
+def _fenced(code: str) -> str:
+    return f"```python\n{code.strip()}\n```\n"
+
+
+def _anchor(heading: str) -> str:
+    """Return the anchor of a heading that is a file's name."""
+    return re.sub(r"[^\w-]", "", heading).lower()
 
 
 def commands_page() -> str:

@@ -101,8 +101,8 @@ def test_a_task_without_an_expert_has_no_oracle_and_claims_say_so(folder: Path) 
     claims = [
         claim["text"] for claim in json.loads((folder / "results.json").read_text())["verdict"]
     ]
-    assert not any("expert on spare" in claim for claim in claims)
-    assert any("expert on title" in claim for claim in claims)
+    assert not any(claim.startswith("On spare,") for claim in claims)
+    assert any(claim.startswith("On title,") for claim in claims)
     assert "(without spare, which no expert is right for)" in claims[-1]
 
 

@@ -53,6 +53,21 @@ def test_most_of_the_gain_is_not_enough() -> None:
     assert kept.holds is False
 
 
+def test_a_claim_says_what_its_rival_is() -> None:
+    other = mixture_row("reference gate")
+    rivals = dict.fromkeys(("base", "joint-small", "ties", other), 0.4)
+    texts = [claim.text for claim in claims(**rivals, mixture=0.5)]
+    assert texts == [
+        f"Over all tasks, {MIXTURE} is better than {rival}"
+        for rival in (
+            "the base alone",
+            "one small LoRA trained on all tasks",
+            "TIES, a merge of the experts",
+            f"the mixture '{other}'",
+        )
+    ]
+
+
 def test_experts_are_no_rivals_and_a_mixture_that_was_not_asked_claims_nothing() -> None:
     texts = [claim.text for claim in claims(**{"lora-haiku": 0.4}, mixture=0.5, oracle=0.5)]
     assert not any("better than" in text for text in texts)

@@ -7,15 +7,21 @@ other single model of the same experts, and to need no task name in the prompt. 
 
 from collections.abc import Collection, Sequence
 
+from loramix.comparison.baselines import BASELINES
 from loramix.comparison.models import mixture_row
 from loramix.comparison.scores import Scores
 from loramix.comparison.statistics import Estimate, share_of_gain
-from loramix.experiment.labels import BASE, ORACLE, expert_key
+from loramix.experiment.labels import BASE, FINETUNE, ORACLE, expert_key
 from loramix.experiment.recipe import Recipe
 from loramix.report.content import Claim
 
 KEPT_GAIN = 0.95  # of the oracle's gain over the base, without any task name in the prompt
 _MEASURE = "combined"
+_IN_WORDS = {
+    BASE: "the base alone",
+    FINETUNE: "full finetuning, one model for each task",
+    **{name: baseline.in_words for name, baseline in BASELINES.items()},
+}
 
 
 def verdict(recipe: Recipe, scores: Scores) -> list[Claim]:
@@ -39,17 +45,17 @@ def _as_good(scores: Scores, mixture: str, task: str) -> Claim | None:
     found = scores.difference(mixture, ORACLE, "named", [task], _MEASURE)
     if found is None:
         return None
-    text = f"{scores.labels[mixture]} is not worse than the right expert on {task}"
-    return Claim(text, found.high >= 0, _in_words(found))
+    text = f"On {task}, {scores.labels[mixture]} is not worse than the right expert"
+    return Claim(text, found.high >= 0, _told(found))
 
 
 def _better(scores: Scores, mixture: str, other: str, tasks: Sequence[str]) -> Claim | None:
     found = scores.difference(mixture, other, "named", tasks, _MEASURE)
     if found is None:
         return None
-    labels = scores.labels
-    text = f"{labels[mixture]} is better than {labels[other]} on all tasks together"
-    return Claim(text, _beyond(found, 0.0), _in_words(found))
+    rival = _IN_WORDS.get(other, f"the mixture '{scores.labels[other]}'")
+    text = f"Over all tasks, {scores.labels[mixture]} is better than {rival}"
+    return Claim(text, _beyond(found, 0.0), _told(found))
 
 
 def _keeps(
@@ -61,15 +67,15 @@ def _keeps(
     if len(known) < len(means):
         return None
     text = (
-        f"without any task name in the prompt, {scores.labels[mixture]} keeps {KEPT_GAIN:.0%} of "
-        "what the right expert gains over base"
+        f"Without any task name in the prompt, {scores.labels[mixture]} keeps {KEPT_GAIN:.0%} of "
+        "what the right expert gains over the base"
     )
     if without:
         text += f" (without {', '.join(sorted(without))}, which no expert is right for)"
     own, oracle, base = known
     gain = oracle - base
     if gain.low <= 0:
-        return Claim(text, None, f"the right expert gains nothing certain there: {_in_words(gain)}")
+        return Claim(text, None, f"the right expert gains nothing certain there: {_told(gain)}")
     share = share_of_gain(own, oracle, base)
     evidence = f"it keeps {share.value:.1%} (95 % interval {share.low:.1%} to {share.high:.1%})"
     return Claim(text, _beyond(share, KEPT_GAIN, or_equal=True), evidence)
@@ -82,5 +88,5 @@ def _beyond(found: Estimate, bound: float, *, or_equal: bool = False) -> bool | 
     return False if found.high < bound else None
 
 
-def _in_words(found: Estimate) -> str:
+def _told(found: Estimate) -> str:
     return f"difference {found.value:+.4f} (95 % interval {found.low:+.4f} to {found.high:+.4f})"

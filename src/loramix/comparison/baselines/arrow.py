@@ -34,5 +34,9 @@ def load(run: Run, folder: Path, base: Base) -> Iterator[PeftModel]:
 
 
 BASELINE = Baseline(
-    "Arrow", paper="Ostapenko et al. 2024, arXiv:2405.11157", load=load, problem=problem
+    "Arrow",
+    "Arrow, which routes without training",
+    paper="Ostapenko et al. 2024, arXiv:2405.11157",
+    load=load,
+    problem=problem,
 )

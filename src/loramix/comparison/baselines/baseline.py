@@ -17,6 +17,7 @@ class Baseline:
     """A model that could do a mixture's work.
 
     label: its name in tables.
+    in_words: what it is, to follow "better than".
     paper: its source, if it was published.
     load: (run, folder of the fit, base) -> the model on that base; a context manager, since it may
         change the base for as long as it is in use.
@@ -29,6 +30,7 @@ class Baseline:
     """
 
     label: str
+    in_words: str
     paper: str | None
     load: Callable[[Run, Path, Base], AbstractContextManager[Model]]
     fit: Callable[[Run, Path], None] | None = None

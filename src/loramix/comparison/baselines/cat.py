@@ -9,6 +9,7 @@ LABEL = "CAT"
 
 BASELINE = Baseline(
     LABEL,
+    "CAT, one learned weight for every layer and expert",
     paper="Prabhakar et al. 2024, arXiv:2410.13025",
     load=learned_weights.load,
     fit=partial(learned_weights.learn, per_layer=True, label=f"weights of {LABEL}"),

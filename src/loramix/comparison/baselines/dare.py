@@ -30,6 +30,7 @@ def load(run: Run, folder: Path, base: Base) -> AbstractContextManager[PeftModel
 
 BASELINE = Baseline(
     "DARE",
+    "DARE, a merge of the experts",
     paper="Yu et al. 2023, arXiv:2311.03099",
     load=load,
     fit=fit,

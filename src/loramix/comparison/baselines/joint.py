@@ -45,9 +45,12 @@ def _small(recipe: Recipe) -> LoraSpec:
     return recipe.lora
 
 
-def _baseline(label: str, title: str, spec: Callable[[Recipe], LoraSpec]) -> Baseline:
+def _baseline(
+    label: str, in_words: str, title: str, spec: Callable[[Recipe], LoraSpec]
+) -> Baseline:
     return Baseline(
         label,
+        in_words,
         paper=None,
         load=load,
         fit=partial(_fit, spec, title),
@@ -57,5 +60,15 @@ def _baseline(label: str, title: str, spec: Callable[[Recipe], LoraSpec]) -> Bas
     )
 
 
-BASELINE = _baseline("one LoRA, all tasks", "LoRA of all tasks at once", _large)
-SMALL = _baseline("small LoRA, all tasks", "small LoRA of all tasks at once", _small)
+BASELINE = _baseline(
+    "one LoRA, all tasks",
+    "one LoRA trained on all tasks",
+    "LoRA of all tasks at once",
+    _large,
+)
+SMALL = _baseline(
+    "small LoRA, all tasks",
+    "one small LoRA trained on all tasks",
+    "small LoRA of all tasks at once",
+    _small,
+)

@@ -76,6 +76,7 @@ def load(run: Run, folder: Path, base: Base) -> AbstractContextManager[MixtureMo
 
 BASELINE = Baseline(
     "LoraHub",
+    "LoraHub, fixed weights found by search",
     paper="Huang et al. 2023, arXiv:2307.13269",
     load=load,
     fit=fit,

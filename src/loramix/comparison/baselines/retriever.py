@@ -151,6 +151,7 @@ def load(run: Run, folder: Path, base: Base) -> Iterator[MixtureModel]:
 
 BASELINE = Baseline(
     LABEL,
+    "the retriever, which picks one expert for each prompt",
     paper="after Zhao et al. 2024, arXiv:2402.09997",
     load=load,
     fit=fit,

@@ -66,4 +66,12 @@ def _searched(recipe: Recipe) -> bool:
     return points <= MOST_POINTS
 
 
-BASELINE = Baseline(LABEL, paper=None, load=load, fit=fit, leaves=leaves, settings=settings)
+BASELINE = Baseline(
+    LABEL,
+    "the best static weights, the same for every input",
+    paper=None,
+    load=load,
+    fit=fit,
+    leaves=leaves,
+    settings=settings,
+)

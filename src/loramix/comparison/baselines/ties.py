@@ -30,6 +30,7 @@ def load(run: Run, folder: Path, base: Base) -> AbstractContextManager[PeftModel
 
 BASELINE = Baseline(
     "TIES",
+    "TIES, a merge of the experts",
     paper="Yadav et al. 2023, arXiv:2306.01708",
     load=load,
     fit=fit,

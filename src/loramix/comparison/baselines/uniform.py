@@ -16,4 +16,4 @@ def load(run: Run, folder: Path, base: Base) -> AbstractContextManager[MixtureMo
     return at_weights(run, base, dict.fromkeys(names, 1 / len(names)), mixing="output")
 
 
-BASELINE = Baseline("uniform weights", paper=None, load=load)
+BASELINE = Baseline("uniform weights", "uniform weights of all experts", paper=None, load=load)

@@ -95,6 +95,7 @@ def untrained(run: Run, base: Base) -> PeftModel:
 
 BASELINE = Baseline(
     "X-LoRA",
+    "X-LoRA, PEFT's trained routing",
     paper="Buehler & Buehler 2024, arXiv:2402.07148",
     load=load,
     fit=fit,
