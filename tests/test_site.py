@@ -74,10 +74,20 @@ def test_a_link_is_named_by_the_title_of_its_page(tool: ModuleType) -> None:
 
 
 def test_links_out_of_the_site_become_text(tool: ModuleType) -> None:
-    text = "[a](../src/loramix/errors.py), [`README.md`](../README.md#licence), [b](data.md)\n"
+    text = "[a](../src/loramix/errors.py), [errors.py](../src/loramix/errors.py),\n"
+    kept = "[b](data.md)\n"
+    text += f"[`README.md`](../README.md#licence), {kept}"
     code = "```\n[c](../src/loramix)\n```\n"
     assert tool.linked(text + code, ROOT / "docs/adapters.md") == (
-        f"a (`src/loramix/errors.py`), [`README.md`](index.md#licence), [b](data.md)\n{code}"
+        "a (`src/loramix/errors.py`), `src/loramix/errors.py`,\n"
+        f"[`README.md`](index.md#licence), {kept}{code}"
+    )
+
+
+def test_cells_are_written_as_the_site_reads_them(tool: ModuleType) -> None:
+    text = "| `<\\|end\\|>` | a \\| b | 2e-06 |\n\n`x \\| y` 2e-06\n"
+    assert tool.linked(text, ROOT / "docs/chats.md") == (
+        "| `<|end|>` | a \\| b | 2e\N{NON-BREAKING HYPHEN}06 |\n\n`x \\| y` 2e-06\n"
     )
 
 

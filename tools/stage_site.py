@@ -34,6 +34,7 @@ ELSEWHERE = {
 }
 EXAMPLES = ROOT / "examples"
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
+_CODE = re.compile(r"`[^`]+`")
 _FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 
@@ -88,10 +89,26 @@ def linked(text: str, document: Path) -> str:
         if place in examples():
             return f"[{label.strip('`')}](generated/examples.md#{_anchor(place.name)})"
         source = place.relative_to(ROOT).as_posix()
-        return label if label.strip("`") == source else f"{label} (`{source}`)"
+        if source.endswith(label.strip("`")):
+            return f"`{source}`"
+        return f"{label} (`{source}`)"
 
     parts = _FENCE.split(text)
-    return "".join(part if part.startswith("```") else _LINK.sub(link, part) for part in parts)
+    return "".join(
+        part if part.startswith("```") else _LINK.sub(link, _plain_cells(part)) for part in parts
+    )
+
+
+def _plain_cells(text: str) -> str:
+    """Return a text with its tables as Python-Markdown reads them, which takes pipes in code as
+    they are; numbers such as 2e-06 stay on one line.
+    """
+
+    def plain(row: re.Match[str]) -> str:
+        cells = _CODE.sub(lambda code: code[0].replace(r"\|", "|"), row[0])
+        return re.sub(r"(\de)-(\d)", "\\1\N{NON-BREAKING HYPHEN}\\2", cells)
+
+    return re.sub(r"^\|.*", plain, text, flags=re.MULTILINE)
 
 
 def title_of(document: Path) -> str:

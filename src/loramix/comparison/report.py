@@ -5,6 +5,7 @@ from typing import Literal
 
 from loramix.comparison.collapse import routing_weights
 from loramix.comparison.comparison import ComparedModel, Comparison
+from loramix.comparison.facts import facts
 from loramix.comparison.scores import ModelScores, Scores, read_scores
 from loramix.comparison.shares import sets_with_shares, shares
 from loramix.comparison.testsets import UNKNOWN
@@ -14,7 +15,7 @@ from loramix.experiment.labels import BASE, ORACLE, expert_key
 from loramix.experiment.recipe import Recipe
 from loramix.experiment.run import LOSSES, ROUTING_STEPS, read_losses
 from loramix.experiment.stages.report import verses
-from loramix.metrics.measures import MEASURES, Group, tokenizer
+from loramix.metrics.measures import MEASURES, Group
 from loramix.report.comparison import comparison_page
 from loramix.report.content import (
     ComparisonReport,
@@ -37,7 +38,6 @@ _TEST_SETS = {
     "crossed": "every task about the others' inputs",
     "unknown": "a task that no expert knows",
 }
-_TOKENIZED = {"Tokenizer": "words", "BLEU": "bleu", "chrF": "chrf"}  # facts, by measure
 _SIGNS = {"higher": 1, "lower": -1, "neither": 0}
 _IN_WORDS = {"higher": ", higher is better", "lower": ", lower is better", "neither": ""}
 
@@ -49,7 +49,7 @@ def run(comparison: Comparison, models: Sequence[ComparedModel], left_out: Seque
     report = ComparisonReport(
         title=f"loramix: comparison of {recipe.name}",
         claims=verdict(recipe, scores),
-        facts=_facts(comparison, models, scores, left_out),
+        facts=facts(comparison, models, scores, left_out),
         tables=[*_tables(scores)],
         forests=[*_forests(scores)],
         matrix=_matrix(comparison, scores),
@@ -63,41 +63,6 @@ def run(comparison: Comparison, models: Sequence[ComparedModel], left_out: Seque
         ),
     )
     write_text(comparison.root / "report.html", comparison_page(report))
-
-
-def _facts(
-    comparison: Comparison,
-    models: Sequence[ComparedModel],
-    scores: Scores,
-    left_out: Sequence[str],
-) -> list[tuple[str, str]]:
-    recipe, spec = comparison.recipe, comparison.recipe.comparison
-    most: dict[tuple[str, str], int] = {}
-    for part in scores.parts:
-        asked = part.test_set, part.task
-        most[asked] = max(most.get(asked, 0), len(part.ids))
-    sizes = [f"{test_set} {task}: {most[test_set, task]}" for test_set, task in scores.asked]
-    facts = [
-        ("Base model", f"{recipe.base.name}, {recipe.base.dtype}"),
-        ("Test samples", ", ".join(sizes)),
-        ("Seeds of the gates", ", ".join(map(str, spec.seeds))),
-    ]
-    measures = {name for part in scores.parts for name in part.values}
-    facts += [(name, tokenizer(key)) for name, key in _TOKENIZED.items() if key in measures]
-    slow = ", ".join(model.label for model in models if not model.cached)
-    if slow and spec.uncached_samples is not None:
-        fact = (
-            f"{slow}, which generates without a cache, answered the first {spec.uncached_samples} "
-            "of the first set; differences are paired on those"
-        )
-        facts.append(("Fewer samples", fact))
-    if recipe.experts:
-        fact = (
-            f"{', '.join(recipe.experts)}: given adapters, and nobody can tell whether they have "
-            "learned from the test samples"
-        )
-        facts.append(("Not checked", fact))
-    return [*facts, *(("Left out", reason) for reason in left_out)]
 
 
 def _tables(scores: Scores) -> Iterator[ScoreTable]:
@@ -119,14 +84,15 @@ def _names(group: Group) -> list[str]:
 def _headline(scores: Scores) -> ScoreTable:
     """Return the combined score of every model, by test set and task and over all tasks."""
     headings, columns = [], []
-    for test_set in ("named", "bare"):
-        tasks = scores.tasks(test_set)
-        for task in tasks:
-            headings.append(f"{test_set} {task}")
-            columns.append(_column(scores, test_set, [task], "combined"))
+    asked = {test_set: scores.tasks(test_set) for test_set in ("named", "bare")}
+    for test_set, tasks in asked.items():  # first what sums up: there may be many tasks
         if len(tasks) > 1:
             headings.append(f"{test_set} all tasks")
             columns.append(_column(scores, test_set, tasks, "combined"))
+    for test_set, tasks in asked.items():
+        for task in tasks:
+            headings.append(f"{test_set} {task}")
+            columns.append(_column(scores, test_set, [task], "combined"))
     note = (
         f"The {MEASURES['combined'].label}; higher is better. named: prompts as trained; bare: "
         "inputs alone."

@@ -12,6 +12,7 @@ from loramix.report.intervals import WIDTH, forest_plot
 from loramix.report.page import data_uri, fill_template, read_asset
 from loramix.report.plots import losses_svg, weights_svg
 
+_SHOWN_CLAIMS = 16  # of more, those that hold unfold
 _OPEN_TABLES = 3  # shown at once below the headline; the others unfold
 
 
@@ -34,6 +35,7 @@ def comparison_page(report: ComparisonReport) -> str:
         script=script,
         script_hash=script_hash(script),
         verdict=verdict(report.claims),
+        shown_claims=_SHOWN_CLAIMS,
         open_tables=_OPEN_TABLES,
         width=WIDTH,
         forests=[forest_plot(forest) for forest in report.forests],
