@@ -18,17 +18,23 @@ from tempfile import TemporaryDirectory
 from openai import APIConnectionError, OpenAI
 from peft import LoraConfig
 
-from loramix import MixtureModel
+from loramix import MixtureModel, fit
 from loramix.bases.loading import load_base
 
 BASE = "tiny-llama"  # or a folder, or a Hub id
+PROMPTS = {
+    "haiku": [f"write a haiku about {word}" for word in ("snow", "frogs", "moons")],
+    "title": [f"{word}: give this a title" for word in ("snow", "frogs", "moons")],
+}
 PATIENCE = 120  # seconds that the server may take to start
 
 
 def main(folder: Path) -> None:
     """Make, serve and ask a mixture; all files go to `folder`."""
     adapters = {name: save_adapter(folder / name) for name in ("haiku", "title")}
-    MixtureModel.from_experts(BASE, adapters).save_pretrained(folder / "my-mixture")
+    mixture = MixtureModel.from_experts(BASE, adapters)
+    fit(mixture, PROMPTS)
+    mixture.save_pretrained(folder / "my-mixture")
     with served(folder / "my-mixture") as url:
         ask(url)
 
@@ -48,8 +54,8 @@ def ask(url: str) -> None:
             temperature=0,
             extra_body=extra,
         )
-        routing = answer.model_dump().get("loramix")
-        print(model, extra, repr(answer.choices[0].text), routing, sep="\n  ")
+        weights = answer.model_extra["loramix"]["weights"]
+        print(f"{model} {extra or ''}\n  answers {answer.choices[0].text!r}\n  with {weights}")
 
 
 @contextmanager

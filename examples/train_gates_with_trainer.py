@@ -8,6 +8,7 @@ Two adapters of a tiny random model, which needs no download, stand for yours. I
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, pipeline
@@ -40,7 +41,8 @@ def main(folder: Path) -> None:
     prompt = SAMPLES[0][0]
     print(generator(prompt, max_new_tokens=20, do_sample=False)[0]["generated_text"])
     weights = mixture.weights(**mixture.text_inputs(prompt))
-    print("weights in the last layer:", next(reversed(weights.values())).tolist())
+    (last,) = next(reversed(weights.values())).tolist()
+    print("weights in the last layer:", dict(zip(adapters, last, strict=True)))
 
 
 def save_adapter(folder: Path) -> Path:
@@ -61,6 +63,7 @@ def train(mixture: MixtureModel, folder: Path, *, steps: int, resume: bool = Fal
         learning_rate=1e-2,  # ten times that of adapters: a gate has few parameters
         save_steps=5,
         logging_steps=5,
+        dataloader_pin_memory=torch.cuda.is_available(),
         report_to=[],
     )
     rows = [encode(mixture, prompt, answer) for prompt, answer in SAMPLES]

@@ -9,6 +9,7 @@ Two adapters of a tiny random model, which needs no download, stand for yours. I
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from datasets import Dataset
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
@@ -53,6 +54,7 @@ def main(folder: Path) -> None:
         learning_rate=1e-2,  # ten times that of adapters: a gate has few parameters
         save_steps=5,
         logging_steps=5,
+        dataloader_pin_memory=torch.cuda.is_available(),
         bf16=False,
         report_to=[],
     )
@@ -67,7 +69,8 @@ def main(folder: Path) -> None:
     mixture = MixtureModel.from_pretrained(folder / "run" / "checkpoint-10")
     chat = tokenizer.apply_chat_template(rows[0]["prompt"], tokenize=False)
     weights = mixture.weights(**tokenizer(chat, return_tensors="pt"))
-    print("weights in the last layer:", next(reversed(weights.values())).tolist())
+    (last,) = next(reversed(weights.values())).tolist()
+    print("weights in the last layer:", dict(zip(adapters, last, strict=True)))
 
 
 def save_adapter(folder: Path) -> Path:

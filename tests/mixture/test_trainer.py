@@ -254,4 +254,4 @@ def test_adapters_of_peft_are_not_added_beside_the_experts(experts: Experts) -> 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(EXAMPLES / "train_gates_with_trainer.py"), run_name="__main__")
-    assert "weights in the last layer: [[" in capsys.readouterr().out
+    assert "weights in the last layer: {'haiku': " in capsys.readouterr().out

@@ -168,4 +168,4 @@ def test_texts_without_prompts_are_refused_or_read_as_they_go(
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(EXAMPLES / "train_gates_with_trl.py"), run_name="__main__")
-    assert "weights in the last layer: [[" in capsys.readouterr().out
+    assert "weights in the last layer: {'haiku': " in capsys.readouterr().out

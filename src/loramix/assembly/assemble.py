@@ -136,8 +136,7 @@ def _add(
     lost = max(before[other] - after[other] for other in before)
     facts = {
         "added": f"'{name}', from {len(learned.pairs)} prompts",
-        "the others": "keep their prompts: the most that one loses at its remembered prompts is "
-        f"{max(lost, 0.0):.1%} of its weight",
+        "the others": f"lose at most {max(lost, 0.0):.1%} of their weight on their own prompts",
     }
     _save(mixture, folder, _changed(folder, mixture, f"added '{name}'"))
     return _judged(mixture, folder, {name: held_out}, facts)
@@ -261,8 +260,8 @@ def _metrics(verdicts: Sequence[ExpertVerdict]) -> dict[str, object]:
 def _facts(mixture: MixtureModel, fitted: Fit) -> dict[str, str]:
     routed = {
         "nothing": "from the adapters alone, as there are no examples",
-        "prompts": "from prompts: each expert's prototype, no training",
-        "answers": "from prompts and answers: prototypes, then training",
+        "prompts": "from prompts, without training: an expert gets the prompts like its own",
+        "answers": "from prompts and answers: as from prompts, then trained",
     }
     facts = {
         "base": mixture.base_name,

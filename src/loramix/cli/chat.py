@@ -45,7 +45,9 @@ def chat(mixture: str, max_new_tokens: int, task: str | None, dtype: str) -> Non
     silence_libraries()
     model = MixtureModel.from_pretrained(mixture, dtype=dtype).to(accelerator())
     kept = "the conversation is kept" if model.prompting.chat else "each line is a prompt by itself"
-    click.echo(f"{', '.join(model.expert_names)}; {kept}; /quit ends", err=True)
+    experts = ", ".join(model.expert_names)
+    click.echo(f"experts: {experts}; their weights follow each answer", err=True)
+    click.echo(f"{kept}; /quit ends", err=True)
     turns: list[dict[str, str]] = []
     while (line := _line()) is not None:
         if line in _END:

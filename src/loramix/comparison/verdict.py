@@ -89,4 +89,10 @@ def _beyond(found: Estimate, bound: float, *, or_equal: bool = False) -> bool | 
 
 
 def _told(found: Estimate) -> str:
-    return f"difference {found.value:+.4f} (95 % interval {found.low:+.4f} to {found.high:+.4f})"
+    value, low, high = map(_signed, (found.value, found.low, found.high))
+    return f"difference of combined scores {value} (95 % interval {low} to {high})"
+
+
+def _signed(value: float) -> str:
+    """Return a number with four decimals, or as a power of ten where these would be zeros."""
+    return f"{value:+.4f}" if value == 0 or abs(value) >= 0.0001 else f"{value:+.0e}"
