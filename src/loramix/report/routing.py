@@ -6,11 +6,11 @@ from html import escape
 
 from loramix.report.plots import EXPERT_COLOURS
 
-_WIDTH, _MARGIN = 720, 20
-_HEAD, _STRIP, _GAP = 26, 40, 20  # pixels: a prompt's line, its columns, the room below
+_WIDTH, _MARGIN = 500, 20  # narrow, so that a phone shrinks its texts little
+_HEAD, _STRIP, _GAP = 44, 40, 16  # pixels: a prompt's two lines, its columns, the room below
 _ROW = 22  # of the legend
 _VISIBLE = 0.1  # pixels; what is thinner is left out
-_CHARACTERS = 77  # of a prompt; more would leave the picture
+_CHARACTERS = 56  # of a line; more would leave the picture
 # The card has a ground of its own: a page may be dark where the reader's system is light.
 _STYLE = """<style>
 .ground{fill:#fff;stroke:#dde1e6}.ink{fill:#1c2024}.soft{fill:#5d6670}
@@ -88,17 +88,19 @@ def _columns(prompt: RoutedPrompt, top: int, largest: float) -> list[str]:
 
 
 def _heading(experts: Sequence[str], prompt: RoutedPrompt, y: int) -> str:
-    """Return the prompt and, at the right, the expert with the largest mean weight."""
-    text = _line(prompt.prompt)
+    """Return the prompt and, below it, the expert with the largest mean weight."""
     leader = max(range(len(experts)), key=lambda expert: prompt.mean[expert])
-    told = f"{_line(experts[leader])} {prompt.mean[leader]:z.2f}"
-    room = _CHARACTERS - len(told)
-    shown = text if len(text) <= room else f"{text[: room - 1]}…"
+    weight = f"{prompt.mean[leader]:z.2f}"
+    told = f"{_cut(_line(experts[leader]), _CHARACTERS - len(weight) - 1)} {weight}"
+    shown = _cut(_line(prompt.prompt), _CHARACTERS)
     return (
         f'<text class="ink prompt" x="{_MARGIN}" y="{y}">{escape(shown)}</text>'
-        f'<text class="soft" x="{_WIDTH - _MARGIN}" y="{y}" text-anchor="end">'
-        f"{escape(told)}</text>"
+        f'<text class="soft" x="{_MARGIN}" y="{y + 20}">{escape(told)}</text>'
     )
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _legend(experts: Sequence[str], top: int) -> list[str]:
@@ -113,7 +115,7 @@ def _legend(experts: Sequence[str], top: int) -> list[str]:
             f'<text class="ink small" x="{x + 16}" y="{y}">{escape(expert)}</text>'
         )
         x += _entry(expert)
-    note = "One column for each adapted layer, first to last; its colours are the experts' weights."
+    note = "Columns: adapted layers, first to last. Colours: the experts' weights."
     drawn.append(f'<text class="soft small" x="{_MARGIN}" y="{y + _ROW}">{note}</text>')
     return drawn
 
