@@ -60,6 +60,6 @@ def test_an_expert_that_gains_nothing_is_named() -> None:
 
 def test_without_losses_only_the_training_is_told() -> None:
     assert sentences(RECIPE, {}) == [
-        "Trained on tiny-llama: adapters for haiku and title, and gates that mix them, untold of "
-        "the task."
+        "Trained on tiny-llama: adapters for haiku and title, and gates that mix them without "
+        "being told the task (the mixture, CGM LoRA in the tables)."
     ]

@@ -29,7 +29,9 @@ def sentences(recipe: Recipe, losses: Losses, *, gates_stayed: bool = False) -> 
         if own:
             told = [verdict(losses, own), _kept(losses, own), *told]
         told.append(_best(losses, [task.name for task in recipe.tasks]))
-        told.append("These are losses of one seed, without intervals; loramix compare has them.")
+        told.append(
+            "These are losses of one seed, without intervals; for those, run loramix compare."
+        )
     return [each for each in told if each]
 
 
@@ -71,7 +73,10 @@ def _trained(recipe: Recipe) -> str:
     own = [task.name for task in recipe.trained]
     trained = f"adapters for {_listed(own)}, and gates" if own else "gates"
     given = f" with the given {_listed(list(recipe.experts))}" if recipe.experts else ""
-    return f"Trained on {recipe.base.name}: {trained} that mix them{given}, untold of the task."
+    return (
+        f"Trained on {recipe.base.name}: {trained} that mix them{given} without being told the "
+        f"task (the mixture, {label(MIXTURE)} in the tables)."
+    )
 
 
 def _best(losses: Losses, tasks: Sequence[str]) -> str:
