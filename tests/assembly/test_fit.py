@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import close
+from tiny_models import close
 
 import loramix
 from loramix import GateConfig, MixtureModel
@@ -48,6 +48,7 @@ def test_prompts_alone_are_enough_and_a_part_is_held_out(mixture: MixtureModel) 
         close(mixture.base.state_dict()[key], tensor)
 
 
+@pytest.mark.usefixtures("few_neutral_texts")
 def test_nothing_at_all_is_enough_for_routing(mixture: MixtureModel) -> None:
     fit = loramix.fit(mixture, {})
     assert (fit.depth, fit.held_out) == ("nothing", {})

@@ -15,6 +15,7 @@ from loramix.storage.manifest import read_config
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 WORDS = {"a": "rain moon snow", "b b": "SELECT id FROM table", "c": "<p>some html</p>"}
+pytestmark = pytest.mark.axes(False)  # smaller tests check them
 
 
 @pytest.fixture
@@ -86,6 +87,7 @@ def test_adapters_become_a_mixture_that_grows_shrinks_and_talks(
     assert "prompts of" not in Path("mine/README.md").read_text()
 
 
+@pytest.mark.usefixtures("few_neutral_texts")
 def test_without_examples_the_adapters_alone_route(here: Path, call: Call) -> None:
     made = call("mix", "mine", *experts("a", "b b"))
     assert made.returncode == 0, made.stderr
@@ -142,6 +144,7 @@ def test_what_cannot_be_made_is_said_before_anything_is_written(
     assert not Path("mine").exists()
 
 
+@pytest.mark.usefixtures("few_neutral_texts")
 def test_nothing_else_is_overwritten(here: Path, call: Call) -> None:
     Path("mine").mkdir()
     Path("mine/thesis.txt").write_text("years of work", encoding="utf-8")

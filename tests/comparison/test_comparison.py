@@ -42,7 +42,7 @@ SETTINGS = [
     *("comparison.test_samples=4", "comparison.side_samples=3", "comparison.uncached_samples=2"),
     *("comparison.search_samples=2", "comparison.search_steps=6", "comparison.replicates=100"),
     *("comparison.seeds=[0, 1]", "comparison.test_sets=[named, bare, mixed]", "gate.bare=0.5"),
-    *("tasks.haiku.max_new_tokens=8", "tasks.title.max_new_tokens=8"),
+    *("tasks.haiku.max_new_tokens=5", "tasks.title.max_new_tokens=5"),
     *("finetune.train_samples=8", "lora.train_samples=16", "gate.train_samples=16"),
     *(f"{stage}.validation_samples=4" for stage in ("finetune", "lora", "gate")),
 ]

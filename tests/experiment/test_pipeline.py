@@ -29,16 +29,26 @@ SMALL = [
     *("finetune.validation_samples=4", "lora.validation_samples=4"),
     *("gate.train_samples=32", "gate.validation_samples=4"),
 ]
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
-)
+pytestmark = [
+    pytest.mark.axes(False),  # but in the first run of each shape
+    pytest.mark.filterwarnings(
+        "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
+    ),
+]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a finished run, which is not to be changed."""
     root = tmp_path_factory.mktemp("run") / "tiny"
     runner.run(load_recipe("tiny", SMALL), root)
     return root
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path, without_plots: None) -> Path:
+    """Return a copy of the finished run; what goes on there draws no plot."""
+    return shutil.copytree(finished, tmp_path / "copy")
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -50,6 +60,7 @@ def stamps(root: Path) -> dict[str, int]:
     return {path.stem: path.stat().st_mtime_ns for path in (root / ".stages").glob("*.json")}
 
 
+@pytest.mark.axes(True)
 def test_a_run_leaves_everything_that_the_reference_leaves(finished: Path) -> None:
     answers = ["benchmark/haiku.csv", "benchmark/title.csv", "cgm/haiku.csv", "cgm/title.csv"]
     answers += ["finetune/haiku/haiku.csv", "lora/haiku/haiku.csv", "lora/haiku/title.csv"]
@@ -104,15 +115,13 @@ def test_the_mixture_of_a_run_loads_and_its_weights_sum_to_one(finished: Path) -
 
 
 def test_a_second_run_skips_everything_and_a_change_redoes_what_depends_on_it(
-    finished: Path, tmp_path: Path
+    copied: Path,
 ) -> None:
-    root = tmp_path / "copy"
-    shutil.copytree(finished, root)
-    before = stamps(root)
-    runner.run(load_recipe("tiny", SMALL), root)
-    assert stamps(root) == before
-    runner.run(load_recipe("tiny", [*SMALL, "gate.hidden=3"]), root)
-    after = stamps(root)
+    before = stamps(copied)
+    runner.run(load_recipe("tiny", SMALL), copied)
+    assert stamps(copied) == before
+    runner.run(load_recipe("tiny", [*SMALL, "gate.hidden=3"]), copied)
+    after = stamps(copied)
     assert {key for key in after if after[key] != before[key]} == {
         "gate",
         "gate-answers",
@@ -121,54 +130,48 @@ def test_a_second_run_skips_everything_and_a_change_redoes_what_depends_on_it(
     }
 
 
-def test_other_questions_need_no_new_training(finished: Path, tmp_path: Path) -> None:
-    root = tmp_path / "copy"
-    shutil.copytree(finished, root)
-    before = stamps(root)
-    runner.run(load_recipe("tiny", [*SMALL, "generation.test_samples=2"]), root)
-    after = stamps(root)
+def test_other_questions_need_no_new_training(copied: Path) -> None:
+    before = stamps(copied)
+    runner.run(load_recipe("tiny", [*SMALL, "generation.test_samples=2"]), copied)
+    after = stamps(copied)
     redone = {key for key in after if after[key] != before[key]}
     answered = {key for key in after if key.endswith("-answers")}
     assert redone == {"benchmark", *answered, "evaluate", "report"}
-    assert len(rows(root / "cgm" / "haiku.csv")) == 2
+    assert len(rows(copied / "cgm" / "haiku.csv")) == 2
 
 
 def test_other_metrics_are_measured_on_the_answers_that_are_there(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = tmp_path / "copy"
-    shutil.copytree(finished, root)
-    before = stamps(root)
-    runner.run(load_recipe("tiny", [*SMALL, "tasks.title.metrics=[rouge, bleu, chrf]"]), root)
-    after = stamps(root)
+    before = stamps(copied)
+    runner.run(load_recipe("tiny", [*SMALL, "tasks.title.metrics=[rouge, bleu, chrf]"]), copied)
+    after = stamps(copied)
     assert {key for key in after if after[key] != before[key]} == {"evaluate", "report"}
     columns = ["model", "title BLEU", "title chrF", "BLEU signature", "chrF signature"]
-    assert list(rows(root / "accuracy.csv")[0]) == columns
-    assert "chrF signature: nrefs:1|case:mixed" in (root / "report.html").read_text()
-    show_scores(root)
+    assert list(rows(copied / "accuracy.csv")[0]) == columns
+    assert "chrF signature: nrefs:1|case:mixed" in (copied / "report.html").read_text()
+    show_scores(copied)
     shown = capsys.readouterr().out
     assert "chrF" in shown
     assert "nrefs" not in shown
 
 
 def test_tables_of_earlier_versions_are_shown_and_measured_anew(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Their tables name no tokenizer, and their evaluation was done with other settings."""
-    root = tmp_path / "copy"
-    shutil.copytree(finished, root)
-    earlier = [{**row, "title rouge1": "0.777"} for row in rows(root / "rouge.csv")]
+    earlier = [{**row, "title rouge1": "0.777"} for row in rows(copied / "rouge.csv")]
     columns = [column for column in earlier[0] if column != "tokenizer"]
-    write_csv(root / "rouge.csv", columns, [[row[key] for key in columns] for row in earlier])
-    show_scores(root)
+    write_csv(copied / "rouge.csv", columns, [[row[key] for key in columns] for row in earlier])
+    show_scores(copied)
     assert "0.777" in capsys.readouterr().out
-    marker = root / ".stages" / "evaluate.json"
+    marker = copied / ".stages" / "evaluate.json"
     marker.write_text(marker.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
-    before = stamps(root)
-    runner.run(load_recipe("tiny", SMALL), root)
-    after = stamps(root)
+    before = stamps(copied)
+    runner.run(load_recipe("tiny", SMALL), copied)
+    after = stamps(copied)
     assert {key for key in after if after[key] != before[key]} == {"evaluate"}
-    assert rows(root / "rouge.csv") == rows(finished / "rouge.csv")
+    assert rows(copied / "rouge.csv") == rows(finished / "rouge.csv")
 
 
 def test_one_stage_runs_what_it_needs_and_no_more(tmp_path: Path) -> None:
@@ -176,6 +179,8 @@ def test_one_stage_runs_what_it_needs_and_no_more(tmp_path: Path) -> None:
     assert set(stamps(tmp_path / "run")) == {"prepare", "benchmark"}
 
 
+@pytest.mark.axes(True)
+@pytest.mark.usefixtures("without_plots")
 @pytest.mark.parametrize("stage", ["gate", pytest.param(None, marks=pytest.mark.slow)])
 def test_the_same_program_runs_an_encoder_decoder(tmp_path: Path, stage: str | None) -> None:
     root = tmp_path / "t5"
@@ -290,16 +295,12 @@ def test_the_mixture_of_a_run_says_what_it_is(finished: Path) -> None:
     ],
     ids=["running", "token"],
 )
-def test_every_kind_of_gate_goes_through_a_run(
-    tmp_path: Path, finished: Path, settings: list[str]
-) -> None:
-    root = tmp_path / "tiny"
-    shutil.copytree(finished, root)
-    runner.run(load_recipe("tiny", [*SMALL, *settings]), root)
-    mixture = MixtureModel.from_pretrained(root / "cgm" / "models")
+def test_every_kind_of_gate_goes_through_a_run(copied: Path, settings: list[str]) -> None:
+    runner.run(load_recipe("tiny", [*SMALL, *settings]), copied)
+    mixture = MixtureModel.from_pretrained(copied / "cgm" / "models")
     assert mixture.gate_config.context == settings[0].partition("=")[2]
-    assert len(rows(root / "cgm" / "weights.csv")) == 2 * 2 * len(mixture.layers)
-    assert "CGM LoRA" in (root / "report.html").read_text()
+    assert len(rows(copied / "cgm" / "weights.csv")) == 2 * 2 * len(mixture.layers)
+    assert "CGM LoRA" in (copied / "report.html").read_text()
 
 
 @pytest.mark.slow

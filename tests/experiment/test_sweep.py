@@ -24,6 +24,7 @@ SMALL = [
 ]
 SWEPT = ["gate.hidden=2,4"]
 NAMES = ["gate.hidden-2", "gate.hidden-4"]
+pytestmark = pytest.mark.axes(False)  # smaller tests check them
 
 
 @pytest.fixture(scope="module")

@@ -1,25 +1,31 @@
 """Experts that are added with a few prompts of their own, and none of the others'."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import TARGETS, close, tiny_model
 from test_prototypes import prompts, share
+from tiny_models import TARGETS, close, tiny_model
 
 from loramix import GateConfig, MixtureModel
 from loramix.errors import ExpertError, MixtureError
 from loramix.mixture.prototypes import add_expert, from_examples
 
 Experts = Callable[..., dict[str, Path]]
+FITTED: dict[object, MixtureModel] = {}  # with prompts, by shape and settings of the gates
 
 
 def of_two(experts: Experts, shape: str = "llama", **gate: object) -> MixtureModel:
-    folders = experts(shape, ("a", "b"))
-    mixture = MixtureModel.from_experts(tiny_model(shape), folders, gate=GateConfig(**gate)).eval()
-    from_examples(mixture, {name: prompts(name, 6, seed=1) for name in ("a", "b")})
-    return mixture
+    """Return a mixture that knows prompts of two experts; a copy of the same one each time."""
+    made = shape, tuple(gate.items())
+    if made not in FITTED:
+        base, folders = tiny_model(shape), experts(shape, ("a", "b"))
+        mixture = MixtureModel.from_experts(base, folders, gate=GateConfig(**gate)).eval()
+        from_examples(mixture, {name: prompts(name, 6, seed=1) for name in ("a", "b")})
+        FITTED[made] = mixture
+    return copy.deepcopy(FITTED[made])
 
 
 def shares(mixture: MixtureModel, name: str) -> float:

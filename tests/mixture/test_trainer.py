@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import strengthen, tiny_model, tokens
 from datasets import Dataset
 from safetensors.torch import load_file
+from tiny_models import strengthen, tiny_model, tokens
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments, pipeline
 
@@ -20,6 +20,7 @@ from loramix.errors import MixtureError
 EXAMPLES = Path(__file__).parents[2] / "examples"
 Experts = Callable[..., dict[str, Path]]
 SHAPES = ["t5", "llama", "gpt2"]
+pytestmark = pytest.mark.axes(False)  # smaller tests check them
 
 
 def samples(shape: str, *, columns: tuple[str, ...] = ()) -> Dataset:

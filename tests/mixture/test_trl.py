@@ -13,7 +13,10 @@ from loramix.bases.loading import load_base
 from loramix.errors import MixtureError
 
 trl = pytest.importorskip("trl", reason="TRL is not installed; get it with: pip install trl")
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.axes(False),  # smaller tests check them
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TEMPLATE = (

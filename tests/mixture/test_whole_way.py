@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import close, save_expert, target_logits, tiny_model, tokens
 from peft import PeftModel
+from tiny_models import close, save_expert, target_logits, tiny_model, tokens
 from transformers import PreTrainedModel
 
 from loramix import GateConfig, MixtureModel
@@ -19,6 +19,7 @@ PROMPT, TARGET = 6, 4
 # and strong adapters answer each in its own way: the wrong expert costs several nats per token.
 SHARPER, ALPHA = {"t5": 4.0, "llama": 30.0}, {"t5": 64, "llama": 8}
 Lesson = tuple[torch.Tensor, torch.Tensor]
+pytestmark = pytest.mark.axes(False)  # smaller tests check them
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import ACTIVATIONS, Case, over
-from conftest import close, peft_logits, strengthen, target_logits, tiny_model, tokens
+from tiny_models import close, peft_logits, strengthen, target_logits, tiny_model, tokens
 from transformers import BitsAndBytesConfig, LlamaForCausalLM, PreTrainedModel
 
 from loramix import GateConfig, MixtureModel

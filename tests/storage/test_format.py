@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import peft_logits, strengthen, target_logits, tiny_model, tokens
 from peft import PeftModel
+from tiny_models import peft_logits, strengthen, target_logits, tiny_model, tokens
 
 from loramix import GateConfig, MixtureModel
 from loramix.bases.tiny import tiny_tokenizer
@@ -45,6 +45,13 @@ def test_c7_saved_and_loaded_is_bit_exact(
         for file in (tmp_path / "saved").rglob("*")
         if file.suffix in (".bin", ".pt", ".pth", ".pkl")
     ]
+
+
+@pytest.mark.parametrize("shape", ["t5", "llama", "gpt2"])
+def test_c7_saved_experts_are_adapters_of_peft(
+    experts: Experts, tmp_path: Path, shape: str
+) -> None:
+    build(experts, shape).save_pretrained(tmp_path / "saved")
     for name, folder in experts(shape).items():
         copy = tmp_path / "saved" / "experts" / name
         assert torch.equal(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import strengthen, tiny_model, tokens
+from tiny_models import strengthen, tiny_model, tokens
 from torch import Tensor
 
 from loramix import MixtureModel
@@ -22,10 +22,11 @@ LAYERS = [
     for part, attention in enumerate(parts)
     for projection in "qkvo"
 ]
+BASE = tiny_model("t5")  # to look at, and not to be changed
 
 
 def shapes(layer: str) -> tuple[int, int]:
-    module = tiny_model("t5").get_submodule(layer)
+    module = BASE.get_submodule(layer)
     return module.in_features, module.out_features
 
 
@@ -84,7 +85,7 @@ def test_an_imported_mixture_is_the_reference_formula(tmp_path: Path) -> None:
         x, found = seen[name]
         expected = reference(
             x,
-            tiny_model("t5").get_submodule(name).weight,
+            BASE.get_submodule(name).weight,
             [adapter[f"{name}.lora_A"] for adapter in adapters],
             [adapter[f"{name}.lora_B"] for adapter in adapters],
             gate[f"{name}.context_gated_mixing.lin1.weight"],

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import strengthen
+from tiny_models import strengthen
 
 from loramix import MixtureModel
 from loramix.bases.loading import load_base
@@ -22,7 +22,10 @@ from loramix.experiment.training.trainer import learn
 Adapters = Callable[..., Path]
 TASKS = [Task(name=name, source="x.csv", expert="a" if name == "s" else "b") for name in "stu"]
 STEPS = 21  # of an epoch: two lie between two lines of the log, so that an epoch ends between them
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.axes(False),  # smaller tests check them
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning"),
+]
 
 
 def slow(value: object) -> Any:

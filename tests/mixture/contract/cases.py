@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import strengthen, tiny_model
 from hypothesis import settings
+from tiny_models import strengthen, tiny_model
 
 from loramix import GateConfig, MixtureModel
 
@@ -65,10 +65,47 @@ class Case:
         *,
         dtype: torch.dtype = torch.float32,
     ) -> MixtureModel:
+        """Return a mixture of this case that the caller may change."""
         base = tiny_model(self.shape).to(dtype)
         return strengthen(
             MixtureModel.from_experts(base, experts(self.shape, tuple(names)), gate=self.config)
         )
+
+    def shared(
+        self,
+        experts: Experts,
+        names: Iterable[str] = ("a", "b", "c"),
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> MixtureModel:
+        """Return what `build` returns, made once for all tests, none of which may change it.
+
+        Most of a small mixture's time goes into building it.
+        """
+        made = self, tuple(names), dtype
+        if made not in _SHARED:
+            mixture = self.build(experts, names, dtype=dtype)
+            _SHARED[made] = mixture, _state(mixture)
+        mixture, state = _SHARED[made]
+        assert _state(mixture) == state, f"an earlier test has changed the shared mixture {self}"
+        return mixture
+
+
+_SHARED: dict[object, tuple[MixtureModel, object]] = {}
+
+
+def _state(mixture: MixtureModel) -> object:
+    """Return what changes with a mixture's parameters, gradients, modes and hooks."""
+    return (
+        [
+            (each.data_ptr(), each._version, each.grad is None, each.requires_grad)
+            for each in mixture.parameters()
+        ],
+        [
+            (each.training, len(each._forward_hooks), len(each._forward_pre_hooks))
+            for each in mixture.modules()
+        ],
+    )
 
 
 GENERATING_FEW = [

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import ACTIVATIONS, MIXING, SHAPES, Case, Experts, in_turn, over
-from conftest import close, strengthen, target_logits, tiny_model, tokens
+from tiny_models import close, strengthen, target_logits, tiny_model, tokens
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from loramix import MixtureModel
@@ -61,7 +61,7 @@ def frozen(mixture: MixtureModel) -> dict[str, torch.Tensor]:
 
 @over(FOLDING, few=FOLDING[::3])
 def test_folding_changes_no_score_and_no_weight(case: Case, experts: Experts) -> None:
-    mixture, ids = case.build(experts), tokens(1, 6)
+    mixture, ids = case.shared(experts), tokens(1, 6)
     before = frozen(mixture)
     for settings in ({}, {"num_return_sequences": 2, "num_beams": 3}):
         close(
@@ -74,7 +74,7 @@ def test_folding_changes_no_score_and_no_weight(case: Case, experts: Experts) ->
 @pytest.mark.parametrize("mixing", MIXING)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_fixed_weights_fold_for_any_batch(shape: str, mixing: str, experts: Experts) -> None:
-    mixture, ids = Case(shape, "token", mixing=mixing).build(experts), tokens(3, 5)
+    mixture, ids = Case(shape, "token", mixing=mixing).shared(experts), tokens(3, 5)
     with mixture.fixed({"a": 0.7, "c": -0.4}):
         folded, plain = (generated(mixture, ids, fold=fold) for fold in (True, False))
     close(folded, plain)
@@ -112,8 +112,8 @@ def test_folding_is_done_where_it_can_be_and_pays(experts: Experts) -> None:
 
 def test_what_cannot_be_folded_is_refused(experts: Experts) -> None:
     with pytest.raises(MixtureError, match="'token' gate change from token to token"):
-        Case("llama", "token").build(experts).generate(input_ids=tokens(1, 4), fold=True)
-    mixture = Case("llama", "prompt").build(experts)
+        Case("llama", "token").shared(experts).generate(input_ids=tokens(1, 4), fold=True)
+    mixture = Case("llama", "prompt").shared(experts)
     with pytest.raises(MixtureError, match="every prompt has weights of its own"):
         mixture.generate(input_ids=tokens(2, 4), fold=True)
     with (
@@ -195,7 +195,7 @@ def test_folded_memory_is_given_back_before_training(experts: Experts) -> None:
 
 
 def test_threads_fold_apart(experts: Experts) -> None:
-    mixture = Case("llama", "prompt").build(experts)
+    mixture = Case("llama", "prompt").shared(experts)
     prompts = [tokens(1, 6, seed=seed) for seed in range(3)]
     expected, wrong = [generated(mixture, ids, fold=False) for ids in prompts], []
 
@@ -217,7 +217,7 @@ def test_threads_fold_apart(experts: Experts) -> None:
 
 
 def test_a_mixture_that_has_folded_can_be_copied(experts: Experts) -> None:
-    mixture, ids = Case("llama", "prompt").build(experts), tokens(1, 6)
+    mixture, ids = Case("llama", "prompt").shared(experts), tokens(1, 6)
     folded = generated(mixture, ids, fold=True)
     close(generated(copy.deepcopy(mixture), ids, fold=True), folded)
     assert pickle.loads(pickle.dumps(mixture._folding)) is not mixture._folding
@@ -235,7 +235,7 @@ def test_gathering_the_chosen_experts_changes_nothing(case: Case, experts: Exper
     """Where gradients are wanted, all eight experts are multiplied; elsewhere those that some row
     has chosen.
     """
-    mixture = case.build(experts, EIGHT)
+    mixture = case.shared(experts, EIGHT)
     for rows in (1, 3):
         ids, target = tokens(rows, 6), tokens(rows, 4, seed=1)
         gathered = target_logits(mixture, ids, target)
@@ -257,7 +257,7 @@ def test_gathering_the_chosen_experts_changes_nothing(case: Case, experts: Exper
 def test_layers_that_read_one_input_share_a_down_projection(experts: Experts) -> None:
     shared = {}
     for shape in SHAPES:
-        mixture = Case(shape, "prompt").build(experts)
+        mixture = Case(shape, "prompt").shared(experts)
         products: dict[int, list[str]] = {}
         for name, layer in mixture.layers.items():
             products.setdefault(id(layer.shared_a), []).append(name.rpartition(".")[2])
@@ -283,7 +283,7 @@ def test_backward_keeps_the_low_rank_activations_alone(experts: Experts) -> None
     wide = []
     for model in (
         tiny_model("llama").requires_grad_(False),
-        Case("llama", "prompt").build(experts),
+        Case("llama", "prompt").shared(experts),
     ):
         inner = model.base if isinstance(model, MixtureModel) else model
         inputs = (
@@ -376,7 +376,7 @@ def test_folding_in_bf16_is_about_as_exact(shape: str, experts: Experts) -> None
     float64.
     """
     mixture, weights_B1E = (
-        Case(shape, "prompt").build(experts, dtype=torch.bfloat16),
+        Case(shape, "prompt").shared(experts, dtype=torch.bfloat16),
         torch.tensor([[[0.5, 0.3, 0.2]]]),
     )
     errors = []

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from cases import Case, Experts
-from conftest import close, tokens
+from tiny_models import close, tokens
 from transformers import DataCollatorWithFlattening
 
 from loramix import MixtureModel
@@ -56,14 +56,14 @@ def apart(mixture: MixtureModel) -> torch.Tensor:
 def test_packed_samples_are_read_apart(
     context: str, packed: Callable[[], dict[str, object]], experts: Experts
 ) -> None:
-    mixture = Case("llama", context).build(experts)
+    mixture = Case("llama", context).shared(experts)
     with torch.no_grad():
         close(mixture(**packed(), use_cache=False).logits, apart(mixture))
 
 
 @pytest.mark.parametrize("scope", ["block", "model"])
 def test_packed_samples_are_read_apart_by_shared_gates(scope: str, experts: Experts) -> None:
-    mixture = Case("llama", "prompt", scope=scope).build(experts)
+    mixture = Case("llama", "prompt", scope=scope).shared(experts)
     with torch.no_grad():
         close(mixture(**by_positions(), use_cache=False).logits, apart(mixture))
 
@@ -89,13 +89,13 @@ def test_packed_training_has_the_gradients_of_its_samples(experts: Experts) -> N
 def test_positions_that_start_again_are_refused_where_the_base_mixes_samples(
     experts: Experts,
 ) -> None:
-    mixture = Case("llama", "prompt").build(experts)
+    mixture = Case("llama", "prompt").shared(experts)
     with pytest.raises(MixtureError, match="use_cache=False"):
         mixture(**by_positions(), use_cache=True)
 
 
 def test_a_packed_sample_without_a_prompt_is_refused(experts: Experts) -> None:
-    mixture, row = Case("llama", "prompt").build(experts), by_positions()
+    mixture, row = Case("llama", "prompt").shared(experts), by_positions()
     row["labels"] = row["input_ids"].clone()
     row["labels"][:, :4] = -100  # the first sample alone has a prompt
     with pytest.raises(MixtureError, match="prompt_mask"):
@@ -103,13 +103,13 @@ def test_a_packed_sample_without_a_prompt_is_refused(experts: Experts) -> None:
 
 
 def test_the_reference_gate_refuses_packed_rows(experts: Experts) -> None:
-    mixture = Case("llama", "reference").build(experts)
+    mixture = Case("llama", "reference").shared(experts)
     with pytest.raises(MixtureError, match="several samples"):
         mixture(**by_positions(), use_cache=False)
 
 
 def test_positions_of_padded_rows_are_no_packing(experts: Experts) -> None:
-    mixture, row = Case("llama", "prompt").build(experts), tokens(1, 6)
+    mixture, row = Case("llama", "prompt").shared(experts), tokens(1, 6)
     padded = torch.cat([tokens(1, 3, seed=5), row], 1)
     mask = torch.tensor([[0] * 3 + [1] * 6])
     positions = (mask.cumsum(1) - 1).clamp(min=0)

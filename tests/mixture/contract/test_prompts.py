@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 from cases import Case, Experts
-from conftest import close, peft_logits, target_logits, tiny_model, tokens
+from tiny_models import close, peft_logits, target_logits, tiny_model, tokens
 
 from loramix import GateConfig, MixtureModel
 from loramix.errors import MixtureError
@@ -22,7 +22,7 @@ def prefilled(mixture: MixtureModel, prefix: torch.Tensor) -> object:
 @pytest.mark.parametrize("shape", ["llama", "gpt2"])
 @pytest.mark.parametrize("context", ["running", "token"])
 def test_a_cached_prefix_changes_no_score(shape: str, context: str, experts: Experts) -> None:
-    mixture = Case(shape, context).build(experts)
+    mixture = Case(shape, context).shared(experts)
     cache = prefilled(mixture, tokens(1, 6))
     for seed in (2, 3):
         ids = torch.cat([tokens(1, 6), tokens(1, 4, seed=seed)], 1)
@@ -35,7 +35,7 @@ def test_a_cached_prefix_changes_no_score(shape: str, context: str, experts: Exp
 
 
 def test_a_prompt_gate_refuses_a_cached_prefix_and_a_second_turn(experts: Experts) -> None:
-    mixture = Case("llama", "prompt").build(experts)
+    mixture = Case("llama", "prompt").shared(experts)
     ids = torch.cat([tokens(1, 6), tokens(1, 4, seed=2)], 1)
     with pytest.raises(MixtureError, match="without past_key_values"):
         mixture.generate(
@@ -53,7 +53,7 @@ def test_a_prompt_gate_refuses_a_cached_prefix_and_a_second_turn(experts: Expert
 @pytest.mark.parametrize("then", [{"b": 1.0}, {"a": 0.5}, None])
 def test_a_cache_of_other_weights_is_refused(then: dict | None, experts: Experts) -> None:
     """What a layer has put into a cache depends on the weights that it had."""
-    mixture = Case("llama", "token").build(experts)
+    mixture = Case("llama", "token").shared(experts)
     with mixture.fixed({"a": 1.0}):
         cache = prefilled(mixture, tokens(1, 4))
         mixture(input_ids=tokens(1, 1), past_key_values=copy.deepcopy(cache))
@@ -66,7 +66,7 @@ def test_a_cache_of_other_weights_is_refused(then: dict | None, experts: Experts
 
 @pytest.mark.parametrize("shape", ["llama", "gpt2"])
 def test_labels_without_a_prompt_are_refused(shape: str, experts: Experts) -> None:
-    mixture, ids = Case(shape, "prompt").build(experts), tokens(2, 6)
+    mixture, ids = Case(shape, "prompt").shared(experts), tokens(2, 6)
     with pytest.raises(MixtureError, match=r"-100.*prompt_mask.*context='running'"):
         mixture(input_ids=ids, labels=ids)
     one_bare = ids.clone()
@@ -77,12 +77,12 @@ def test_labels_without_a_prompt_are_refused(shape: str, experts: Experts) -> No
     prompts[:, :2] = True
     assert mixture(input_ids=ids, labels=ids, prompt_mask=prompts).loss > 0
     for context in ("running", "token"):
-        assert Case(shape, context).build(experts)(input_ids=ids, labels=ids).loss > 0
+        assert Case(shape, context).shared(experts)(input_ids=ids, labels=ids).loss > 0
 
 
 def test_a_call_takes_weights_in_any_thread(experts: Experts) -> None:
     folders = experts("llama")
-    mixture = Case("llama", "prompt").build(experts)
+    mixture = Case("llama", "prompt").shared(experts)
     ids, target, found = tokens(2, 5), tokens(2, 3, seed=1), {}
 
     def ask(name: str) -> None:
@@ -102,7 +102,7 @@ def test_a_call_takes_weights_in_any_thread(experts: Experts) -> None:
 
 
 def test_a_call_takes_weights_for_every_row(experts: Experts) -> None:
-    mixture, ids = Case("llama", "prompt").build(experts), tokens(2, 5)
+    mixture, ids = Case("llama", "prompt").shared(experts), tokens(2, 5)
     together = mixture.generate(
         input_ids=ids, weights=[{"a": 1.0}, {"b": 0.5}], max_new_tokens=4, do_sample=False
     )
@@ -119,7 +119,7 @@ def test_a_call_takes_weights_for_every_row(experts: Experts) -> None:
 
 
 def test_a_block_that_cannot_reach_a_thread_is_said(experts: Experts) -> None:
-    mixture, errors = Case("llama", "prompt").build(experts), []
+    mixture, errors = Case("llama", "prompt").shared(experts), []
 
     def stream() -> None:
         try:
@@ -140,7 +140,7 @@ def test_a_block_that_cannot_reach_a_thread_is_said(experts: Experts) -> None:
 
 @pytest.mark.parametrize("shape", ["llama", "gpt2"])
 def test_gates_read_no_continuation_that_a_harness_scores(shape: str, experts: Experts) -> None:
-    mixture, ids, target = Case(shape, "prompt").build(experts), tokens(2, 5), tokens(2, 3, seed=1)
+    mixture, ids, target = Case(shape, "prompt").shared(experts), tokens(2, 5), tokens(2, 3, seed=1)
     whole = torch.cat([ids, target], 1)
     with torch.no_grad():
         right = target_logits(mixture, ids, target)

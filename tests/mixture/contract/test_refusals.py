@@ -3,8 +3,8 @@
 import pytest
 import torch
 from cases import Case, Experts
-from conftest import tiny_model, tokens
 from pydantic import ValidationError
+from tiny_models import tiny_model, tokens
 
 from loramix import GateConfig, MixtureModel
 from loramix.errors import ExpertError, MixtureError
@@ -14,7 +14,7 @@ SHAPES = ["t5", "llama", "gpt2"]
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_reference_gate_does_not_generate(shape: str, experts: Experts) -> None:
-    mixture = Case(shape, "reference").build(experts)
+    mixture = Case(shape, "reference").shared(experts)
     with pytest.raises(MixtureError, match="context='prompt'"):
         mixture.generate(input_ids=tokens(1, 4), max_new_tokens=2)
     with mixture.fixed({"a": 1.0}):  # then no gate decides
@@ -39,7 +39,7 @@ def test_prompt_gates_refuse_a_chunked_prefill(experts: Experts) -> None:
 def test_foreign_caches_are_refused_and_leave_nothing_behind(
     context: str, experts: Experts
 ) -> None:
-    mixture, ids = Case("llama", context).build(experts), tokens(1, 4)
+    mixture, ids = Case("llama", context).shared(experts), tokens(1, 4)
     before = mixture(input_ids=ids).logits
     foreign = tiny_model("llama")(input_ids=ids, use_cache=True).past_key_values
     with pytest.raises(MixtureError, match="empty one"):
@@ -48,14 +48,14 @@ def test_foreign_caches_are_refused_and_leave_nothing_behind(
 
 
 def test_a_cache_of_other_rows_is_refused(experts: Experts) -> None:
-    mixture = Case("llama", "running").build(experts)
+    mixture = Case("llama", "running").shared(experts)
     cache = mixture(input_ids=tokens(2, 4), use_cache=True).past_key_values
     with pytest.raises(MixtureError, match="for 2 rows, but this call has 1"):
         mixture(input_ids=tokens(1, 1), past_key_values=cache)
 
 
 def test_a_running_mean_takes_nothing_back(experts: Experts) -> None:
-    mixture = Case("llama", "running").build(experts)
+    mixture = Case("llama", "running").shared(experts)
     cache = mixture(input_ids=tokens(1, 4), use_cache=True).past_key_values
     with pytest.raises(MixtureError, match="cannot be cropped"):
         cache.crop(-1)
@@ -64,7 +64,7 @@ def test_a_running_mean_takes_nothing_back(experts: Experts) -> None:
 
 
 def test_masks_that_gates_cannot_read_are_refused(experts: Experts) -> None:
-    mixture, ids = Case("llama", "token").build(experts), tokens(1, 4)
+    mixture, ids = Case("llama", "token").shared(experts), tokens(1, 4)
     with pytest.raises(MixtureError, match="of type list"):
         mixture.base(input_ids=ids, attention_mask=[1, 1, 1, 1])
     with pytest.raises(MixtureError, match="covers 3 tokens, but 0 lie in the cache and 4 are new"):
@@ -72,11 +72,11 @@ def test_masks_that_gates_cannot_read_are_refused(experts: Experts) -> None:
     with pytest.raises(MixtureError, match="input_ids or inputs_embeds"):
         mixture(attention_mask=torch.ones(1, 4))
     with pytest.raises(MixtureError, match="9 labels for 4 tokens"):
-        Case("llama", "prompt").build(experts)(input_ids=ids, labels=tokens(1, 9))
+        Case("llama", "prompt").shared(experts)(input_ids=ids, labels=tokens(1, 9))
 
 
 def test_what_belongs_to_other_models_is_refused(experts: Experts) -> None:
-    mixture = Case("t5", "prompt").build(experts)
+    mixture = Case("t5", "prompt").shared(experts)
     with pytest.raises(MixtureError, match="its encoder's input"):
         mixture(input_ids=tokens(1, 4), labels=tokens(1, 2), prompt_mask=torch.ones(1, 4).bool())
     layer = next(iter(mixture.layers.values()))
@@ -119,6 +119,6 @@ def test_gate_parameters_that_do_not_fit_are_refused(experts: Experts) -> None:
 
 
 def test_fixed_weights_need_a_row(experts: Experts) -> None:
-    mixture = Case("llama", "prompt").build(experts)
+    mixture = Case("llama", "prompt").shared(experts)
     with pytest.raises(MixtureError, match="one dict per row"):
         mixture.fixed([])

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from cases import ALL, Case, Experts, over, some_examples
-from conftest import close, target_logits, tokens
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_models import close, target_logits, tokens
 
 from loramix import MixtureModel
 
@@ -38,7 +38,7 @@ def outputs(mixture: MixtureModel, ids: torch.Tensor, mask: torch.Tensor) -> lis
 def test_c1_c2_a_row_is_the_same_alone_and_in_any_padded_batch(
     case: Case, experts: Experts
 ) -> None:
-    mixture = case.build(experts)
+    mixture = case.shared(experts)
 
     @some_examples
     @given(
@@ -62,7 +62,7 @@ def test_c1_c2_a_row_is_the_same_alone_and_in_any_padded_batch(
 def test_c2_left_padding_does_not_reach_the_gates_of_an_encoder(
     context: str, experts: Experts
 ) -> None:
-    mixture, row = Case("t5", context).build(experts), tokens(1, 5)[0]
+    mixture, row = Case("t5", context).shared(experts), tokens(1, 5)[0]
     ids, mask = padded([row], 9, "left")
     name = "encoder.block.0.layer.0.SelfAttention.q"
     wide = mixture.weights(input_ids=ids, attention_mask=mask)[name]
@@ -74,7 +74,7 @@ def test_c2_left_padding_does_not_reach_the_gates_of_an_encoder(
 @over(ALL)
 def test_gates_tell_inputs_apart(case: Case, experts: Experts) -> None:
     """The other tests would pass with gates that always say the same."""
-    mixture = case.build(experts)
+    mixture = case.shared(experts)
     found = [mixture.weights(input_ids=tokens(1, 2, seed=seed)) for seed in range(6)]
     differences = [
         float((weights[name] - found[0][name]).abs().max()) for weights in found for name in weights
@@ -85,7 +85,7 @@ def test_gates_tell_inputs_apart(case: Case, experts: Experts) -> None:
 
 @over(ALL)
 def test_c2_padded_targets_change_no_loss(case: Case, experts: Experts) -> None:
-    mixture, ids, target = case.build(experts), tokens(2, 4), tokens(2, 3, seed=1)
+    mixture, ids, target = case.shared(experts), tokens(2, 4), tokens(2, 3, seed=1)
     gap = torch.full((2, 2), -100)
     if case.shape == "t5":
         losses = [
@@ -107,7 +107,7 @@ def test_c2_padded_targets_change_no_loss(case: Case, experts: Experts) -> None:
 
 
 def test_prompt_gates_read_the_prompt_alone_when_labels_are_given(experts: Experts) -> None:
-    mixture, ids = Case("llama", "prompt").build(experts), tokens(1, 9)
+    mixture, ids = Case("llama", "prompt").shared(experts), tokens(1, 9)
     labels = torch.cat([torch.full((1, 5), -100), ids[:, 5:]], 1)
     close(
         mixture(input_ids=ids, labels=labels).logits[:, 5:],

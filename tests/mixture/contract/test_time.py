@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from cases import ALL, GENERATING, Case, Experts, over, some_examples
-from conftest import close, target_logits, tokens
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_models import close, target_logits, tokens
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 from transformers.generation.utils import GenerateOutput
 from transformers.modeling_outputs import BaseModelOutput
@@ -71,14 +71,14 @@ def stepwise(
 
 @over(GENERATING)
 def test_c3_future_targets_change_nothing(case: Case, experts: Experts) -> None:
-    mixture, ids, target = case.build(experts), tokens(2, PROMPT), tokens(2, TARGET, seed=1)
+    mixture, ids, target = case.shared(experts), tokens(2, PROMPT), tokens(2, TARGET, seed=1)
     other = torch.cat([target[:, :2], tokens(2, TARGET - 2, seed=9)], 1)
     close(target_logits(mixture, ids, target)[:, :2], target_logits(mixture, ids, other)[:, :2])
 
 
 @over(GENERATING)
 def test_c4_cached_steps_equal_one_pass(case: Case, experts: Experts) -> None:
-    mixture, ids, target = case.build(experts), tokens(2, PROMPT), tokens(2, TARGET, seed=1)
+    mixture, ids, target = case.shared(experts), tokens(2, PROMPT), tokens(2, TARGET, seed=1)
     whole = target_logits(mixture, ids, target)
 
     @some_examples
@@ -122,7 +122,7 @@ def padded(case: Case, prompts: list[torch.Tensor]) -> dict[str, torch.Tensor]:
 def test_c4_a_row_generates_alone_what_it_generates_in_a_batch(
     case: Case, experts: Experts, beams: int
 ) -> None:
-    mixture, prompts = case.build(experts), prompts_of_two_lengths()
+    mixture, prompts = case.shared(experts), prompts_of_two_lengths()
     together = generate(mixture, **padded(case, prompts), num_beams=beams).sequences
     for prompt, row in zip(prompts, together, strict=True):
         alone = generate(mixture, prompt, num_beams=beams, fold=case.context == "prompt")
@@ -132,7 +132,7 @@ def test_c4_a_row_generates_alone_what_it_generates_in_a_batch(
 @over(GENERATING)
 @pytest.mark.parametrize("beams", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_c4_generation_needs_no_cache(case: Case, experts: Experts, beams: int) -> None:
-    mixture, batch = case.build(experts), padded(case, prompts_of_two_lengths())
+    mixture, batch = case.shared(experts), padded(case, prompts_of_two_lengths())
     cached, uncached = (
         generate(mixture, **batch, num_beams=beams, use_cache=use_cache)
         for use_cache in (True, False)
@@ -144,7 +144,7 @@ def test_c4_generation_needs_no_cache(case: Case, experts: Experts, beams: int) 
 @pytest.mark.axes(True)
 @over(GENERATING)
 def test_c4_generation_scores_are_those_of_one_pass(case: Case, experts: Experts) -> None:
-    mixture, prompt = case.build(experts), tokens(1, PROMPT)
+    mixture, prompt = case.shared(experts), tokens(1, PROMPT)
     found = generate(mixture, prompt)
     scores, answer = torch.stack(found.scores, 1), found.sequences[:, -NEW:]
     if case.shape == "t5":
@@ -160,7 +160,7 @@ def test_c4_generation_scores_are_those_of_one_pass(case: Case, experts: Experts
 
 @over(GENERATING)
 def test_c4_sampling_with_the_same_noise_gives_the_same_text(case: Case, experts: Experts) -> None:
-    mixture, ids = case.build(experts), tokens(2, PROMPT)
+    mixture, ids = case.shared(experts), tokens(2, PROMPT)
 
     def sampled(**caching: object) -> torch.Tensor:
         torch.manual_seed(5)
@@ -173,7 +173,7 @@ def test_c4_sampling_with_the_same_noise_gives_the_same_text(case: Case, experts
 
 @over([case for case in GENERATING if case.shape != "t5" and case.context != "prompt"])
 def test_c4_a_chunked_prefill_changes_nothing(case: Case, experts: Experts) -> None:
-    mixture, ids = case.build(experts), tokens(2, PROMPT)
+    mixture, ids = case.shared(experts), tokens(2, PROMPT)
     chunked = generate(mixture, ids, prefill_chunk_size=2)
     assert torch.equal(chunked.sequences, generate(mixture, ids).sequences)
 
@@ -183,7 +183,7 @@ def test_c4_a_chunked_prefill_changes_nothing(case: Case, experts: Experts) -> N
 def test_assisted_generation_gives_the_same_text(
     shape: str, context: str, experts: Experts
 ) -> None:
-    mixture, ids = Case(shape, context).build(experts), tokens(1, 4).repeat(1, 3)
+    mixture, ids = Case(shape, context).shared(experts), tokens(1, 4).repeat(1, 3)
     settings = {"input_ids": ids, "max_new_tokens": 8, "do_sample": False}
     assisted = mixture.generate(**settings, prompt_lookup_num_tokens=3)
     assert torch.equal(assisted, mixture.generate(**settings))
@@ -196,7 +196,7 @@ def test_assisted_generation_gives_the_same_text(
 def test_c4_encoder_outputs_of_the_user_are_those_that_gates_read(
     case: Case, experts: Experts
 ) -> None:
-    mixture, ids, target = case.build(experts), tokens(2, PROMPT), tokens(2, TARGET, seed=1)
+    mixture, ids, target = case.shared(experts), tokens(2, PROMPT), tokens(2, TARGET, seed=1)
     with torch.no_grad():
         hidden = mixture.base.get_encoder()(input_ids=ids).last_hidden_state
         plain = mixture(input_ids=ids, decoder_input_ids=target).logits
@@ -212,7 +212,7 @@ def test_c4_encoder_outputs_of_the_user_are_those_that_gates_read(
 def test_weights_for_encoder_outputs_are_those_of_the_decoder(
     context: str, experts: Experts
 ) -> None:
-    mixture = Case("t5", context).build(experts)
+    mixture = Case("t5", context).shared(experts)
     hidden = torch.randn(2, PROMPT, 32, generator=torch.Generator().manual_seed(1))
     outputs = BaseModelOutput(hidden)
     decided = mixture.weights(encoder_outputs=outputs, decoder_input_ids=tokens(2, TARGET))
@@ -247,7 +247,7 @@ def prefilled(
 @over(GENERATING)
 def test_c4_what_a_cache_carries_follows_its_rows(case: Case, experts: Experts) -> None:
     """Changing the rows mid-way equals computing the rows so arranged."""
-    mixture, ids, target = case.build(experts), tokens(2, PROMPT), tokens(2, TARGET, seed=1)
+    mixture, ids, target = case.shared(experts), tokens(2, PROMPT), tokens(2, TARGET, seed=1)
     cache, hidden = prefilled(case, mixture, ids, target[:, :2])
 
     @torch.no_grad()

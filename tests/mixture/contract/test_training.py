@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 from cases import ALL, CONTEXTS, GENERATING, SHAPES, Case, Experts, in_turn, over
-from conftest import close, target_logits, tokens
+from tiny_models import close, target_logits, tokens
 
 from loramix import MixtureModel
 from loramix.errors import MixtureError
@@ -57,11 +57,11 @@ def test_c9_training_moves_the_gates_alone(case: Case, experts: Experts) -> None
 
 @over(ALL)
 def test_c9_gradient_checkpointing_changes_no_gradient(case: Case, experts: Experts) -> None:
-    gradients = []
+    mixture, gradients = without_dropout(case.build(experts)), []
     for checkpointing in (False, True):
-        mixture = without_dropout(case.build(experts))
         if checkpointing:
             mixture.activation_checkpointing_enable()
+        mixture.zero_grad()
         loss(mixture).backward()
         gradients.append(
             {key: value.grad for key, value in mixture.named_parameters() if value.grad is not None}
@@ -96,7 +96,7 @@ def test_c9_reentrant_checkpointing_is_refused(experts: Experts) -> None:
     few=[Case("t5", "prompt"), Case("gpt2", "token"), *(Case("llama", each) for each in CONTEXTS)],
 )
 def test_c9_two_threads_do_not_see_each_other(case: Case, experts: Experts) -> None:
-    mixture = case.build(experts)
+    mixture = case.shared(experts)
     requests = [
         (tokens(1, 6, seed=1), {}),
         (tokens(2, 4, seed=2), {}),
@@ -128,7 +128,7 @@ def test_c9_two_threads_do_not_see_each_other(case: Case, experts: Experts) -> N
 
 @over(SMOOTH, few=in_turn(CONTEXTS[:-1], ["softmax", "sigmoid"]))
 def test_bf16_keeps_the_contract_to_its_own_rounding(case: Case, experts: Experts) -> None:
-    mixture = case.build(experts, dtype=torch.bfloat16)
+    mixture = case.shared(experts, dtype=torch.bfloat16)
     ids, target = tokens(3, 6), tokens(3, 4, seed=1)
     together = target_logits(mixture, ids, target)
     assert together.dtype == torch.bfloat16
@@ -137,7 +137,7 @@ def test_bf16_keeps_the_contract_to_its_own_rounding(case: Case, experts: Expert
         [target_logits(mixture, ids[row : row + 1], target[row : row + 1]) for row in range(3)]
     )
     assert float((together - alone).float().abs().mean()) < 0.05 * scale
-    exact = target_logits(case.build(experts), ids, target)
+    exact = target_logits(case.shared(experts), ids, target)
     assert float((together.float() - exact).abs().mean()) < 0.25 * scale
     assert all(
         weights.dtype == torch.float32 for weights in mixture.weights(input_ids=ids).values()
@@ -145,7 +145,7 @@ def test_bf16_keeps_the_contract_to_its_own_rounding(case: Case, experts: Expert
 
 
 def test_autocast_leaves_the_gates_in_float32(experts: Experts) -> None:
-    mixture, ids = Case("llama", "prompt").build(experts), tokens(2, 6)
+    mixture, ids = Case("llama", "prompt").shared(experts), tokens(2, 6)
     plain = mixture.weights(input_ids=ids)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = mixture.weights(input_ids=ids)

@@ -5,7 +5,7 @@ merge.
 import pytest
 import torch
 from cases import ALL, MIXING, SHAPES, Case, Experts, over
-from conftest import close, peft_logits, target_logits, tiny_model, tokens
+from tiny_models import close, peft_logits, target_logits, tiny_model, tokens
 
 from loramix import MixtureModel
 from loramix.errors import MixtureError
@@ -21,7 +21,7 @@ CONTEXTS = ["prompt", "token"]
 def test_c5_one_expert_alone_is_its_peft_adapter(
     shape: str, context: str, mixing: str, experts: Experts
 ) -> None:
-    mixture = Case(shape, context, mixing=mixing).build(experts)
+    mixture = Case(shape, context, mixing=mixing).shared(experts)
     for name, folder in experts(shape).items():
         with mixture.fixed({name: 1.0}):
             close(target_logits(mixture, IDS, TARGET), peft_logits(shape, folder, IDS, TARGET))
@@ -47,7 +47,7 @@ def test_c5_a_gate_that_chooses_one_expert_is_its_peft_adapter(
 @pytest.mark.parametrize("mixing", MIXING)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_c5_no_expert_is_the_base(shape: str, mixing: str, experts: Experts) -> None:
-    mixture = Case(shape, "prompt", mixing=mixing).build(experts)
+    mixture = Case(shape, "prompt", mixing=mixing).shared(experts)
     with mixture.fixed({}):
         assert torch.equal(
             target_logits(mixture, IDS, TARGET), target_logits(tiny_model(shape), IDS, TARGET)
@@ -75,7 +75,7 @@ def merge(shape: str, mixture: MixtureModel, weights: list[float]) -> torch.nn.M
 @pytest.mark.parametrize("mixing", MIXING)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_c6_fixed_weights_equal_the_merged_model(shape: str, mixing: str, experts: Experts) -> None:
-    mixture = Case(shape, "prompt", mixing=mixing).build(experts)
+    mixture = Case(shape, "prompt", mixing=mixing).shared(experts)
     with mixture.fixed({"a": 0.7, "b": -0.4, "c": 0.2}):
         close(
             target_logits(mixture, IDS, TARGET),
@@ -88,7 +88,7 @@ def test_c6_gated_weights_equal_the_model_merged_for_that_prompt(
     shape: str, experts: Experts
 ) -> None:
     """What the gates report is what they apply: each layer's weights, merged by hand."""
-    mixture, merged = Case(shape, "prompt").build(experts), tiny_model(shape)
+    mixture, merged = Case(shape, "prompt").shared(experts), tiny_model(shape)
     ids, target = IDS[:1], TARGET[:1]
     for name, weights_BE in mixture.weights(input_ids=ids).items():
         updates = [expert.updates[name] for expert in mixture.experts]
@@ -101,7 +101,7 @@ def test_c6_gated_weights_equal_the_model_merged_for_that_prompt(
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_row_may_have_its_own_fixed_weights(shape: str, experts: Experts) -> None:
-    mixture, rows = Case(shape, "prompt").build(experts), [{"a": 1.0}, {"b": 0.5, "c": -1.0}]
+    mixture, rows = Case(shape, "prompt").shared(experts), [{"a": 1.0}, {"b": 0.5, "c": -1.0}]
     with mixture.fixed(rows):
         together = target_logits(mixture, IDS, TARGET)
         beams = mixture.generate(
@@ -132,7 +132,7 @@ def test_every_row_may_have_its_own_fixed_weights(shape: str, experts: Experts) 
 
 @over(ALL)
 def test_c8_the_order_of_experts_changes_nothing(case: Case, experts: Experts) -> None:
-    mixture = case.build(experts)
+    mixture = case.shared(experts)
     plain = target_logits(mixture, IDS, TARGET)
     for order in ([1, 0, 2], [1, 2, 0]):  # every other order is made of these two
         other = case.build(experts, ["abc"[index] for index in order])
@@ -142,7 +142,7 @@ def test_c8_the_order_of_experts_changes_nothing(case: Case, experts: Experts) -
 
 
 def test_unknown_experts_get_the_nearest_name(experts: Experts) -> None:
-    mixture = Case("llama", "prompt").build(experts)
+    mixture = Case("llama", "prompt").shared(experts)
     with (
         pytest.raises(MixtureError, match=r"no expert 'bb' \(did you mean 'b'\?\)"),
         mixture.fixed({"bb": 1.0}),
@@ -151,7 +151,7 @@ def test_unknown_experts_get_the_nearest_name(experts: Experts) -> None:
 
 
 def test_fixed_weights_are_what_weights_reports(experts: Experts) -> None:
-    mixture = Case("llama", "token").build(experts)
+    mixture = Case("llama", "token").shared(experts)
     with mixture.fixed({"b": 0.25}):
         found = mixture.weights(input_ids=IDS)
     assert all(weights.tolist() == [[0.0, 0.25, 0.0]] * 2 for weights in found.values())
