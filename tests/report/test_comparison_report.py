@@ -4,6 +4,7 @@ import base64
 import hashlib
 import re
 from dataclasses import fields, replace
+from functools import cache
 
 import pytest
 from html_page import Page
@@ -94,8 +95,14 @@ def make_report() -> ComparisonReport:
     )
 
 
+@cache
+def whole_page() -> str:
+    """Return the page of the report, drawn once: its plots take half a second."""
+    return comparison_page(make_report())
+
+
 def test_every_section_is_present_and_reachable() -> None:
-    page = Page(comparison_page(make_report()))
+    page = Page(whole_page())
     assert page.open == []
     assert page.headings == [
         *("three models", "ROUGE", "Intervals", "More scores", "more 0", "more 1", "more 2"),
@@ -116,7 +123,7 @@ def test_of_many_claims_those_that_do_not_hold_come_first() -> None:
 
 
 def test_the_page_loads_nothing_and_runs_only_its_own_script() -> None:
-    page = Page(comparison_page(make_report()))
+    page = Page(whole_page())
     assert page.loads
     assert all(address.startswith("data:image/svg+xml;base64,") for address in page.loads)
     assert all(target.startswith("#") for target in page.targets)
@@ -126,7 +133,7 @@ def test_the_page_loads_nothing_and_runs_only_its_own_script() -> None:
 
 
 def test_the_policy_allows_exactly_that_script() -> None:
-    page = Page(comparison_page(make_report()))
+    page = Page(whole_page())
     digest = base64.b64encode(hashlib.sha256(page.scripts[0].encode()).digest()).decode()
     rules = dict(rule.split(" ", 1) for rule in page.policy.split("; "))
     assert rules["default-src"] == "'none'"
@@ -255,7 +262,7 @@ def test_every_part_can_stand_alone(name: str) -> None:
 
 
 def test_warnings_stay_visible_where_routing_is_folded() -> None:
-    text = comparison_page(make_report())
+    text = whole_page()
     folds = re.findall(
         r'<details class="fold"( open)?><summary>([^<]*on plain)(.*?)</summary>', text
     )
@@ -283,7 +290,7 @@ def test_weights_that_are_no_numbers_are_dashes() -> None:
 
 def test_the_matrix_is_shaded_by_column() -> None:
     assert shades([[0.4, 0.1], [0.2, None], [0.3, NAN]]) == [[100, 0], [0, 0], [50, 0]]
-    text = comparison_page(make_report())
+    text = whole_page()
     assert re.findall(r'<td( class="own")? style="--share: (\d+)%">([^<]*)<', text)[:4] == [
         (' class="own"', "100", "0.400"),
         ("", "0", "0.100"),
@@ -293,7 +300,7 @@ def test_the_matrix_is_shaded_by_column() -> None:
 
 
 def test_samples_can_be_told_apart_by_the_script() -> None:
-    text = comparison_page(make_report())
+    text = whole_page()
     assert re.findall(r'<article class="sample" data-set="(\w+)" data-task="(\w+)">', text) == [
         ("plain", "haiku"),
         ("mixed", "title"),
@@ -307,7 +314,7 @@ def test_samples_can_be_told_apart_by_the_script() -> None:
 
 
 def test_samples_are_shown_without_scripts_and_the_search_is_not() -> None:
-    text = comparison_page(make_report())
+    text = whole_page()
     assert re.search(r'<div id="finder"[^>]* hidden>', text)
     assert not re.search(r"<(article|div data-model)[^>]* hidden", text)
     assert "<div>snow on pines</div><div>a long quiet</div><div>bell</div>" in text
@@ -318,7 +325,7 @@ def test_every_name_the_script_asks_for_is_on_the_page() -> None:
     assert asked is not None
     ids = {"finder", *re.findall(r'"(\w+)"', asked[1])}
     assert len(ids) == 6
-    assert ids <= set(Page(comparison_page(make_report())).ids)
+    assert ids <= set(Page(whole_page()).ids)
 
 
 def test_a_forest_places_values_and_intervals() -> None:

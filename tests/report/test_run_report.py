@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,14 @@ def make_report(output: str = "snow on pines / a long quiet / bell", samples: in
     )
 
 
+@cache
+def whole_page() -> str:
+    """Return the page of the report, drawn once."""
+    return run_page(make_report())
+
+
 def test_every_section_is_present_and_reachable() -> None:
-    page = Page(run_page(make_report()))
+    page = Page(whole_page())
     assert page.open == []
     assert page.headings == [
         *("loramix: demo", "ROUGE", "More scores", "Haiku form"),
@@ -65,7 +72,7 @@ def test_every_section_is_present_and_reachable() -> None:
 
 
 def test_the_page_loads_nothing() -> None:
-    text = run_page(make_report())
+    text = whole_page()
     page = Page(text)
     assert page.loads
     assert all(source.startswith("data:") for source in page.loads)
@@ -83,7 +90,7 @@ def test_text_from_data_and_models_is_escaped() -> None:
 
 
 def test_samples_show_lines_empty_answers_and_collapsed_inputs() -> None:
-    text = run_page(make_report())
+    text = whole_page()
     assert "<div>snow on pines</div><div>a long quiet</div><div>bell</div>" in text
     assert text.count("(empty)") == 1
     assert "show less" in text
@@ -111,7 +118,7 @@ def test_the_best_value_of_a_column_is_marked() -> None:
     assert best_cells(table("max")) == {(1, 1), (0, 2), (2, 2)}
     assert best_cells(table("min")) == {(0, 1), (1, 2)}
     assert best_cells(table(None)) == set()
-    marked = re.findall(r'<b title="best">([^<]*)</b>', run_page(make_report()))
+    marked = re.findall(r'<b title="best">([^<]*)</b>', whole_page())
     assert marked == ["0.500", "0.375", "0.500"]
 
 

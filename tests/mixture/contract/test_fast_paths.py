@@ -42,9 +42,9 @@ EIGHT = tuple("abcdefgh")
 def generated(
     mixture: MixtureModel, ids: torch.Tensor, *, fold: bool, **settings: object
 ) -> torch.Tensor:
-    """Return the scores of ten tokens."""
+    """Return the scores of six tokens."""
     found = mixture.generate(
-        input_ids=ids, fold=fold, max_new_tokens=10, min_new_tokens=10, **SCORES, **settings
+        input_ids=ids, fold=fold, max_new_tokens=6, min_new_tokens=6, **SCORES, **settings
     )
     scores = torch.stack(found.scores)
     return scores[scores > -torch.inf]
@@ -170,7 +170,7 @@ def test_folded_memory_is_used_again_but_never_while_it_is_needed(experts: Exper
         last = mixture(
             input_ids=held.sequences[:, -1:], past_key_values=held.past_key_values, use_cache=True
         )
-    close(last.logits[:, -1][:, 3:], plain[0].view(10, -1)[3:4, -last.logits.shape[-1] + 3 :])
+    close(last.logits[:, -1][:, 3:], plain[0].view(6, -1)[3:4, -last.logits.shape[-1] + 3 :])
     with torch.inference_mode():
         generated(mixture, prompts[0], fold=True)
     close(generated(mixture, prompts[1], fold=True), plain[1])
