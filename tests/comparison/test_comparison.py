@@ -43,8 +43,8 @@ SETTINGS = [
     *("comparison.search_samples=2", "comparison.search_steps=6", "comparison.replicates=100"),
     *("comparison.seeds=[0, 1]", "comparison.test_sets=[named, bare, mixed]", "gate.bare=0.5"),
     *("tasks.haiku.max_new_tokens=5", "tasks.title.max_new_tokens=5"),
-    *("finetune.train_samples=8", "lora.train_samples=16", "gate.train_samples=16"),
-    *(f"{stage}.validation_samples=4" for stage in ("finetune", "lora", "gate")),
+    *("finetune.train_samples=8", "lora.train_samples=8", "gate.train_samples=8"),
+    *(f"{stage}.validation_samples=2" for stage in ("finetune", "lora", "gate")),
 ]
 pytestmark = [
     pytest.mark.axes(False),  # smaller tests check them

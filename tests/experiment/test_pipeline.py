@@ -23,9 +23,10 @@ from loramix.metrics.words import TOKENIZER
 from loramix.storage.files import write_csv
 
 SMALL = [
-    *("samples=60", "generation.test_samples=3", "finetune.epochs=1", "gate.init=zero"),
-    *("tasks.haiku.max_new_tokens=8", "tasks.title.max_new_tokens=8"),
-    *("finetune.train_samples=16", "lora.train_samples=24"),
+    *("samples=60", "generation.test_samples=3", "gate.init=zero"),
+    *("finetune.epochs=1", "lora.epochs=1", "gate.epochs=1"),
+    *("tasks.haiku.max_new_tokens=5", "tasks.title.max_new_tokens=5"),
+    *("finetune.train_samples=8", "lora.train_samples=16"),
     *("finetune.validation_samples=4", "lora.validation_samples=4"),
     *("gate.train_samples=32", "gate.validation_samples=4"),
 ]
@@ -184,7 +185,8 @@ def test_one_stage_runs_what_it_needs_and_no_more(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stage", ["gate", pytest.param(None, marks=pytest.mark.slow)])
 def test_the_same_program_runs_an_encoder_decoder(tmp_path: Path, stage: str | None) -> None:
     root = tmp_path / "t5"
-    recipe = load_recipe("tiny", [*SMALL, "base.name=tiny-t5", "lora.epochs=1", "gate.epochs=1"])
+    few = ["lora.train_samples=8", "gate.train_samples=8"]
+    recipe = load_recipe("tiny", [*SMALL, *few, "base.name=tiny-t5"])
     runner.run(recipe, root, stage=stage)
     if stage is None:
         assert len(rows(root / "rouge.csv")) == 5
@@ -311,7 +313,8 @@ def test_auxiliary_losses_do_what_they_are_for(tmp_path: Path, finished: Path) -
         root = tmp_path / folder
         shutil.copytree(finished, root)
         recipe = load_recipe(
-            "tiny", [*SMALL, "gate.learning_rate=0.02", "gate.rates=equal", *settings]
+            "tiny",
+            [*SMALL, "gate.epochs=2", "gate.learning_rate=0.02", "gate.rates=equal", *settings],
         )
         runner.run(recipe, root, stage="gate")
         return rows(root / "cgm" / "auxiliary.csv")[-4:]

@@ -6,8 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import ACTIVATIONS, Case, over
-from tiny_models import close, peft_logits, strengthen, target_logits, tiny_model, tokens
+from cases import ACTIVATIONS, Case, Experts, over
+from tiny_models import (
+    close,
+    peft_logits,
+    save_expert,
+    strengthen,
+    target_logits,
+    tiny_model,
+    tokens,
+)
 from transformers import BitsAndBytesConfig, LlamaForCausalLM, PreTrainedModel
 
 from loramix import GateConfig, MixtureModel
@@ -97,18 +105,21 @@ def test_other_adapters_and_bases_are_refused(make_expert: MakeExpert, tmp_path:
         load_expert("a", folder)
 
 
+@pytest.fixture(scope="module")
+def wider(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an adapter for the llama with layers that no other expert adapts."""
+    folder = tmp_path_factory.mktemp("experts") / "wider"
+    return save_expert(folder, "llama", seed=9, target_modules="all-linear")
+
+
 @over(ADDING, few=ADDING[::3])
 def test_a_new_expert_changes_no_answer_until_it_is_trained(
-    make_expert: MakeExpert, case: Case
+    experts: Experts, wider: Path, case: Case
 ) -> None:
-    shape, config = case.shape, case.config
-    folders = {name: make_expert(shape, name, seed=index) for index, name in enumerate("ab")}
-    mixture = strengthen(MixtureModel.from_experts(tiny_model(shape), folders, gate=config))
+    shape = case.shape
+    mixture = case.build(experts, ("a", "b"))
     before = target_logits(mixture, IDS, TARGET)
-    more = (
-        {} if shape == "t5" else {"target_modules": "all-linear"}
-    )  # with layers that no other expert adapts
-    mixture.add_expert("new", make_expert(shape, "new", seed=9, **more))
+    mixture.add_expert("new", experts("t5")["c"] if shape == "t5" else wider)
     assert mixture.expert_names == ["a", "b", "new"]
     close(target_logits(mixture, IDS, TARGET), before)
     trained = [parameter for parameter in mixture.parameters() if parameter.requires_grad]
@@ -117,18 +128,18 @@ def test_a_new_expert_changes_no_answer_until_it_is_trained(
     gradients = [gate.prior.grad[2] for gate in mixture.gates.values()]
     assert sum(float(gradient.abs()) for gradient in gradients) > 0
     torch.optim.SGD(trained, lr=1.0).step()
-    if not config.sparse:  # those keep other experts until this one has learned more
+    if not case.config.sparse:  # those keep other experts until this one has learned more
         weights = mixture.weights(input_ids=IDS).values()
         assert max(float(weights_BE[..., 2].max()) for weights_BE in weights) > 0
     mixture.remove_expert("new")
     assert mixture.expert_names == ["a", "b"]
 
 
-def test_removing_the_new_expert_restores_the_mixture(make_expert: MakeExpert) -> None:
-    folders = {name: make_expert("llama", name, seed=index) for index, name in enumerate("ab")}
+def test_removing_the_new_expert_restores_the_mixture(experts: Experts, wider: Path) -> None:
+    folders = experts("llama", ("a", "b"))
     mixture = strengthen(MixtureModel.from_experts(tiny_model("llama"), folders))
     before, state = target_logits(mixture, IDS, TARGET), mixture.gate_state()
-    mixture.add_expert("new", make_expert("llama", "new", seed=9, target_modules="all-linear"))
+    mixture.add_expert("new", wider)
     mixture.remove_expert("new")
     assert torch.equal(target_logits(mixture, IDS, TARGET), before)
     assert all(torch.equal(value, state[key]) for key, value in mixture.gate_state().items())

@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from loramix import MixtureModel
 from loramix.errors import MixtureError
 
-PROMPT, TARGET, NEW = 6, 5, 5
+PROMPT, TARGET, NEW = 6, 5, 4
 Cache = DynamicCache | StaticCache | EncoderDecoderCache
 
 
@@ -96,7 +96,7 @@ def test_c4_cached_steps_equal_one_pass(case: Case, experts: Experts) -> None:
 
 
 def generate(mixture: MixtureModel, ids: torch.Tensor, **settings: object) -> GenerateOutput:
-    """Generate five tokens with their scores, greedily unless the settings say otherwise."""
+    """Generate a few tokens with their scores, greedily unless the settings say otherwise."""
     length = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
     asked = {**length, "return_dict_in_generate": True, "output_scores": True, **settings}
     return mixture.generate(input_ids=ids, **asked)
