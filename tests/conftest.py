@@ -1,7 +1,7 @@
-"""Fixtures for all tests, and how they are run. `tiny_models` has the models.
+"""Fixtures for all tests, and how they are run; the models that they use are in `tiny_models`.
 
-Libraries that take seconds are imported inside the fixtures: a process of pytest that hands tests
-to others loads this file too, and needs none of them.
+A process of pytest that hands tests to others loads this file too, and needs no library that takes
+seconds to import: fixtures import theirs, and what tests take from `tiny_models` is got when asked.
 """
 
 import gc
@@ -20,6 +20,10 @@ from hypothesis import settings
 # Read when the libraries are imported; models this small are slower on several threads.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", OMP_NUM_THREADS="1")
 
+OF_TINY_MODELS = {
+    *("VOCABULARY", "TARGETS", "tiny_model", "save_expert", "save_given", "strengthen", "tokens"),
+    *("peft_logits", "target_logits", "close"),
+}
 CHECKED = pytest.StashKey[bool]()
 CHROMIUM = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -28,6 +32,15 @@ CHROMIUM = [
 # The same examples on every machine and at any speed; more of them where slow tests run.
 settings.register_profile("quick", deadline=None, derandomize=True, database=None, max_examples=30)
 settings.register_profile("slow", settings.get_profile("quick"), max_examples=80)
+
+
+def __getattr__(name: str) -> object:
+    """Return what `from conftest import …` asks of `tiny_models`."""
+    if name not in OF_TINY_MODELS:
+        raise AttributeError(name)
+    import tiny_models
+
+    return getattr(tiny_models, name)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import strengthen
 from peft import LoraConfig, get_peft_model
-from tiny_models import strengthen
 
 from loramix import GateConfig, MixtureModel
 from loramix.bases.loading import load_base

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import tiny_model
 from hostile import ODD, copied, damage, resealed
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from running import Running, running, tiny_mixture
-from tiny_models import tiny_model
 
 from loramix import MixtureModel
 from loramix.data.sources import load_rows

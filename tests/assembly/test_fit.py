@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import close
+from conftest import close
 
 import loramix
 from loramix import GateConfig, MixtureModel

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import close, save_given, strengthen, tiny_model, tokens
 from safetensors.torch import load_file
-from tiny_models import close, save_given, strengthen, tiny_model, tokens
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 

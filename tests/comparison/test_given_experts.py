@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import save_given
+from conftest import save_given
 
 from loramix.comparison.baselines.shared import with_adapter
 from loramix.comparison.compare import compare

@@ -10,8 +10,8 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from conftest import save_given
 from peft import PeftModel
-from tiny_models import save_given
 
 from loramix import MixtureModel
 from loramix.bases.tiny import tiny_model

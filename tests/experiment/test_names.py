@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_models import tiny_model
 
 from loramix.errors import LoramixError, RecipeError
 from loramix.experiment import runner

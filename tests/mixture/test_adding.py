@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TARGETS, close, tiny_model
 from test_prototypes import prompts, share
-from tiny_models import TARGETS, close, tiny_model
 
 from loramix import GateConfig, MixtureModel
 from loramix.errors import ExpertError, MixtureError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import close, strengthen, tiny_model, tokens
+from conftest import close, strengthen, tiny_model, tokens
 
 from loramix import GateConfig, MixtureModel
 from loramix.errors import MixtureError

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TARGETS, close, peft_logits, target_logits, tiny_model, tokens
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny_models import TARGETS, close, peft_logits, target_logits, tiny_model, tokens
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,

@@ -5,15 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import (
-    close,
-    peft_logits,
-    save_expert,
-    strengthen,
-    target_logits,
-    tiny_model,
-    tokens,
-)
+from conftest import close, peft_logits, save_expert, strengthen, target_logits, tiny_model, tokens
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 

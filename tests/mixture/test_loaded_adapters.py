@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import close, peft_logits, target_logits, tiny_model, tokens
 from peft import PeftModel
-from tiny_models import close, peft_logits, target_logits, tiny_model, tokens
 
 from loramix import MixtureModel
 from loramix.errors import CheckpointError, ExpertError

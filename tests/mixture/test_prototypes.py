@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import SHAPES, Case, Experts, over
-from tiny_models import close, tiny_model, tokens
+from conftest import close, tiny_model, tokens
 
 from loramix import GateConfig, MixtureModel
 from loramix.errors import MixtureError

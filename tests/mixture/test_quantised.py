@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import close, strengthen, target_logits, tiny_model, tokens
+from conftest import close, strengthen, target_logits, tiny_model, tokens
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from cases import Experts
+from conftest import close
 from test_prototypes import NAMES, build, prompts
-from tiny_models import close
 
 from loramix import GateConfig
 from loramix.mixture import prototypes

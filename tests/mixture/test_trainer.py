@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import strengthen, tiny_model, tokens
 from datasets import Dataset
 from safetensors.torch import load_file
-from tiny_models import strengthen, tiny_model, tokens
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments, pipeline
 

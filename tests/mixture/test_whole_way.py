@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import close, save_expert, target_logits, tiny_model, tokens
 from peft import PeftModel
-from tiny_models import close, save_expert, target_logits, tiny_model, tokens
 from transformers import PreTrainedModel
 
 from loramix import GateConfig, MixtureModel

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
-from tiny_models import strengthen
+from conftest import strengthen
 
 from loramix import GateConfig, MixtureModel
 from loramix.data.tokens.answers import end_ids

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import save_expert, strengthen, tiny_model
 from running import tiny_mixture
-from tiny_models import save_expert, strengthen, tiny_model
 
 from loramix import GateConfig, MixtureModel
 from loramix.errors import MixtureError

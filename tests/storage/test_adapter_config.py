@@ -6,8 +6,8 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from conftest import close, peft_logits, target_logits, tiny_model, tokens
 from peft import LoraConfig
-from tiny_models import close, peft_logits, target_logits, tiny_model, tokens
 
 from loramix import MixtureModel
 from loramix.errors import ExpertError

@@ -8,8 +8,8 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from conftest import close, peft_logits, save_expert, target_logits, tiny_model, tokens
 from safetensors.torch import load_file, save_file
-from tiny_models import close, peft_logits, save_expert, target_logits, tiny_model, tokens
 from torch import Tensor
 
 from loramix import MixtureModel

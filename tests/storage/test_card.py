@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_models import tiny_model
+from conftest import tiny_model
 
 from loramix import MixtureModel
 from loramix.config import Prompting

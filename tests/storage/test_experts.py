@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import ACTIVATIONS, Case, Experts, over
-from tiny_models import (
+from conftest import (
     close,
     peft_logits,
     save_expert,

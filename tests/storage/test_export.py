@@ -5,17 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import close, peft_logits, save_expert, strengthen, target_logits, tiny_model, tokens
 from peft import PeftConfig
 from safetensors.torch import load_file
-from tiny_models import (
-    close,
-    peft_logits,
-    save_expert,
-    strengthen,
-    target_logits,
-    tiny_model,
-    tokens,
-)
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from loramix import GateConfig, MixtureModel

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import peft_logits, strengthen, target_logits, tiny_model, tokens
 from peft import PeftModel
-from tiny_models import peft_logits, strengthen, target_logits, tiny_model, tokens
 
 from loramix import GateConfig, MixtureModel
 from loramix.bases.tiny import tiny_tokenizer

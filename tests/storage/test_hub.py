@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import save_expert, strengthen, target_logits, tiny_model, tokens
 from huggingface_hub import constants
-from tiny_models import save_expert, strengthen, target_logits, tiny_model, tokens
 
 from loramix import MixtureModel
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import tiny_model
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_model
 
 from loramix import MixtureModel
 from loramix.errors import CheckpointError, LoramixError

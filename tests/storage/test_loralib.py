@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import strengthen, tiny_model, tokens
+from conftest import strengthen, tiny_model, tokens
 from torch import Tensor
 
 from loramix import MixtureModel

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tiny_models import save_expert, tiny_model
+from conftest import save_expert, tiny_model
 
 from loramix import MixtureModel
 from loramix.errors import ExpertError

@@ -21,7 +21,7 @@ import trial
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from tiny_models import save_expert, tiny_model
+from conftest import save_expert, tiny_model
 
 from loramix import MixtureModel
 from loramix.data.samples import read_manifest

@@ -19,8 +19,8 @@ import trial
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+from conftest import save_expert, tiny_model
 from hostile import copied, damage, resealed
-from tiny_models import save_expert, tiny_model
 
 from loramix import MixtureModel
 from loramix.errors import LoramixError

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import torch
+from conftest import strengthen
 from peft import LoraConfig, get_peft_model
-from tiny_models import strengthen
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,

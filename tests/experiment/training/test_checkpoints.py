@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import strengthen
+from conftest import strengthen
 
 from loramix import MixtureModel
 from loramix.bases.loading import load_base

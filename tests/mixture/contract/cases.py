@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import strengthen, tiny_model
 from hypothesis import settings
-from tiny_models import strengthen, tiny_model
 
 from loramix import GateConfig, MixtureModel
 

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from cases import Case, Experts
-from tiny_models import close, save_expert, tokens
+from conftest import close, save_expert, tokens
 from transformers import CompileConfig, StaticCache
 from transformers.cache_utils import EncoderDecoderCache
 

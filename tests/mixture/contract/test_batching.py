@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 from cases import Case, Experts
-from tiny_models import tokens
+from conftest import tokens
 from transformers import GenerationConfig
 from transformers.generation import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.requests import RequestState

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import ACTIVATIONS, MIXING, SHAPES, Case, Experts, in_turn, over
-from tiny_models import close, strengthen, target_logits, tiny_model, tokens
+from conftest import close, strengthen, target_logits, tiny_model, tokens
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from loramix import MixtureModel

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from cases import Case, Experts
-from tiny_models import close, tokens
+from conftest import close, tokens
 from transformers import DataCollatorWithFlattening
 
 from loramix import MixtureModel

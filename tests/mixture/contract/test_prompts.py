@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 from cases import Case, Experts
-from tiny_models import close, peft_logits, target_logits, tiny_model, tokens
+from conftest import close, peft_logits, target_logits, tiny_model, tokens
 
 from loramix import GateConfig, MixtureModel
 from loramix.errors import MixtureError

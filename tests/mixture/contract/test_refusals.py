@@ -3,8 +3,8 @@
 import pytest
 import torch
 from cases import Case, Experts
+from conftest import tiny_model, tokens
 from pydantic import ValidationError
-from tiny_models import tiny_model, tokens
 
 from loramix import GateConfig, MixtureModel
 from loramix.errors import ExpertError, MixtureError

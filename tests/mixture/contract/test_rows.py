@@ -3,9 +3,9 @@
 import pytest
 import torch
 from cases import ALL, Case, Experts, over, some_examples
+from conftest import close, target_logits, tokens
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import close, target_logits, tokens
 
 from loramix import MixtureModel
 

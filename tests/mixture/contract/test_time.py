@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from cases import ALL, GENERATING, Case, Experts, over, some_examples
+from conftest import close, target_logits, tokens
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import close, target_logits, tokens
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 from transformers.generation.utils import GenerateOutput
 from transformers.modeling_outputs import BaseModelOutput

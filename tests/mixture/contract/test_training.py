@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 from cases import ALL, CONTEXTS, GENERATING, SHAPES, Case, Experts, in_turn, over
-from tiny_models import close, target_logits, tokens
+from conftest import close, target_logits, tokens
 
 from loramix import MixtureModel
 from loramix.errors import MixtureError

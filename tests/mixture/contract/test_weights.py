@@ -5,7 +5,7 @@ merge.
 import pytest
 import torch
 from cases import ALL, MIXING, SHAPES, Case, Experts, over
-from tiny_models import close, peft_logits, target_logits, tiny_model, tokens
+from conftest import close, peft_logits, target_logits, tiny_model, tokens
 
 from loramix import MixtureModel
 from loramix.errors import MixtureError
