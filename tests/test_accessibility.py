@@ -45,7 +45,14 @@ REPORTS = {
     "sweep": lambda: sweep_page(SWEEP),
     "verdict": lambda: test_verdict_page.page_of(test_verdict_page.ROWS, ["of one kind"]),
 }
-OF_SITE = ["index", "start", "results", "generated/commands", "generated/python"]
+OF_SITE = [
+    "index",
+    "start",
+    "results",
+    "generated/commands",
+    "generated/examples",
+    "generated/python",
+]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.parametrize("scheme", ["light", "dark"]),
