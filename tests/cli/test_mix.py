@@ -49,7 +49,7 @@ def test_adapters_become_a_mixture_that_grows_shrinks_and_talks(
     order = ["mix", "mine", *experts("a", "b b"), *examples("a", "b b")]
     made = call(*order)
     assert made.returncode == 0, made.stderr
-    assert "routing: from prompts: each expert's prototype" in made.stdout
+    assert "routing: from prompts, without training" in made.stdout
     assert "share of gain" in made.stdout
     assert "Next:    loramix chat mine" in made.stderr
     held = json.loads(Path("mine/verdict.json").read_text())
