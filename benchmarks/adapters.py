@@ -1,8 +1,8 @@
 """Train nine LoRA adapters with plain PEFT, as people bring them: each of its own kind.
 
-    python benchmarks/adapters.py ../shared/data/tasks --out results/adapters
+    python benchmarks/adapters.py TASKS --out results/adapters
 
-DATA is a folder with `tasks.yaml` (for every task a file, a prompt and paraphrases) and the files
+TASKS is a folder with `tasks.yaml` (for every task a file, a prompt and paraphrases) and the files
 that it names (columns `input` and `target`). The adapters are for the embedded default model, of
 mixed ranks and target modules, one with rsLoRA, all with spaces in their names. The folder gets
 

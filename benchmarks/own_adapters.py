@@ -1,6 +1,6 @@
 """The share of each adapter's gain that a mixture keeps, told nothing, by what its gates know.
 
-    python benchmarks/adapters.py ../shared/data/tasks --out results/adapters     (once)
+    python benchmarks/adapters.py TASKS --out results/adapters     (once)
     python benchmarks/own_adapters.py results/adapters [--rows "uniform weights" …]
 
 Share of gain = (loss of base - loss of mixture) / (loss of base - loss of own expert), on withheld
@@ -60,10 +60,10 @@ class Bench:
         with (self.folder / "adapters.csv").open(newline="", encoding="utf-8") as file:
             return [row["expert"] for row in csv.DictReader(file)]
 
-    def mixture(self, *, experts: int = EXPERTS, carry: bool = False) -> MixtureModel:
+    def mixture(self, *, experts: int = EXPERTS, **gate: bool) -> MixtureModel:
         """Return a mixture of the first adapters, with uniform weights."""
         sources = {name: self.folder / name for name in self.experts[:experts]}
-        return MixtureModel.from_experts(BASE, sources, gate=GateConfig(carry=carry)).eval()
+        return MixtureModel.from_experts(BASE, sources, gate=GateConfig(**gate)).eval()
 
     def rows_of(self, part: str, name: str) -> list[dict[str, object]]:
         """Return an adapter's samples of `examples` or `test`."""
@@ -149,14 +149,14 @@ def nothing(bench: Bench) -> MixtureModel:
 
 
 def prompts(
-    bench: Bench, *, carry: bool = False, foreign: bool = True, separated: bool = True
+    bench: Bench, *, foreign: bool = True, separated: bool = True, **gate: bool
 ) -> MixtureModel:
     """Return the mixture that knows 16 prompts of each expert, as `loramix mix` makes it.
 
-    carry: whether gates carry evidence on. foreign: whether they know requests about the inputs of
-        other experts. separated: whether they are moved where nearest means confuse the prompts.
+    foreign: whether gates know requests about the inputs of other experts. separated: whether they
+        are moved where nearest means confuse the prompts. gate: further settings of `GateConfig`.
     """
-    mixture = bench.mixture(carry=carry)
+    mixture = bench.mixture(**gate)
     known = bench.prompts(PROMPTS).items()
     examples = {name: read_examples(name, texts) for name, texts in known}
     if foreign:
@@ -205,6 +205,7 @@ ROWS: dict[str, Callable[[Bench], MixtureModel]] = {
     "16 prompts, nearest means": partial(prompts, separated=False),
     "16 prompts, own inputs alone": partial(prompts, foreign=False),
     "16 prompts, gates that carry": partial(prompts, carry=True),
+    "16 prompts, a first pass": partial(prompts, first_pass=True),
     "64 prompts and answers": answers,
     GROWN: grown,
 }

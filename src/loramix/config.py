@@ -35,6 +35,10 @@ class GateConfig(BaseModel):
     carry: whether a gate decides by the scores of all gates before it in the stack as well as by
         its own, see `loramix.mixture.gate.Evidence`. Such gates are right more often, and wrong in
         all layers at once. Not of a `reference` gate.
+    first_pass: whether the base alone reads the prompt first, and all gates decide together from
+        that, once for all layers, see `loramix.mixture.first_pass`. Gates that decide one by one
+        read what earlier decisions made of the text, and a wrong one confirms itself. It costs one
+        more pass over each prompt. Of `prompt` gates, without `carry`.
     temperature: divides the scores before the activation; below 1 sharpens.
     base_slot: whether the base takes part as one more expert that adds nothing: the gate can then
         turn all experts off.
@@ -50,6 +54,7 @@ class GateConfig(BaseModel):
     activation: Activation = "softmax"
     k: int = Field(default=2, ge=1)
     carry: bool = False
+    first_pass: bool = False
     temperature: float = Field(default=1.0, gt=0)
     base_slot: bool = False
     mixing: Mixing = "output"
@@ -58,6 +63,15 @@ class GateConfig(BaseModel):
     def _consistent(self) -> "GateConfig":
         if self.carry and self.context == "reference":
             raise ValueError("carry: a reference gate decides alone; leave it out")
+        if self.first_pass and self.context != "prompt":
+            raise ValueError(
+                f"first_pass: '{self.context}' gates do not decide once for a whole prompt, as a "
+                "first pass needs; use it with context='prompt'"
+            )
+        if self.first_pass and self.carry:
+            raise ValueError(
+                "first_pass: these gates decide by the scores of all gates already; leave out carry"
+            )
         if self.base_slot and self.activation == "sigmoid":
             raise ValueError(
                 "base_slot: a sigmoid gate can turn every expert off by itself; use it with softmax"

@@ -134,6 +134,7 @@ FEW = [
     Case("llama", "running", "top-k"),
     Case("gpt2", "token", "top-k", "parameter", "block"),
     Case("t5", "prompt", "top-k", base_slot=True),
+    Case("llama", "prompt", first_pass=True),
 ]
 ROWS = (1, 4, 16)
 ALL = [

@@ -74,6 +74,12 @@ def test_every_problem_of_settings_is_told_at_once(folder: Path) -> None:
     assert all(each in str(error.value) for each in told)
 
 
+def test_gates_that_decide_by_a_first_pass_are_refused(folder: Path) -> None:
+    config = EngineArgs(**settings(folder, tokens=64)).create_engine_config()
+    with pytest.raises(MixtureError, match="first pass of the base"):
+        refuse_settings(config, GateConfig(first_pass=True))
+
+
 def test_a_mixture_that_changed_since_the_start_is_refused(tmp_path: Path) -> None:
     save_mixture(tmp_path, context="token")
     overrides = {"architectures": ["LoramixLlamaForCausalLM"], "loramix_sha256": "0" * 64}

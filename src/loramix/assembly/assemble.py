@@ -41,7 +41,8 @@ class Order:
     """What a mixture is to be made from.
 
     base: None: the one that the adapters name. experts: folder or Hub id by name. examples: by
-    expert. chat: whether prompts go through the chat template. training: as in `fit`.
+    expert. chat: whether prompts go through the chat template. first_pass: whether the gates decide
+    together, from a pass of the base, see `GateConfig`. training: as in `fit`.
     """
 
     experts: Mapping[str, str]
@@ -50,6 +51,7 @@ class Order:
     lossy: Sequence[str] = ()
     dtype: str = "float32"
     chat: bool = False
+    first_pass: bool = False
     training: bool = False
     seed: int = 0
 
@@ -175,7 +177,7 @@ def _mixture(order: Order, base_name: str, experts: Sequence[Expert]) -> Mixture
     mixture = MixtureModel(
         base.model,
         experts,
-        GateConfig(),
+        GateConfig(first_pass=order.first_pass),
         base_name=base.name,
         revision=base.revision,
         prompting=Prompting(chat=order.chat),
@@ -288,6 +290,7 @@ def _fingerprint(order: Order, base: str, experts: Sequence[Expert]) -> str:
             for name, each in order.examples.items()
         },
         "chat": order.chat,
+        "first_pass": order.first_pass,
         "training": order.training,
         "seed": order.seed,
     }

@@ -59,6 +59,12 @@ _lossy = click.option(
 @_lossy
 @click.option("--chat", is_flag=True, help="Put prompts through the tokenizer's chat template.")
 @click.option(
+    "--first-pass",
+    is_flag=True,
+    help="Read each prompt by the base alone first, and let all gates decide together: better with "
+    "many experts and in other words, at the price of one more pass over the prompt.",
+)
+@click.option(
     "--train",
     "training",
     is_flag=True,
@@ -76,6 +82,7 @@ def mix(
     columns: tuple[str, ...],
     lossy: tuple[str, ...],
     chat: bool,
+    first_pass: bool,
     training: bool,
     overwrite: bool,
     wait: bool,
@@ -100,7 +107,16 @@ def mix(
     from loramix.assembly.assemble import mix as make
     from loramix.cli.tables import show_verdict
 
-    order = Order(named, given, base=base, lossy=lossy, dtype=dtype, chat=chat, training=training)
+    order = Order(
+        named,
+        given,
+        base=base,
+        lossy=lossy,
+        dtype=dtype,
+        chat=chat,
+        first_pass=first_pass,
+        training=training,
+    )
     done = make(order, mixture, overwrite=overwrite, wait=wait)
     show_verdict(done.verdicts, done.warnings, done.facts)
     _end(mixture)

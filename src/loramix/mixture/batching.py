@@ -249,6 +249,8 @@ def _problems(
     """Yield the settings at which these gates would not decide as alone, or are untried."""
     if config.context not in _PACKED:
         yield f"gates that read whole targets (context='{config.context}')"
+    if config.first_pass:
+        yield "a first pass over each prompt (GateConfig(first_pass=False))"
     if given.allow_block_sharing:
         yield (
             "block sharing, as a prefix holds the weights of one request alone "

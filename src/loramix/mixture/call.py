@@ -71,6 +71,7 @@ class Call:
     evidence: of the gates so far, where gates carry it on: of those that read the stack's tokens or
         its prompt, and of those that read the encoder's tokens.
     states: gate group -> sum and count with which a running mean goes on.
+    first: in a first pass of the base alone, what gates read in it: contexts and masks, by reader.
     updates: layer -> update, where weights stay as they are for all further steps. None where they
         may change, or where gradients are wanted.
     folding: makes folded weights of those updates, where that is wanted.
@@ -86,6 +87,7 @@ class Call:
     decided: dict[str, Float[Tensor, "B _ E"]] = field(default_factory=dict)
     states: dict[str, Float[Tensor, "B F"]] = field(default_factory=dict)
     evidence: dict[str, Evidence] = field(default_factory=dict)
+    first: dict[str, tuple[Tensor, Tensor]] | None = None
     updates: dict[str, Update] | None = None
     folding: Folding | None = None
     outer: "Call | None" = None
@@ -163,10 +165,7 @@ class Call:
         return x_BTD is self.encoder.hidden_BSD
 
     def _decide(self, layer: "MixtureLinear", x_BTD: Float[Tensor, "B T D"]) -> Tensor:
-        """Let the gate decide: (B, 1, E) for a row, or (B, T, E) for its tokens.
-
-        It reads this layer's input or, as a prompt gate in a decoder, the encoder's output.
-        """
+        """Let the gate decide: (B, 1, E) for a row, or (B, T, E) for its tokens."""
         gate, config = layer.gate, layer.config
         if gate is None:
             raise MixtureError(
@@ -176,11 +175,23 @@ class Call:
         if self.requests is not None:
             evidence = self._evidence(layer, "stack")
             return self.requests.decide(gate, layer.group, x_BTD, evidence)
+        context_BTD, mask_BT = self.read(layer, x_BTD)
+        weights_BTE: Tensor = gate(context_BTD, mask_BT, self._evidence(layer, "stack"))
+        if self.segments_BT is not None and config.context == "prompt":
+            return spread(weights_BTE, self.segments_BT)
+        return weights_BTE
+
+    def read(
+        self, layer: "MixtureLinear", x_BTD: Float[Tensor, "B T D"]
+    ) -> tuple[Float[Tensor, "B _ _"], Bool[Tensor, "B _"]]:
+        """Return what the gate of a layer reads, and which of it is real.
+
+        That is the layer's input or, for a prompt gate in a decoder, the encoder's output.
+        """
+        config = layer.config
         if config.context == "prompt" and self.encoder is not None:
             context_B1D, _ = self.context(config, self.encoder.mean_B1D, self.encoder.one_B1)
-            evidence = self._evidence(layer, "stack")
-            weights_B1E: Tensor = gate(context_B1D, self.encoder.one_B1, evidence)
-            return weights_B1E
+            return context_B1D, self.encoder.one_B1
         if self.mask_BT is None or self.mask_BT.shape != x_BTD.shape[:2]:
             raise MixtureError(
                 f"layer '{layer.name}' reads input of shape {list(x_BTD.shape)}, which are not the "
@@ -192,10 +203,13 @@ class Call:
         )
         if state_BF is not None:
             self.states[layer.group] = state_BF
-        weights_BTE: Tensor = gate(context_BTD, self.mask_BT, self._evidence(layer, "stack"))
-        if self.segments_BT is not None and config.context == "prompt":
-            return spread(weights_BTE, self.segments_BT)
-        return weights_BTE
+        return context_BTD, self.mask_BT
+
+    def note(self, layer: "MixtureLinear", x_BTD: Float[Tensor, "B T D"]) -> None:
+        """Note what the gate of a layer reads in a first pass, if it has one."""
+        assert self.first is not None
+        if layer.gate is not None:
+            self.first[layer.name] = self.read(layer, x_BTD)
 
     def _evidence(self, layer: "MixtureLinear", of: str) -> Evidence | None:
         """Return the evidence that the gate of a layer carries on, if these gates do."""

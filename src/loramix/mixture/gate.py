@@ -36,7 +36,8 @@ class Evidence:
 
     def with_scores(self, scores_BTS: Float[Tensor, "B T S"]) -> Float[Tensor, "B T S"]:
         """Add the scores of one more gate, and return what it decides by."""
-        self.sum_BTS = scores_BTS if self.sum_BTS is None else self.sum_BTS + scores_BTS
+        before = self.sum_BTS
+        self.sum_BTS = scores_BTS if before is None else before.to(scores_BTS.device) + scores_BTS
         return self.sum_BTS / self.blocks
 
 

@@ -18,6 +18,7 @@ from loramix.mixture.batching import guard_batching, packed_requests
 from loramix.mixture.cache import Carried, carried_by, carry
 from loramix.mixture.call import Call, EncoderOutput, close_call, open_call
 from loramix.mixture.context import masked_mean
+from loramix.mixture.first_pass import decide_together
 from loramix.mixture.masks import (
     CACHES,
     Arguments,
@@ -30,6 +31,7 @@ from loramix.mixture.masks import (
     valid_tokens,
 )
 from loramix.mixture.state import current, in_call
+from loramix.mixture.wrapping import mixture_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -131,7 +133,10 @@ def _call(stack: nn.Module, arguments: Arguments, config: GateConfig, make_call:
     if current().fixed is not None:
         return _fixed(stack, arguments)
     if _begins(arguments):
-        return make_call(stack, arguments, config)
+        call = make_call(stack, arguments, config)
+        if config.first_pass:
+            decide_together(call, list(mixture_layers(stack)), arguments)
+        return call
     return _continued(stack, arguments, config)
 
 

@@ -138,6 +138,9 @@ class MixtureLinear(nn.Module):
         """Return y = W x + Σ_e g_e s_e B_e A_e x."""
         call = current_call(self.name)
         x_BTD = to_rows(x, self.form, call.shape)
+        if call.first is not None:  # the base alone is at work
+            call.note(self, x_BTD)
+            return self.base(x)  # type: ignore[no-any-return]
         update = call.kept_update(self.name)
         if update is None:  # g is decided here, or was by the reader of this layer's gate group
             update = self.update(x_BTD, call.weights(self, x_BTD), call)

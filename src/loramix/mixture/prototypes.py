@@ -19,7 +19,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from loramix.config import GateConfig
 from loramix.errors import MixtureError, did_you_mean
 from loramix.mixture.context import masked_mean, read
 from loramix.mixture.gate import ContextGate, Evidence
@@ -38,9 +37,9 @@ from loramix.mixture.model import MixtureModel
 from loramix.mixture.problems import Init, gate_problems
 from loramix.mixture.separation import can_separate, separate
 
-# Of prompt gates with one softmax, of others, and of those that carry evidence on, which adds up
-# within a block.
-SURE, SHARPNESS, CARRIED = 20.0, 12.0, 4.0
+# Of gates that decide alone or are moved, and of those that carry evidence on, which adds up within
+# a block.
+SHARPNESS, CARRIED = 12.0, 4.0
 # Training starts at this sharpness: gates that are sure get no gradients, and cannot learn to mix.
 SOFT = 4.0
 KEPT_BYTES = 2**30  # of contexts that are held for separation, at most
@@ -81,7 +80,7 @@ def from_examples(
         )
     check_start(mixture, "prototype")
     if sharpness is None:
-        sharpness = _usual_sharpness(mixture.gate_config)
+        sharpness = CARRIED if mixture.gate_config.carry else SHARPNESS
     kept = _held(mixture) if separated and can_separate(mixture.gate_config) else 0
     seen = [_seen(mixture, index, examples[name], each, kept) for index, name in enumerate(names)]
     layers = seen[0].means.keys()
@@ -162,16 +161,18 @@ def remembered_weights(mixture: MixtureModel) -> dict[str, float]:
     if (held := mixture.prototypes) is None:
         return {}
     known = [index for index, count in enumerate(held.counts.tolist()) if count]
-    sums = torch.zeros(len(mixture.experts))
     evidence = {side: Evidence() for side in (False, True)}  # of an encoder, and of a decoder
+    found = {}
     for reader, gate in mixture.gates.items():
         means_1ED = held.means[reader].to(gate.prior.device)[None]
         mask = torch.ones(means_1ED.shape[:2], dtype=torch.bool, device=means_1ED.device)
-        before = evidence[in_decoder(mixture.base, reader)] if gate.config.carry else None
+        side, together = in_decoder(mixture.base, reader), gate.config.first_pass
+        before = evidence[side] if gate.config.carry or together else None
         if before is not None:
             before.blocks = block_of(reader) + 1
-        sums += gate(means_1ED, mask, before)[0].diagonal().cpu()
-    means = (sums / len(mixture.gates)).tolist()
+        # where gates decide together, the last of a side has heard all others
+        found[side if together else reader] = gate(means_1ED, mask, before)[0].diagonal().cpu()
+    means = torch.stack(list(found.values())).mean(0).tolist()
     return {mixture.expert_names[index]: means[index] for index in known}
 
 
@@ -201,12 +202,6 @@ class _Seen:
     variances: Mapping[str, float]
     differences: Mapping[str, Float[Tensor, "_ _"]]
     contexts: Mapping[str, Float[Tensor, "_ _"]]
-
-
-def _usual_sharpness(config: GateConfig) -> float:
-    if config.carry:
-        return CARRIED
-    return SURE if can_separate(config) else SHARPNESS
 
 
 def _held(mixture: MixtureModel) -> int:

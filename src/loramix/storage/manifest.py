@@ -10,7 +10,8 @@ from loramix.config import GateConfig, Prompting
 from loramix.errors import CheckpointError
 from loramix.storage.texts import read_json
 
-SCHEMA: Literal[3] = 3  # 2 may have prototypes, and in 3 gates may carry evidence on
+# 2 may have prototypes; in 3 gates may carry evidence on, and in 4 decide by a first pass
+SCHEMA: Literal[4] = 4
 CONFIG = "mixture_config.json"
 
 
@@ -50,7 +51,7 @@ class MixtureConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: Literal[1, 2, 3] = SCHEMA
+    schema_version: Literal[1, 2, 3, 4] = SCHEMA
     base: str
     revision: str | None
     experts: list[ExpertRecord]

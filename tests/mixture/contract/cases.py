@@ -33,6 +33,7 @@ class Case:
     scope: str = "layer"
     base_slot: bool = False
     carry: bool = False  # whether gates decide by the scores of those before them too
+    first_pass: bool = False  # whether they decide together, from a pass of the base alone
 
     def __str__(self) -> str:
         parts = [
@@ -43,6 +44,7 @@ class Case:
             self.scope,
             "base" if self.base_slot else "",
             "carry" if self.carry else "",
+            "first" if self.first_pass else "",
         ]
         return "-".join(filter(None, parts))
 
@@ -56,6 +58,7 @@ class Case:
             base_slot=self.base_slot,
             temperature=0.8,
             carry=self.carry,
+            first_pass=self.first_pass,
         )
 
     def build(
@@ -125,6 +128,8 @@ GENERATING_FEW = [
     Case("gpt2", "token", "softmax", scope="model", base_slot=True),
     Case("llama", "prompt", carry=True),
     Case("t5", "running", carry=True),
+    Case("llama", "prompt", first_pass=True),
+    Case("t5", "prompt", "top-k", scope="block", first_pass=True),
 ]
 REFERENCE_FEW = [
     Case("t5", "reference", "softmax", "parameter"),
@@ -147,7 +152,11 @@ CARRYING = [
     Case(shape, context, carry=True)
     for shape, context in product(SHAPES, ["prompt", "running", "token"])
 ]
-ALL = list(dict.fromkeys([*FEW, *PRODUCT, *SHARED, *WITH_BASE, *CARRYING]))
+TOGETHER = [
+    Case(shape, "prompt", activation, first_pass=True)
+    for shape, activation in product(SHAPES, ACTIVATIONS)
+]
+ALL = list(dict.fromkeys([*FEW, *PRODUCT, *SHARED, *WITH_BASE, *CARRYING, *TOGETHER]))
 GENERATING = [
     case for case in ALL if case.context != "reference"
 ]  # the reference gate needs the whole target

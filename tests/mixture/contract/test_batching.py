@@ -152,6 +152,9 @@ def test_gates_of_whole_targets_and_earlier_managers_are_refused(experts: Expert
     mixture = Case("llama", "reference").build(experts)
     with pytest.raises(MixtureError, match="whole targets"):
         mixture.base.generate_batch([[5, 6]], **settings())
+    together = Case("llama", "prompt", first_pass=True).build(experts).base
+    with pytest.raises(MixtureError, match="a first pass over each prompt"):
+        together.generate_batch([[5, 6]], **settings())
     base = Case("llama", "running").build(experts).base
     base._cached_continuous_batching_manager = type(base).init_continuous_batching(
         base, **{name: each for name, each in settings().items() if name != "warmup"}

@@ -31,7 +31,7 @@ def start_gates(run: Run, mixture: MixtureModel, tokenizer: PreTrainedTokenizerB
     """Set the gates where the recipe lets them start."""
     init = run.recipe.gate.init
     if init in ("prototype", "mean"):
-        examples = _examples(run, mixture, tokenizer, worded=init == "prototype")
+        examples = start_prompts(run, mixture, tokenizer, worded=init == "prototype")
         bar = Bar("prompts that gates start from", sum(map(len, examples.values())))
         plain: dict[str, Any] = {"sharpness": PLAIN, "discount": False, "separated": False}
         how = plain if init == "mean" else {}
@@ -41,7 +41,7 @@ def start_gates(run: Run, mixture: MixtureModel, tokenizer: PreTrainedTokenizerB
         from_adapters(mixture)
 
 
-def _examples(
+def start_prompts(
     run: Run, mixture: MixtureModel, tokenizer: PreTrainedTokenizerBase, *, worded: bool
 ) -> dict[str, list[Inputs]]:
     """Return the first training prompts of every expert's tasks, in batches.

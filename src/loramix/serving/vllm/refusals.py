@@ -56,6 +56,8 @@ def _of_any(config: "VllmConfig") -> Iterator[str]:
 
 def _of_gates(config: "VllmConfig", gate: GateConfig) -> Iterator[str]:
     """Yield problems of these gates."""
+    if gate.first_pass:
+        yield "a first pass of the base over each prompt (first_pass); `--engine embedded` has it"
     if gate.context == "prompt" and config.scheduler_config.enable_chunked_prefill:
         yield "chunked prefill, and a prompt gate reads the whole prompt at once"
     if config.cache_config.enable_prefix_caching:
