@@ -103,6 +103,14 @@ CASES = [
     Case("forward", "llama-135m", ("loramix top-2",), (2, 16, 64), batch=1, prompt=128),
     Case("forward", "llama-135m", ("loramix", "loramix top-2"), (2, 20, 64), batch=1, prompt=256),
     Case(
+        "forward",
+        "llama-135m",
+        ("base", "loramix", "loramix, first pass"),
+        (20,),
+        batch=1,
+        prompt=256,
+    ),
+    Case(
         "forward", "t5-small", ("base", "PEFT LoRA", "Arrow", "loramix"), (8,), batch=1, prompt=2048
     ),
     Case("training", "llama-135m", ("PEFT LoRA", "X-LoRA", "loramix"), (4,), batch=8, prompt=128),
