@@ -33,12 +33,12 @@ def shares(mixture: MixtureModel, name: str) -> float:
     return sum(found) / len(found)
 
 
-@pytest.mark.parametrize("context", ["prompt", "token"])
+@pytest.mark.parametrize("gate", [{}, {"context": "token"}, {"first_pass": True}], ids=str)
 @pytest.mark.parametrize("shape", ["llama", "gpt2"])
 def test_the_new_expert_gets_its_prompts_and_the_others_keep_theirs(
-    experts: Experts, shape: str, context: str
+    experts: Experts, shape: str, gate: dict[str, object]
 ) -> None:
-    mixture = of_two(experts, shape, context=context, hidden=2)
+    mixture = of_two(experts, shape, hidden=2, **gate)
     before = {name: shares(mixture, name) for name in ("a", "b")}
     add_expert(mixture, "c", experts(shape)["c"], prompts("c", 6, seed=1))
     assert mixture.expert_names == ["a", "b", "c"]

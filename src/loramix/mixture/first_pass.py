@@ -57,26 +57,25 @@ def _read_ahead(call: "Call", arguments: Arguments) -> dict[str, tuple[Tensor, T
             "prompts uncompiled, or build the mixture with first_pass=False"
         )
     first = replace(call, first={}, decided={})
-    body = getattr(call.stack, "base_model", call.stack)  # no use for the head
     with in_call(first):
-        body.forward(**_alone(body, call.stack, arguments))
+        call.stack.forward(**_alone(call.stack, arguments))
     assert first.first is not None
     return first.first
 
 
-def _alone(body: nn.Module, stack: nn.Module, arguments: Arguments) -> dict[str, object]:
-    """Return the arguments of a pass that fills no cache: what the head takes is left out."""
-    parameters = inspect.signature(body.forward).parameters
+def _alone(stack: nn.Module, arguments: Arguments) -> dict[str, object]:
+    """Return the arguments of a pass that fills no cache and predicts next to nothing."""
+    parameters = inspect.signature(stack.forward).parameters
     open_ended = any(each.kind == each.VAR_KEYWORD for each in parameters.values())
-    of_head = inspect.signature(stack.forward).parameters.keys() - parameters.keys()
-    left_out = {*of_head, *CACHES, "prompt_mask", "labels"}
+    left_out = {*CACHES, "prompt_mask", "labels"}
     kept = {
         name: value
         for name, value in arguments.items()
         if name not in left_out and (open_ended or name in parameters)
     }
-    if "use_cache" in parameters or open_ended:
-        kept["use_cache"] = False
+    for name, value in (("use_cache", False), ("logits_to_keep", 1)):
+        if name in parameters:
+            kept[name] = value
     tokens = token_shape(arguments)[1]
     if (mask := kept.get("attention_mask")) is not None:
         kept["attention_mask"] = _of_tokens(mask, tokens)
