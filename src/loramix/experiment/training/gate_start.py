@@ -31,7 +31,7 @@ def start_gates(run: Run, mixture: MixtureModel, tokenizer: PreTrainedTokenizerB
     """Set the gates where the recipe lets them start."""
     init = run.recipe.gate.init
     if init in ("prototype", "mean"):
-        examples = start_prompts(run, mixture, tokenizer, worded=init == "prototype")
+        examples = _examples(run, mixture, tokenizer, worded=init == "prototype")
         bar = Bar("prompts that gates start from", sum(map(len, examples.values())))
         plain: dict[str, Any] = {"sharpness": PLAIN, "discount": False, "separated": False}
         how = plain if init == "mean" else {}
@@ -41,7 +41,7 @@ def start_gates(run: Run, mixture: MixtureModel, tokenizer: PreTrainedTokenizerB
         from_adapters(mixture)
 
 
-def start_prompts(
+def _examples(
     run: Run, mixture: MixtureModel, tokenizer: PreTrainedTokenizerBase, *, worded: bool
 ) -> dict[str, list[Inputs]]:
     """Return the first training prompts of every expert's tasks, in batches.
