@@ -171,7 +171,7 @@ def test_routing_is_reported_by_layer_and_projection(folder: Path) -> None:
 def test_the_report_shows_every_model_and_the_verdict(folder: Path) -> None:
     page = (folder / "report.html").read_text()
     assert all(label in page for label in LABELS)
-    assert "not worse than the right expert on haiku" in page
+    assert "On haiku, CGM LoRA is not worse than the right expert" in page
     assert len(json.loads((folder / "results.json").read_text())["verdict"]) == 2 + 14 + 1
 
 
@@ -197,7 +197,9 @@ def test_the_command_prints_the_verdict_and_a_table(root: Path, folder: Path) ->
     result = CliRunner().invoke(cli, ["compare", "tiny", *SETTINGS, "--out", str(root)])
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith(f"{folder}\n")
-    assert "CGM LoRA is not worse than the right expert on haiku" in " ".join(result.stdout.split())
+    assert "On haiku, CGM LoRA is not worse than the right expert" in " ".join(
+        result.stdout.split()
+    )
     for label in LABELS:
         assert f"\n  {label} " in result.stdout
 

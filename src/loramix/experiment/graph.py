@@ -44,7 +44,13 @@ OLD_WAYS: Settings = {
     "test_split": None,
 }
 # And those of gates.
-OLD_GATES: Settings = {"carry": False, "examples": 16, "rates": "equal", "keep_start": False}
+OLD_GATES: Settings = {
+    "carry": False,
+    "first_pass": False,
+    "examples": 16,
+    "rates": "equal",
+    "keep_start": False,
+}
 _INITS = {"mean": "prototype", "prototype": "worded prototype"}  # what finished runs call them
 
 TRAINING_OUTPUTS = (LOSSES, "losses.png", RECORD)
