@@ -187,5 +187,5 @@ SYSTEMS: dict[str, Build] = {
     "reference layer": reference,
     "loramix": partial(loramix, GateConfig()),
     "loramix top-2": partial(loramix, GateConfig(activation="top-k")),
-    "loramix, first pass": partial(loramix, GateConfig(first_pass=True)),
+    "loramix first pass": partial(loramix, GateConfig(first_pass=True)),
 }
