@@ -26,7 +26,7 @@ from loramix.comparison.rescoring import current_scores
 from loramix.comparison.testsets import Question, asked_task, questions, read_questions
 from loramix.config import GateConfig
 from loramix.data.leaks import RECORD, record
-from loramix.errors import LeakError
+from loramix.errors import LeakError, RecipeError
 from loramix.experiment.answers import encode_all
 from loramix.experiment.reading import load_recipe
 from loramix.experiment.recipe import Recipe, TestSet
@@ -173,6 +173,12 @@ def test_the_report_shows_every_model_and_the_verdict(folder: Path) -> None:
     assert all(label in page for label in LABELS)
     assert "On haiku, CGM LoRA is not worse than the right expert" in page
     assert len(json.loads((folder / "results.json").read_text())["verdict"]) == 2 + 14 + 1
+
+
+@pytest.mark.parametrize("empty", ["mixtures={}", "seeds=[]", "test_sets=[]"])
+def test_a_comparison_of_nothing_is_refused(empty: str) -> None:
+    with pytest.raises(RecipeError, match=f"comparison.{empty.partition('=')[0]}.* at least 1"):
+        load_recipe("tiny", [f"comparison.{empty}"])
 
 
 def test_a_second_comparison_does_nothing_and_other_questions_need_no_training(

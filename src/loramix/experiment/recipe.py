@@ -216,7 +216,7 @@ class ComparisonSpec(Strict):
 
     models: tuple[ModelName, ...] = get_args(ModelName)
     mixtures: dict[str, dict[str, JsonValue]] = Field(
-        default={"CGM LoRA": {}, "reference gate": {"context": "reference"}}
+        default={"CGM LoRA": {}, "reference gate": {"context": "reference"}}, min_length=1
     )
     seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), min_length=1)
     test_sets: tuple[TestSet, ...] = Field(
