@@ -4,7 +4,9 @@ It runs in a thread of its own, which swallows what is raised there. So what gat
 refused before: at the start, or where a request comes in. Gates with context `token` need nothing
 of this: their weights depend on each token alone.
 
-    prompt     decided when a request's prompt is read, all of it in one pass; kept by slot
+    prompt     decided when a request's prompt is read, all of it in one pass; kept by slot. With
+               `first_pass`, by all gates together: passes in which requests begin run twice, the
+               base alone first, and its keys and values are overwritten
     running    from sums by slot, that go on from pass to pass
 """
 
@@ -15,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.generation import ContinuousBatchingConfig
 
@@ -45,6 +47,7 @@ _BLOCKS = {
     "record": "routing weights are recorded",
 }
 _PACKED = ("prompt", "running")  # contexts whose gates must know whose tokens are in a pass
+_TOGETHER = ""  # the group, in tables, of gates that decide together
 
 
 def guard_batching(base: "PreTrainedModel", config: GateConfig) -> None:
@@ -123,10 +126,34 @@ class Pass(Packed):
             return self._gate(gate, self._context(group, x_1TD, self._running), evidence)
         if self.beginning:
             context_1ND = self._context(group, x_1TD, self._prompts)
-            decided_NE = self._gate(gate, context_1ND, evidence)[0]
-            table_SE = grown(self._tables.get(group), self.most_slots, decided_NE)
-            table_SE[[row.slot for row in self.beginning]] = decided_NE
-            self._tables[group] = table_SE
+            self._keep(group, self._gate(gate, context_1ND, evidence)[0])
+        return self._kept(group)
+
+    def prompts(self) -> tuple[Bool[Tensor, "1 T"], Int[Tensor, "1 T"]]:
+        """Return which tokens are prompts of requests that begin, and the number of each token's
+        request in the pass, as calls have them for packed rows.
+        """
+        self._check_whole()
+        prompt_1T = torch.zeros(1, self.tokens, dtype=torch.bool)
+        for row in self.beginning:
+            prompt_1T[0, row.start : row.start + row.prompt] = True
+        number_T = torch.arange(len(self.rows)).repeat_interleave(self.lengths)
+        return prompt_1T.to(self.device), number_T[None].to(self.device)
+
+    def keep_together(self, weights_1TE: Float[Tensor, "1 T E"]) -> None:
+        """Keep what all gates have decided together for the requests that begin."""
+        self._keep(_TOGETHER, weights_1TE[0, [row.start for row in self.beginning]])
+
+    def kept_together(self) -> Float[Tensor, "1 T E"]:
+        """Return what all gates decided together for the request of every token."""
+        return self._kept(_TOGETHER)
+
+    def _keep(self, group: str, decided_NE: Float[Tensor, "N E"]) -> None:
+        table_SE = grown(self._tables.get(group), self.most_slots, decided_NE)
+        table_SE[[row.slot for row in self.beginning]] = decided_NE
+        self._tables[group] = table_SE
+
+    def _kept(self, group: str) -> Float[Tensor, "1 T E"]:
         return self._tables[group][self.slot_T][None]
 
     def _context(
@@ -139,9 +166,12 @@ class Pass(Packed):
         return self._read[1]
 
     def _prompts(self, group: str, x_TD: Float[Tensor, "T D"]) -> Float[Tensor, "N D"]:
+        self._check_whole()
+        return prompt_means(x_TD, self.beginning)
+
+    def _check_whole(self) -> None:
         if prompts_in_parts(self):
             raise MixtureError("a prompt gate reads a whole prompt at once, and this one is split")
-        return prompt_means(x_TD, self.beginning)
 
     def _running(self, group: str, x_TD: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
         means_TD, self._tables[group] = running_means(x_TD, self, self._tables.get(group))
@@ -166,7 +196,9 @@ def own_prompt(state: Any) -> int:
 class WholePrompts:
     """Lets one of transformers' schedulers begin a prompt only where all of it fits into the pass.
 
-    Requests keep their order: none overtakes a longer one, which so gets its turn.
+    Requests keep their order: none overtakes a longer one, which so gets its turn. One that lost
+    its cache may be too long for a pass, with its answer so far: none begins while it is read in
+    parts.
     """
 
     def add_waiting_request(self, state: Any) -> None:
@@ -182,9 +214,9 @@ class WholePrompts:
     def schedule_batch(self, token_budget: int, cache_budget: int) -> Any:
         """Choose the requests of the next pass."""
         active = self.active_requests.values()  # type: ignore[attr-defined]
-        self._left = token_budget - sum(
-            len(state.remaining_prefill_tokens) or len(state.tokens_to_process) for state in active
-        )
+        in_parts = any(state.remaining_prefill_tokens for state in active)
+        taken = sum(len(state.tokens_to_process) for state in active)
+        self._left = 0 if in_parts else token_budget - taken
         return super().schedule_batch(token_budget, cache_budget)  # type: ignore[misc]
 
     def _get_waiting_candidates(self) -> list[Any]:
@@ -249,8 +281,6 @@ def _problems(
     """Yield the settings at which these gates would not decide as alone, or are untried."""
     if config.context not in _PACKED:
         yield f"gates that read whole targets (context='{config.context}')"
-    if config.first_pass:
-        yield "a first pass over each prompt (GateConfig(first_pass=False))"
     if given.allow_block_sharing:
         yield (
             "block sharing, as a prefix holds the weights of one request alone "

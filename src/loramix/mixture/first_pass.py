@@ -48,6 +48,23 @@ def decide_together(call: "Call", layers: "Sequence[MixtureLinear]", arguments: 
     call.decided.update({layer.group: weights for layer in layers})
 
 
+def decide_packed(call: "Call", layers: "Sequence[MixtureLinear]", arguments: Arguments) -> None:
+    """Let the gates decide together for the requests that begin in a pass of continuous batching.
+
+    The pass runs twice. What the base alone writes into the cache, and predicts for the requests
+    that go on, is written and predicted anew by the mixture.
+    """
+    requests = call.requests
+    assert requests is not None
+    if requests.beginning:
+        prompt_1T, number_1T = requests.prompts()
+        first = replace(call, mask_BT=prompt_1T, segments_BT=number_1T, requests=None, decided={})
+        decide_together(first, layers, arguments)
+        requests.keep_together(next(iter(first.decided.values())))
+    together_1TE = requests.kept_together()
+    call.decided.update({layer.group: together_1TE for layer in layers})
+
+
 @torch.no_grad()
 def _read_ahead(call: "Call", arguments: Arguments) -> dict[str, tuple[Tensor, Tensor]]:
     """Return what gates read while the base acts alone, by reader: contexts and their masks."""
@@ -64,7 +81,12 @@ def _read_ahead(call: "Call", arguments: Arguments) -> dict[str, tuple[Tensor, T
 
 
 def _alone(stack: nn.Module, arguments: Arguments) -> dict[str, object]:
-    """Return the arguments of a pass that fills no cache and predicts next to nothing."""
+    """Return the arguments of a pass that fills no cache and predicts next to nothing.
+
+    One of continuous batching keeps its own: its attention works on its cache alone.
+    """
+    if arguments.get("read_index") is not None:
+        return {name: each for name, each in arguments.items() if name != "prompt_mask"}
     parameters = inspect.signature(stack.forward).parameters
     open_ended = any(each.kind == each.VAR_KEYWORD for each in parameters.values())
     left_out = {*CACHES, "prompt_mask", "labels"}

@@ -18,7 +18,7 @@ from loramix.mixture.batching import guard_batching, packed_requests
 from loramix.mixture.cache import Carried, carried_by, carry
 from loramix.mixture.call import Call, EncoderOutput, close_call, open_call
 from loramix.mixture.context import masked_mean
-from loramix.mixture.first_pass import decide_together
+from loramix.mixture.first_pass import decide_packed, decide_together
 from loramix.mixture.masks import (
     CACHES,
     Arguments,
@@ -129,7 +129,10 @@ def _call(stack: nn.Module, arguments: Arguments, config: GateConfig, make_call:
     """
     requests = packed_requests(config, arguments)
     if requests is not None:
-        return Call(stack, token_shape(arguments), None, requests=requests)
+        call = Call(stack, token_shape(arguments), None, requests=requests)
+        if config.first_pass:
+            decide_packed(call, list(mixture_layers(stack)), arguments)
+        return call
     if current().fixed is not None:
         return _fixed(stack, arguments)
     if _begins(arguments):

@@ -19,10 +19,10 @@ NEW = 10
 ALONE: dict[Case, list[list[int]]] = {}  # the right answers, made once
 
 
-def settings(**more: object) -> dict[str, object]:
+def settings(new: int = NEW, **more: object) -> dict[str, object]:
     given = {"page_size": 8, "num_blocks": 20, "max_batch_tokens": 64, "seed": 0}
     given |= {"allow_block_sharing": False, **more}
-    greedy = GenerationConfig(max_new_tokens=NEW, do_sample=False, eos_token_id=-1)
+    greedy = GenerationConfig(max_new_tokens=new, do_sample=False, eos_token_id=-1)
     config = ContinuousBatchingConfig(**given)
     return {"generation_config": greedy, "continuous_batching_config": config, "warmup": False}
 
@@ -44,10 +44,10 @@ def differences(case: Case, experts: Experts) -> int:
     return sum(one.generated_tokens != other for one, other in pairs)
 
 
-def alone(mixture: MixtureModel, prompt: list[int]) -> list[int]:
+def alone(mixture: MixtureModel, prompt: list[int], new: int = NEW) -> list[int]:
     ids = torch.tensor([prompt])
     given = {"attention_mask": torch.ones_like(ids), "eos_token_id": None}
-    found = mixture.generate(input_ids=ids, max_new_tokens=NEW, do_sample=False, **given)
+    found = mixture.generate(input_ids=ids, max_new_tokens=new, do_sample=False, **given)
     return found[0, len(prompt) :].tolist()
 
 
@@ -68,9 +68,14 @@ def resumed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     "case",
     [
         Case("llama", "prompt"),
+        Case("llama", "prompt", first_pass=True),
         Case("llama", "running", "top-k"),
         Case("llama", "token"),
         pytest.param(Case("gpt2", "prompt", scope="block", carry=True), marks=pytest.mark.slow),
+        pytest.param(
+            Case("gpt2", "prompt", "top-k", "parameter", "block", base_slot=True, first_pass=True),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(Case("gpt2", "running", scope="model"), marks=pytest.mark.slow),
     ],
     ids=str,
@@ -86,6 +91,27 @@ def test_an_average_over_a_resumed_answer_would_be_seen(
     monkeypatch.setattr(batching, "own_prompt", lambda state: len(state.initial_tokens))
     assert differences(Case("llama", "prompt"), experts) > 0
     assert resumed
+
+
+@pytest.mark.parametrize("first_pass", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_no_request_begins_while_a_long_one_is_read_again_in_parts(
+    first_pass: bool, experts: Experts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes, own = list[batching.Pass](), batching.Requests.next_pass
+
+    def noted(requests: batching.Requests) -> batching.Pass:
+        passes.append(own(requests))
+        return passes[-1]
+
+    monkeypatch.setattr(batching.Requests, "next_pass", noted)
+    mixture = Case("llama", "prompt", first_pass=first_pass).build(experts)
+    draw = random.Random(0)
+    asked = [[draw.randrange(3, 60) for _ in range(draw.choice((20, 41, 44)))] for _ in range(8)]
+    answers = mixture.base.generate_batch(asked, **settings(30, max_batch_tokens=48)).values()
+    assert any(row.end - row.start > 1 and not row.begins for each in passes for row in each.rows)
+    assert [each.generated_tokens for each in answers] == [
+        alone(mixture, prompt, 30) for prompt in asked
+    ]
 
 
 @pytest.mark.slow
@@ -152,9 +178,6 @@ def test_gates_of_whole_targets_and_earlier_managers_are_refused(experts: Expert
     mixture = Case("llama", "reference").build(experts)
     with pytest.raises(MixtureError, match="whole targets"):
         mixture.base.generate_batch([[5, 6]], **settings())
-    together = Case("llama", "prompt", first_pass=True).build(experts).base
-    with pytest.raises(MixtureError, match="a first pass over each prompt"):
-        together.generate_batch([[5, 6]], **settings())
     base = Case("llama", "running").build(experts).base
     base._cached_continuous_batching_manager = type(base).init_continuous_batching(
         base, **{name: each for name, each in settings().items() if name != "warmup"}
