@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/serving_vllm.py                 prompt gates
     OMP_NUM_THREADS=1 python benchmarks/serving_vllm.py --context token
+    OMP_NUM_THREADS=1 python benchmarks/serving_vllm.py --first-pass    prompt gates, together
 
 In an environment with vLLM (`make vllm-test` makes one). Requests of mixed length, with random
 tokens, on SmolLM2-135M with three random adapters of rank 16, float32, one thread; vLLM's own
@@ -43,7 +44,7 @@ def requests(number: int, seed: int) -> list[Request]:
     ]
 
 
-def save_mixture(folder: Path, context: str) -> None:
+def save_mixture(folder: Path, gate: dict[str, object]) -> None:
     """Write a mixture of three random adapters to a folder."""
     from speed_systems import save_adapters
 
@@ -52,8 +53,8 @@ def save_mixture(folder: Path, context: str) -> None:
 
     base = load_base("smollm2-135m")
     experts = dict(zip("abc", save_adapters(base.model, folder / "experts", 3), strict=True))
-    gate = GateConfig(context=context)
-    MixtureModel.from_experts("smollm2-135m", experts, gate=gate).save_pretrained(folder / "mix")
+    mixture = MixtureModel.from_experts("smollm2-135m", experts, gate=GateConfig(**gate))
+    mixture.save_pretrained(folder / "mix")
 
 
 def by_vllm(mixture: Path, *, base: bool, eager: bool) -> Answer:
@@ -129,13 +130,16 @@ def main() -> None:
     """Measure in rounds, and print ratios of processor time: medians, and their range."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--context", default="prompt", choices=("prompt", "running", "token"))
+    parser.add_argument("--first-pass", action="store_true", help="gates that decide together")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--eager", action="store_true", help="without compilation: minutes less")
     given = parser.parse_args()
+    name = "first pass" if given.first_pass else given.context
     processes, ways = get_context("spawn"), ("mixture", "base", "generate")
     with tempfile.TemporaryDirectory() as temporary:
-        save_mixture(Path(temporary), given.context)
+        gate = {"context": given.context, "first_pass": given.first_pass}
+        save_mixture(Path(temporary), gate)
         pipes = {}
         for way in ways:
             pipes[way], theirs = processes.Pipe()
@@ -154,7 +158,7 @@ def main() -> None:
                     took[way].append(pipes[way].recv())
             over_base = _ratio(took["mixture"], took["base"])
             faster = _ratio(took["generate"], took["mixture"])
-            print(f"| {given.context} | {at_once} | {over_base} | {faster} |", flush=True)
+            print(f"| {name} | {at_once} | {over_base} | {faster} |", flush=True)
 
 
 def _ratio(one: Sequence[float], other: Sequence[float]) -> str:

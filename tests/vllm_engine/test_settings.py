@@ -74,9 +74,25 @@ def test_every_problem_of_settings_is_told_at_once(folder: Path) -> None:
     assert all(each in str(error.value) for each in told)
 
 
-def test_gates_that_decide_by_a_first_pass_are_refused(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        ("has_inner_state", "recurrent layers"),
+        ("is_attention_free", "recurrent layers"),
+        ("is_multimodal_model", "pictures or sound"),
+        ("is_moe", "data parallelism"),
+    ],
+)
+def test_bases_that_do_not_bear_a_first_pass_are_refused(
+    found: str, told: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = EngineArgs(**settings(folder, tokens=64)).create_engine_config()
-    with pytest.raises(MixtureError, match="first pass of the base"):
+    config.scheduler_config.enable_chunked_prefill = False
+    config.parallel_config.data_parallel_size = 2
+    refuse_settings(config, GateConfig(first_pass=True))
+    monkeypatch.setattr(type(config.model_config), found, property(lambda model: True))
+    refuse_settings(config, GateConfig())
+    with pytest.raises(MixtureError, match=told):
         refuse_settings(config, GateConfig(first_pass=True))
 
 

@@ -20,6 +20,17 @@ CASES = {
     "token": ("llama", {"context": "token"}),
     "token-top-k": ("gpt2", {"context": "token", "activation": "top-k"}),
     "prompt-carry": ("llama", {"context": "prompt", "carry": True, "mixing": "parameter"}),
+    "first-pass": ("llama", {"context": "prompt", "first_pass": True}),
+    "first-pass-block": (
+        "gpt2",
+        {
+            "first_pass": True,
+            "activation": "top-k",
+            "scope": "block",
+            "base_slot": True,
+            "mixing": "parameter",
+        },
+    ),
     "token-model": ("qwen3", {"context": "token", "scope": "model", "base_slot": True}),
 }
 
@@ -37,7 +48,7 @@ def test_answers_are_those_of_generate_whoever_else_is_answered(case: str, tmp_p
     assert worst < CLOSE
 
 
-@pytest.mark.parametrize("case", ["prompt", "running-top-k", "token"])
+@pytest.mark.parametrize("case", ["prompt", "first-pass", "running-top-k", "token"])
 def test_compiled_answers_are_those_of_generate(case: str, tmp_path: Path) -> None:
     kind, gate = CASES[case]
     mixture = save_mixture(tmp_path, kind, **gate)
@@ -80,11 +91,18 @@ def test_long_prompts_in_parts_keep_token_and_running_gates_right(tmp_path: Path
     assert differences(mixture, asked)[0] == 0
 
 
-@pytest.mark.parametrize(("kind", "context"), [("llama", "prompt"), ("one-key", "running")])
+@pytest.mark.parametrize(
+    ("kind", "gate"),
+    [
+        ("llama", {"context": "prompt"}),
+        ("llama", {"first_pass": True}),
+        ("one-key", {"context": "running"}),
+    ],
+)
 def test_two_processes_share_the_outputs_of_every_expert(
-    kind: str, context: str, tmp_path: Path
+    kind: str, gate: dict, tmp_path: Path
 ) -> None:
-    mixture = save_mixture(tmp_path, kind, context=context)
+    mixture = save_mixture(tmp_path, kind, **gate)
     asked = drawn(12, seed=3)
     with started(tmp_path / "mixture", tensor_parallel_size=2) as llm:
         answer(llm, asked)

@@ -1,6 +1,7 @@
 """Weights that depend on more than a token's own input: on its request, or on other gates.
 
-    prompt     decided when a request's prompt is read, kept in a table by slot
+    prompt     decided when a request's prompt is read, kept in a table by slot; with `first_pass`,
+               by all gates together, in a pass of the base alone that `worker` puts before
     running    from sums by slot, that go on from pass to pass
     any        weights by hand, gates that several layers share, evidence that gates carry on
 
@@ -37,11 +38,15 @@ PASS = "loramix"  # the key of the running pass in vLLM's forward context
 
 @dataclass(frozen=True)
 class Reader:
-    """A layer of the base: the group of its gate, the gate if it reads here, and its block."""
+    """A layer of the base: the group of its gate, the gate if it reads here, and its block.
+
+    last: whether no other gate of the base comes after this one.
+    """
 
     group: str
     gate: ContextGate | None
     block: int
+    last: bool
 
 
 class Decider:
@@ -63,9 +68,14 @@ class Decider:
         self._sums_SF: Tensor | None = None
 
     def __call__(self, x_TD: Float[Tensor, "T D"]) -> Float[Tensor, "T P E"]:
-        """Return the weights of every layer for every token; zeros where vLLM only tries a pass."""
+        """Return the weights of every layer for every token.
+
+        They are zeros where vLLM only tries a pass, and where the base alone is at work.
+        """
         now: Pass | None = get_forward_context().additional_kwargs.get(PASS)
-        if now is None:
+        if now is not None and now.ahead:
+            self._read_ahead(x_TD, now)
+        if now is None or now.ahead:
             shape = len(x_TD), len(self._readers), self.experts
             return x_TD.new_zeros(shape, dtype=torch.float32)
         padding = len(x_TD) - now.tokens
@@ -75,13 +85,30 @@ class Decider:
 
     def _by_prompt(self, x_TD: Float[Tensor, "T D"], now: Pass) -> Float[Tensor, "T P E"]:
         if now.beginning:
-            context_ND = unit_scale(prompt_means(x_TD, _whole(now)))
-            for reader in self._readers:
-                if reader.gate is not None:
-                    now.decided[reader.group] = self._gate(reader, context_ND, now)
+            if self._config.first_pass:
+                now.decided |= {reader.group: self._together(now) for reader in self._readers}
+            else:
+                context_ND = unit_scale(prompt_means(x_TD, _whole(now)))
+                for reader in self._readers:
+                    if reader.gate is not None:
+                        now.decided[reader.group] = self._gate(reader, context_ND, now)
             self._keep(now)
         assert self._table_SPE is not None, "every request begins"
         return self._table_SPE[now.slot_T]
+
+    def _read_ahead(self, x_TD: Float[Tensor, "T D"], now: Pass) -> None:
+        """Add the scores of the gates that read here to those by which all decide in `end`."""
+        context_ND = unit_scale(prompt_means(x_TD, _whole(now)))
+        for reader in self._readers:
+            if reader.last:
+                now.last_ND = context_ND
+            elif reader.gate is not None:
+                decided(reader.gate, context_ND, now.evidence)
+
+    def _together(self, now: Pass) -> Float[Tensor, "N E"]:
+        if now.together_NE is None:  # all bring weights of their own
+            now.together_NE = torch.zeros(len(now.beginning), self.experts, device=now.device)
+        return now.together_NE
 
     def _keep(self, now: Pass) -> None:
         """Keep the weights of the requests that begin."""
@@ -152,6 +179,18 @@ class Held(nn.Module):
         tokens = decided_TPE.shape[0]
         held_T11 = self.held_T[:tokens, None, None]
         return torch.where(held_T11, self.weights_TE[:tokens, None], decided_TPE)
+
+
+def end(last: Reader, now: Pass) -> None:
+    """Let all gates decide together, by what they have read ahead.
+
+    As in `loramix.mixture.first_pass`, whatever the order in which vLLM calls its layers.
+    """
+    assert last.gate is not None
+    assert now.last_ND is not None
+    now.evidence.blocks = last.block + 1
+    now.together_NE = decided(last.gate, now.last_ND, now.evidence)
+    now.last_ND = None
 
 
 def decided(

@@ -30,7 +30,11 @@ class Installation:
     """The mixture of one folder, on its way into one model of vLLM.
 
     Everything that can be refused before the weights are read is refused on creation.
+
+    last: the reader that comes last in the base, where gates decide together; known when finished.
     """
+
+    last: Reader | None = None
 
     def __init__(self, model: nn.Module, folder: Path, config: "VllmConfig") -> None:
         self._model, self._config = model, config
@@ -43,6 +47,7 @@ class Installation:
         self._roles = _read_where_trained(
             roles(base, layers, self.parts.gate.scope, None), self.parts
         )
+        self._last = [role.layer for role in self._roles.values() if role.layer == role.reader][-1]
         transposed = [name for name in layers if is_transposed(base.get_submodule(name))]
         self._check = WeightCheck(self._places, transposed, f"{base.base_model_prefix}.")
 
@@ -79,7 +84,10 @@ class Installation:
         gate = None
         if role.layer == role.reader:
             gate = _gate(role.layer, self.parts, len(self._experts)).to(device)
-        return Reader(role.group, gate, role.block)
+        reader = Reader(role.group, gate, role.block, role.layer == self._last)
+        if reader.last and self.parts.gate.first_pass:
+            self.last = reader
+        return reader
 
     def _part(self, place: Place) -> Part:
         updates = [expert.updates.get(place.layer) for expert in self._experts]

@@ -9,7 +9,7 @@ from vllm import ModelRegistry
 
 from loramix.errors import MixtureError
 from loramix.serving.vllm import PREFIX
-from loramix.serving.vllm.deciding import Held
+from loramix.serving.vllm.deciding import Held, Reader
 from loramix.serving.vllm.installing import Installation
 from loramix.serving.vllm.passes import Slots
 from loramix.serving.vllm.refusals import refuse_settings
@@ -27,6 +27,7 @@ def mixed(own: type[nn.Module]) -> type[nn.Module]:
     class Mixed(own):  # type: ignore[misc, valid-type]
         loramix_ready = False
         loramix_held: Held
+        loramix_last: Reader | None = None  # with first_pass
         loramix_slots: Slots
 
         def __init__(self, *, vllm_config: "VllmConfig", prefix: str = "") -> None:
@@ -44,6 +45,7 @@ def mixed(own: type[nn.Module]) -> type[nn.Module]:
             loaded = super().load_weights(self._installation.watch(weights))
             missing = expected - set(loaded if loaded is not None else expected)
             self.loramix_held = self._installation.finish()
+            self.loramix_last = self._installation.last
             self.loramix_ready = True
             del self._installation
             # those of replaced modules have other names now

@@ -32,11 +32,16 @@ class Pass(Packed):
     """The requests of one pass.
 
     decided: gate group -> weights of all tokens or, by prompts, of the requests that begin.
-    evidence: that gates carry on.
+    evidence: that gates carry on, or that decide together.
+    ahead: whether the base alone is at work. last_ND: what the last gate read then.
+    together_NE: what the gates then decided together for the requests that begin.
     """
 
     decided: dict[str, Float[Tensor, "_ E"]] = field(default_factory=dict)
     evidence: Evidence = field(default_factory=Evidence)
+    ahead: bool = False
+    last_ND: Float[Tensor, "N D"] | None = None
+    together_NE: Float[Tensor, "N E"] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,6 +49,11 @@ class Pass(Packed):
         self.weights_TE: Tensor | None = None
         if any(row.weights_E is not None for row in self.rows):
             self._hold()
+
+    @property
+    def undecided(self) -> bool:
+        """Whether gates have to decide for a request that begins."""
+        return any(row.weights_E is None for row in self.beginning)
 
     def over(self, decided_TE: Float[Tensor, "T E"]) -> Float[Tensor, "T E"]:
         """Return what gates decided for the tokens, but for requests with weights by hand."""

@@ -57,7 +57,7 @@ def _of_any(config: "VllmConfig") -> Iterator[str]:
 def _of_gates(config: "VllmConfig", gate: GateConfig) -> Iterator[str]:
     """Yield problems of these gates."""
     if gate.first_pass:
-        yield "a first pass of the base over each prompt (first_pass); `--engine embedded` has it"
+        yield from _of_first_pass(config)
     if gate.context == "prompt" and config.scheduler_config.enable_chunked_prefill:
         yield "chunked prefill, and a prompt gate reads the whole prompt at once"
     if config.cache_config.enable_prefix_caching:
@@ -71,3 +71,14 @@ def _of_gates(config: "VllmConfig", gate: GateConfig) -> Iterator[str]:
     architecture = config.model_config.architectures[0].removeprefix(PREFIX)
     if gate.carry and architecture not in _ORDERED:
         yield f"gates carry evidence on (carry) in {architecture}; only in {', '.join(_ORDERED)}"
+
+
+def _of_first_pass(config: "VllmConfig") -> Iterator[str]:
+    """Yield what would not bear the base's reading ahead: each pass then runs twice."""
+    model = config.model_config
+    if model.has_inner_state or model.is_hybrid or model.is_attention_free:
+        yield "a base with recurrent layers, whose states a first pass (first_pass) would move on"
+    if model.is_multimodal_model:
+        yield "a base that reads pictures or sound, which a first pass (first_pass) would use up"
+    if config.parallel_config.data_parallel_size > 1 and model.is_moe:
+        yield "data parallelism of experts, where all must run as many passes (first_pass)"

@@ -7,7 +7,8 @@ from vllm.forward_context import get_forward_context
 from vllm.platforms import current_platform
 
 from loramix.errors import MixtureError
-from loramix.serving.vllm.deciding import PASS
+from loramix.serving.vllm.deciding import PASS, end
+from loramix.serving.vllm.passes import Pass
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner as OwnRunner
@@ -46,7 +47,24 @@ class Runner(OwnRunner):  # type: ignore[misc]
             now = model.loramix_slots.next_pass(scheduled, self.requests, self.device)
             model.loramix_held.take(now)
             get_forward_context().additional_kwargs[PASS] = now
+            if model.loramix_last is not None and now.undecided:
+                self._read_ahead(now, *args, **settings)
         return super()._model_forward(*args, **settings)
+
+    def _read_ahead(self, now: Pass, *args: Any, **settings: Any) -> None:
+        """Run the base alone, and let all gates decide together for the requests that begin.
+
+        The pass itself comes after, with the same arguments: it writes all keys and values anew, at
+        the same places, and the answers of this one are not used.
+        """
+        embedded = settings.get("inputs_embeds")
+        if embedded is not None:  # vLLM's layers add to them in place
+            settings["inputs_embeds"] = embedded.clone()
+        now.ahead = True
+        super()._model_forward(*args, **settings)
+        now.ahead = False
+        get_forward_context().moe_layer_index = 0  # vLLM counts layers in a pass
+        end(self.get_model().loramix_last, now)
 
 
 class Worker(OwnWorker):  # type: ignore[misc]
