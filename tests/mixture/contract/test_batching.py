@@ -116,7 +116,7 @@ def test_no_request_begins_while_a_long_one_is_read_again_in_parts(
 
 @pytest.mark.slow
 def test_prompts_in_parts_would_be_seen(experts: Experts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batching, "_whole_prompts", lambda kind: kind)
+    monkeypatch.setattr(batching, "whole_prompts", lambda kind: kind)
     monkeypatch.setattr(batching, "prompts_in_parts", lambda now: False)
     assert differences(Case("llama", "prompt"), experts) > 0
 
