@@ -5,11 +5,9 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
 import pytest
 from safetensors.torch import load_file
 
@@ -40,8 +38,19 @@ ACCELERATE = (
 
 
 def command(launcher: Sequence[str], folder: Path, *settings: str) -> list[str]:
-    run = ("-m", "loramix", "run", "tiny", *SETTINGS, *settings, "--out", str(folder))
-    return [*launcher, *run]
+    return [*launcher, "-m", "loramix", *arguments(folder, *settings)]
+
+
+def dying(
+    launcher: Sequence[str], victim: int, amid: str, folder: Path, *settings: str
+) -> list[str]:
+    """Return the command of a run of which a rank dies amid the training of a stage."""
+    driver = str(Path(__file__).with_name("dying_rank.py"))
+    return [*launcher, driver, str(victim), f"/{amid}/", *arguments(folder, *settings)]
+
+
+def arguments(folder: Path, *settings: str) -> list[str]:
+    return ["run", "tiny", *SETTINGS, *settings, "--out", str(folder)]
 
 
 def environment() -> dict[str, str]:
@@ -51,15 +60,14 @@ def environment() -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1"}
 
 
-def run(launcher: Sequence[str], folder: Path, *settings: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        command(launcher, folder, *settings),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
+def finished(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=400, check=False
     )
+
+
+def run(launcher: Sequence[str], folder: Path, *settings: str) -> subprocess.CompletedProcess[str]:
+    done = finished(command(launcher, folder, *settings))
     assert done.returncode == 0, done.stderr
     return done
 
@@ -111,27 +119,15 @@ def test_accelerate_launches_them_too(alone: Path, tmp_path: Path) -> None:
     assert_same(tmp_path / "run" / "lora", alone / "lora")
 
 
-@pytest.mark.parametrize(
-    ("victim", "launcher"), [("0", TWO), ("1", ONE)], ids=["0", "1, then alone"]
-)
+@pytest.mark.parametrize(("victim", "launcher"), [(0, TWO), (1, ONE)], ids=["0", "1, then alone"])
 def test_after_a_rank_was_killed_the_others_end_and_a_run_goes_on(
-    victim: str, launcher: Sequence[str], alone: Path, tmp_path: Path
+    victim: int, launcher: Sequence[str], alone: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    started = subprocess.Popen(
-        command(TWO, folder), env=environment(), stderr=subprocess.PIPE, text=True
-    )
-    try:
-        # one epoch of the gates is done, and another one is to come
-        wait_for(lambda: any(folder.glob("cgm/checkpoints/checkpoint-*/sha256.json")), started)
-        for child in psutil.Process(started.pid).children(recursive=True):
-            if child.environ().get("RANK") == victim:
-                child.send_signal(signal.SIGKILL)
-        _, said = started.communicate(timeout=120)
-    finally:
-        started.kill()
-    assert started.returncode == 1
-    assert "SIGKILL" in said
+    # one epoch of the gates is done, and another one is to come
+    killed = finished(dying(TWO, victim, "cgm", folder))
+    assert killed.returncode == 1
+    assert "SIGKILL" in killed.stderr
     assert (folder / "cgm" / "checkpoints").exists()
     done = run(launcher, folder)
     assert "gate: going on where it was interrupted" in done.stderr
@@ -143,7 +139,7 @@ def test_without_a_launcher_that_watches_the_other_one_says_that_one_has_gone(
     victim: int, tmp_path: Path
 ) -> None:
     """As on two machines: what started one does not know of the other."""
-    folder, port = tmp_path / "run", free_port()
+    port = free_port()
     ranks = []
     for rank in ("0", "1"):
         given = {
@@ -155,7 +151,7 @@ def test_without_a_launcher_that_watches_the_other_one_says_that_one_has_gone(
         }
         ranks.append(
             subprocess.Popen(
-                command(ONE, folder, "--stage", "lora"),
+                dying(ONE, victim, "lora", tmp_path / "run", "--stage", "lora"),
                 env={**environment(), **given},
                 stderr=subprocess.PIPE,
                 text=True,
@@ -163,13 +159,12 @@ def test_without_a_launcher_that_watches_the_other_one_says_that_one_has_gone(
         )
     other = ranks[1 - victim]
     try:
-        wait_for(lambda: any(folder.glob("lora/*/checkpoints/checkpoint-*/sha256.json")), other)
-        ranks[victim].kill()
-        _, said = other.communicate(timeout=120)
+        _, said = other.communicate(timeout=400)
     finally:
         for each in ranks:
             each.kill()
             each.communicate()
+    assert ranks[victim].returncode == -signal.SIGKILL
     assert other.returncode == 1
     assert f"error: rank {1 - victim} has lost another process of this run" in said
     assert "Traceback" not in said
@@ -185,24 +180,8 @@ def test_an_error_of_the_first_rank_ends_all_in_words(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "recipe.yaml").write_text("base: 3")
-    done = subprocess.run(
-        command(TWO, folder),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = finished(command(TWO, folder))
     assert done.returncode == 1
     assert "error: " in done.stderr
     assert "recipe.yaml is damaged" in done.stderr
     assert "rank 1 stops because rank 0 has" in done.stderr
-
-
-def wait_for(found: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Wait until something is there, while a process runs."""
-    end = time.monotonic() + 300
-    while not found():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < end
-        time.sleep(0.02)
