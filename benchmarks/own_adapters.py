@@ -141,9 +141,12 @@ def arrow(bench: Bench) -> MixtureModel:
     return mixture
 
 
-def nothing(bench: Bench) -> MixtureModel:
-    """Return the mixture whose gates know nothing but the adapters, as `loramix mix` makes it."""
-    mixture = bench.mixture()
+def nothing(bench: Bench, **gate: bool) -> MixtureModel:
+    """Return the mixture whose gates know nothing but the adapters, as `loramix mix` makes it.
+
+    gate: settings of `GateConfig`.
+    """
+    mixture = bench.mixture(**gate)
     fit(mixture, {})
     return mixture
 
@@ -200,6 +203,7 @@ ROWS: dict[str, Callable[[Bench], MixtureModel]] = {
     "uniform weights": uniform,
     "nothing but adapters: Arrow": arrow,
     "nothing but adapters": nothing,
+    "nothing but adapters, a first pass": partial(nothing, first_pass=True),
     "16 prompts, plain means": plain_means,
     "16 prompts": prompts,
     "16 prompts, nearest means": partial(prompts, separated=False),

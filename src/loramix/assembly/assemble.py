@@ -34,6 +34,7 @@ from loramix.storage.manifest import CONFIG
 
 log = logging.getLogger("loramix")
 MADE, VERDICT, PAGE = "mix.json", "verdict.json", "verdict.html"
+FEW = 4  # experts among which single gates are seldom wrong
 
 
 @dataclass(frozen=True)
@@ -269,12 +270,22 @@ def _facts(mixture: MixtureModel, fitted: Fit) -> dict[str, str]:
         "base": mixture.base_name,
         "experts": ", ".join(mixture.expert_names),
         "routing": routed[fitted.depth],
+        "gates": _decision(mixture),
     }
     if fitted.refinement is not None:
         changes = "made held-out examples better" if fitted.refinement.kept else "made none better"
         kept = "its gates are kept" if fitted.refinement.kept else "the prototypes stay"
         facts["training"] = f"{changes}: {kept}"
     return facts
+
+
+def _decision(mixture: MixtureModel) -> str:
+    if mixture.gate_config.first_pass:
+        return "they decide together, from a first pass of the base over each prompt"
+    decision = "each decides for its own layer"
+    if len(mixture.experts) > FEW:
+        decision += "; of so many experts, --first-pass finds the right one more often"
+    return decision
 
 
 def _fingerprint(order: Order, base: str, experts: Sequence[Expert]) -> str:
