@@ -87,11 +87,26 @@ def test_adapters_become_a_mixture_that_grows_shrinks_and_talks(
     assert "prompts of" not in Path("mine/README.md").read_text()
 
 
+def test_gates_decide_together_where_asked_and_many_experts_are_told_of_it(
+    here: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assemble, "FEW", 1)
+    order = ["mix", "mine", *experts("a", "b b"), *examples("a", "b b")]
+    call(*order)
+    made = json.loads(Path("mine/mix.json").read_text())  # the terminal breaks lines
+    assert "--first-pass finds the right one more often" in made["facts"]["gates"]
+    again = call(*order, "--first-pass", "--overwrite")
+    assert again.returncode == 0, again.stderr
+    assert "they decide together, from a first pass of the base" in again.stdout
+    assert read_config(Path("mine")).gate.first_pass
+
+
 @pytest.mark.usefixtures("few_neutral_texts")
 def test_without_examples_the_adapters_alone_route(here: Path, call: Call) -> None:
     made = call("mix", "mine", *experts("a", "b b"))
     assert made.returncode == 0, made.stderr
     assert "from the adapters alone" in made.stdout
+    assert "each decides for its own layer" in made.stdout
     refused = call("add", "mine", *experts("c"), *examples("c"))
     assert "does not remember the prompts of its experts" in refused.stderr
 

@@ -270,7 +270,7 @@ def _facts(mixture: MixtureModel, fitted: Fit) -> dict[str, str]:
         "base": mixture.base_name,
         "experts": ", ".join(mixture.expert_names),
         "routing": routed[fitted.depth],
-        "gates": _decision(mixture),
+        "gates": _decision(mixture, fitted),
     }
     if fitted.refinement is not None:
         changes = "made held-out examples better" if fitted.refinement.kept else "made none better"
@@ -279,11 +279,11 @@ def _facts(mixture: MixtureModel, fitted: Fit) -> dict[str, str]:
     return facts
 
 
-def _decision(mixture: MixtureModel) -> str:
+def _decision(mixture: MixtureModel, fitted: Fit) -> str:
     if mixture.gate_config.first_pass:
         return "they decide together, from a first pass of the base over each prompt"
     decision = "each decides for its own layer"
-    if len(mixture.experts) > FEW:
+    if len(mixture.experts) > FEW and fitted.depth != "nothing":
         decision += "; of so many experts, --first-pass finds the right one more often"
     return decision
 

@@ -61,8 +61,8 @@ _lossy = click.option(
 @click.option(
     "--first-pass",
     is_flag=True,
-    help="Read each prompt by the base alone first, and let all gates decide together: better with "
-    "many experts and in other words, at the price of one more pass over the prompt.",
+    help="Read each prompt by the base alone first, and let all gates decide together: better for "
+    "many experts with examples, at the price of one more pass over the prompt.",
 )
 @click.option(
     "--train",
