@@ -1,7 +1,7 @@
 """The share of each adapter's gain that a mixture keeps, told nothing, by what its gates know.
 
     python benchmarks/adapters.py TASKS --out results/adapters     (once)
-    python benchmarks/own_adapters.py results/adapters [--rows "uniform weights" …]
+    python benchmarks/own_adapters.py results/adapters [--rows "uniform weights" … | --ablate]
 
 Share of gain = (loss of base - loss of mixture) / (loss of base - loss of own expert), on withheld
 samples of each task, for the prompts of the task (named), their inputs alone (bare) and the prompts
@@ -10,7 +10,7 @@ others (crossed), and the weight of the expert that is asked for counts. All is 
 beside the adapters, so a stopped run goes on where it was, and rows measured before cost nothing
 (`--again` measures them anew, after a change of loramix). The table is printed as markdown, with
 one line for every task in own_adapters.csv. All rows take an hour and a half on one core, most of
-it forward passes.
+it forward passes. `--ablate` measures gates of other settings, which know the same 16 prompts.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 from torch import nn
@@ -60,7 +61,7 @@ class Bench:
         with (self.folder / "adapters.csv").open(newline="", encoding="utf-8") as file:
             return [row["expert"] for row in csv.DictReader(file)]
 
-    def mixture(self, *, experts: int = EXPERTS, **gate: bool) -> MixtureModel:
+    def mixture(self, *, experts: int = EXPERTS, **gate: Any) -> MixtureModel:
         """Return a mixture of the first adapters, with uniform weights."""
         sources = {name: self.folder / name for name in self.experts[:experts]}
         return MixtureModel.from_experts(BASE, sources, gate=GateConfig(**gate)).eval()
@@ -141,7 +142,7 @@ def arrow(bench: Bench) -> MixtureModel:
     return mixture
 
 
-def nothing(bench: Bench, **gate: bool) -> MixtureModel:
+def nothing(bench: Bench, **gate: Any) -> MixtureModel:
     """Return the mixture whose gates know nothing but the adapters, as `loramix mix` makes it.
 
     gate: settings of `GateConfig`.
@@ -152,7 +153,7 @@ def nothing(bench: Bench, **gate: bool) -> MixtureModel:
 
 
 def prompts(
-    bench: Bench, *, foreign: bool = True, separated: bool = True, **gate: bool
+    bench: Bench, *, foreign: bool = True, separated: bool = True, **gate: Any
 ) -> MixtureModel:
     """Return the mixture that knows 16 prompts of each expert, as `loramix mix` makes it.
 
@@ -213,6 +214,18 @@ ROWS: dict[str, Callable[[Bench], MixtureModel]] = {
     "64 prompts and answers": answers,
     GROWN: grown,
 }
+SETTINGS: dict[str, dict[str, object]] = {
+    "as they are": {},
+    "one gate for each block": {"scope": "block"},
+    "one gate for the model": {"scope": "model"},
+    "running means": {"context": "running"},
+    "each token by itself": {"context": "token"},
+    "top-2": {"activation": "top-k"},
+    "top-1": {"activation": "top-1"},
+    "evidence carried on": {"carry": True},
+    "a first pass": {"first_pass": True},
+}
+ABLATIONS = {name: partial(prompts, **settings) for name, settings in SETTINGS.items()}
 
 
 class Reference:
@@ -268,7 +281,7 @@ def asked_weights(bench: Bench, mixture: MixtureModel, name: str) -> list[float]
 
 def shares_of(bench: Bench, reference: Reference, row: str) -> Iterator[dict[str, object]]:
     """Yield the share of every task and prompt form for one row of the table."""
-    prepared = cache(lambda: ROWS[row](bench).eval())
+    prepared = cache(lambda: (ROWS | ABLATIONS)[row](bench).eval())
     for form in FORMS:
         for name in bench.experts[: EXPERTS + (row == GROWN)]:
             losses = bench.losses(
@@ -304,8 +317,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="what benchmarks/adapters.py has written")
     parser.add_argument("--samples", type=int, default=24, help="withheld samples of each task")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
+    parser.add_argument("--ablate", action="store_true", help="measure other settings instead")
     parser.add_argument("--again", action="store_true", help="measure these rows anew")
     options = parser.parse_args()
+    if options.ablate:
+        options.rows = list(ABLATIONS)
     bench = Bench(options.folder, options.samples)
     if (known := options.folder / "losses.json").exists():
         bench.cache.update(json.loads(known.read_text(encoding="utf-8")))
