@@ -54,8 +54,7 @@ def questions(run: Run) -> list[Question]:
 def asked_task(recipe: Recipe, question: Question) -> Task:
     """Return the task of a question, with the question's own prompt in the place of the task's."""
     known = {task.name: task for task in recipe.tasks}
-    # other wordings and foreign inputs may be longer than the task's own prompts
-    longest = max(task.max_input_tokens for task in recipe.tasks)
+    longest = recipe.longest_prompt
     if question.task in known:
         task = known[question.task]
         limit = task.max_input_tokens if question.test_set in ("named", "bare") else longest

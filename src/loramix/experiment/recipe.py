@@ -261,6 +261,13 @@ class Recipe(Strict):
         return tuple(task for task in self.tasks if task.expert == OWN)
 
     @property
+    def longest_prompt(self) -> int:
+        """The tokens of the longest prompt of any task: what a task's prompt may have in other
+        wordings, or about the inputs of others.
+        """
+        return max(task.max_input_tokens for task in self.tasks)
+
+    @property
     def routed(self) -> tuple[Task, ...]:
         """The tasks that have an expert: gates learn from them, and so does what competes."""
         return tuple(task for task in self.tasks if task.expert != NO_EXPERT)

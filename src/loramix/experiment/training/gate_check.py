@@ -125,14 +125,16 @@ def _validation(
         ]
         rows[task.name, AS_ASKED] = encode_all(mixture, tokenizer, recipe, asked)
         if not task.conversational and task.prompt != PLACEHOLDER:
-            worded = _otherwise(task, few)
+            worded = _otherwise(task, few, longest=recipe.longest_prompt)
             rows[task.name, OTHERWISE] = encode_all(mixture, tokenizer, recipe, worded)
     return rows
 
 
-def _otherwise(task: Task, samples: Sequence[Sample]) -> list[tuple[Task, str, str | None]]:
+def _otherwise(
+    task: Task, samples: Sequence[Sample], *, longest: int
+) -> list[tuple[Task, str, str | None]]:
     """Return samples in neutral wordings, of which the input alone is one."""
-    plain = task.model_copy(update={"prompt": PLACEHOLDER})
+    plain = task.model_copy(update={"prompt": PLACEHOLDER, "max_input_tokens": longest})
     return [
         (plain, neutral(sample.input, place), sample.target) for place, sample in enumerate(samples)
     ]

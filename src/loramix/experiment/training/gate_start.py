@@ -58,8 +58,11 @@ def _examples(
     examples: dict[str, list[Inputs]] = {}
     for task in recipe.routed:
         own, bare = few[task.name], recipe.gate.bare
-        asked = _in_words(task, own) if worded else _as_trained(task, own, bare)
-        asked += [(_plain(task), text, None) for text in foreign.get(task.name, ())]
+        plain = task.model_copy(
+            update={"prompt": PLACEHOLDER, "max_input_tokens": recipe.longest_prompt}
+        )
+        asked = _in_words(task, plain, own) if worded else _as_trained(task, own, bare)
+        asked += [(plain, text, None) for text in foreign.get(task.name, ())]
         encoded = encode_all(mixture, tokenizer, recipe, asked)
         batches = in_batches(mixture, tokenizer, encoded)
         examples.setdefault(recipe.own_experts[task.name], []).extend(batches)
@@ -80,18 +83,17 @@ def _crossed(recipe: Recipe, samples: Mapping[str, Sequence[Sample]]) -> dict[st
     return found
 
 
-def _plain(task: Task) -> Task:
-    return task.model_copy(update={"prompt": PLACEHOLDER})
+def _in_words(task: Task, plain: Task, samples: Sequence[Sample]) -> list[Asked]:
+    """Return prompts as they are, as inputs alone, and in neutral wordings.
 
-
-def _in_words(task: Task, samples: Sequence[Sample]) -> list[Asked]:
-    """Return prompts as they are, as inputs alone, and in neutral wordings."""
+    plain: the task without a prompt of its own.
+    """
     asked: list[Asked] = [(task, sample.input, None) for sample in samples]
     if task.conversational:
         return asked
     inputs = [sample.input for sample in samples]
     known = None if task.prompt == PLACEHOLDER else inputs
-    return asked + [(_plain(task), text, None) for text in other_wordings(inputs, known)]
+    return asked + [(plain, text, None) for text in other_wordings(inputs, known)]
 
 
 def _as_trained(task: Task, samples: Sequence[Sample], bare: float) -> list[Asked]:
