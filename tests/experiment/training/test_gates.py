@@ -9,11 +9,14 @@ import torch
 from torch import nn
 
 from loramix import GateConfig, MixtureModel
+from loramix.config import PLACEHOLDER
+from loramix.data.samples import Sample
 from loramix.experiment.answers import Loss
 from loramix.experiment.paired import gains
 from loramix.experiment.reading import load_recipe
 from loramix.experiment.runner import run
 from loramix.experiment.training.gate_check import behind
+from loramix.experiment.training.gate_start import start_prompts
 from loramix.experiment.training.gate_trainer import widths
 from loramix.mixture.gate import ContextGate
 
@@ -41,6 +44,24 @@ def test_a_step_moves_no_score_by_more_than_a_few_rates(largest_bias: float) -> 
             parameter += rate / inputs
     after = gate.score(gate.lift(context).relu())
     assert float((after - before).detach().max()) < 15 * rate
+
+
+def test_gates_know_foreign_inputs_and_other_wordings_as_long_as_any_prompt() -> None:
+    """A request of few tokens about a long text is read with the text, as it will be asked."""
+    recipe = load_recipe("tiny", ["tasks.haiku.max_input_tokens=8", "gate.examples=2"])
+    samples = {
+        name: [Sample(name, str(n), "train", f"{name} {n}", "a target") for n in range(2)]
+        for name in ("haiku", "title")
+    }
+    asked = start_prompts(recipe, samples, worded=True)["haiku"]
+    own = [task for task, _, _ in asked if task.prompt != PLACEHOLDER]
+    assert [task.max_input_tokens for task in own] == [8, 8]
+    texts = {text: task.max_input_tokens for task, text, _ in asked if task.prompt == PLACEHOLDER}
+    about_others = [text for text in texts if "title" in text and "haiku" in text]
+    in_other_words = [text for text in texts if text.endswith("haiku 1") and text != "haiku 1"]
+    assert about_others
+    assert in_other_words
+    assert {texts[text] for text in about_others + in_other_words} == {64}
 
 
 def gates_of(place: Path, *settings: str) -> tuple[list[dict[str, str]], dict[str, torch.Tensor]]:

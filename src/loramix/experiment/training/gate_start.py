@@ -44,29 +44,40 @@ def start_gates(run: Run, mixture: MixtureModel, tokenizer: PreTrainedTokenizerB
 def _examples(
     run: Run, mixture: MixtureModel, tokenizer: PreTrainedTokenizerBase, *, worded: bool
 ) -> dict[str, list[Inputs]]:
-    """Return the first training prompts of every expert's tasks, in batches.
-
-    worded: with the same in other wordings and about the inputs of others, instead of the inputs
-        alone for the share `gate.bare`.
-    """
+    """Return what every expert's gates know, in batches: see `start_prompts`."""
     recipe = run.recipe
     chosen = run.training_samples(recipe.gate, recipe.routed)["train"]
     few = {}
     for task, samples in zip(recipe.routed, chosen, strict=True):
         few[task.name] = samples[: recipe.gate.examples]
-    foreign = _crossed(recipe, few) if worded else {}
     examples: dict[str, list[Inputs]] = {}
-    for task in recipe.routed:
-        own, bare = few[task.name], recipe.gate.bare
-        plain = task.model_copy(
-            update={"prompt": PLACEHOLDER, "max_input_tokens": recipe.longest_prompt}
-        )
-        asked = _in_words(task, plain, own) if worded else _as_trained(task, own, bare)
-        asked += [(plain, text, None) for text in foreign.get(task.name, ())]
+    for name, asked in start_prompts(recipe, few, worded=worded).items():
         encoded = encode_all(mixture, tokenizer, recipe, asked)
         batches = in_batches(mixture, tokenizer, encoded)
-        examples.setdefault(recipe.own_experts[task.name], []).extend(batches)
+        examples.setdefault(recipe.own_experts[name], []).extend(batches)
     return examples
+
+
+def start_prompts(
+    recipe: Recipe, samples: Mapping[str, Sequence[Sample]], *, worded: bool
+) -> dict[str, list[Asked]]:
+    """Return the prompts of every task that gates start from, of these samples.
+
+    worded: with the same in other wordings and about the inputs of others, as long as any task's
+        prompts may be; instead of the inputs alone for the share `gate.bare`.
+    """
+    foreign = _crossed(recipe, samples) if worded else {}
+    found = {}
+    for task in recipe.routed:
+        own = samples[task.name]
+        if not worded:
+            found[task.name] = _as_trained(task, own, recipe.gate.bare)
+            continue
+        longest = {"prompt": PLACEHOLDER, "max_input_tokens": recipe.longest_prompt}
+        plain = task.model_copy(update=longest)
+        found[task.name] = _in_words(task, plain, own)
+        found[task.name] += [(plain, text, None) for text in foreign.get(task.name, ())]
+    return found
 
 
 def _crossed(recipe: Recipe, samples: Mapping[str, Sequence[Sample]]) -> dict[str, list[str]]:
