@@ -73,8 +73,7 @@ def refine(
 ) -> Refinement:
     """Train the gates on the answers; go back to the start unless held-out examples gain by it.
 
-    They gain if the mean over experts falls by more than its standard error and no expert's loss
-    rises by more than noise.
+    What gains are is said at `loramix.experiment.paired.gains`; the parts are the experts.
     """
     start = {key: value.clone() for key, value in mixture.gate_state().items()}
     before = _losses(mixture, held_out, "held-out examples before training")
