@@ -46,9 +46,13 @@ def test_a_step_moves_no_score_by_more_than_a_few_rates(largest_bias: float) -> 
     assert float((after - before).detach().max()) < 15 * rate
 
 
-def test_gates_know_foreign_inputs_and_other_wordings_as_long_as_any_prompt() -> None:
+@pytest.mark.parametrize(("together", "longest"), [(True, 64), (False, 8)])
+def test_gates_that_decide_together_know_foreign_inputs_as_long_as_any_prompt(
+    together: bool, longest: int
+) -> None:
     """A request of few tokens about a long text is read with the text, as it will be asked."""
-    recipe = load_recipe("tiny", ["tasks.haiku.max_input_tokens=8", "gate.examples=2"])
+    settings = ("tasks.haiku.max_input_tokens=8", f"gate.first_pass={str(together).lower()}")
+    recipe = load_recipe("tiny", settings)
     samples = {
         name: [Sample(name, str(n), "train", f"{name} {n}", "a target") for n in range(2)]
         for name in ("haiku", "title")
@@ -61,7 +65,7 @@ def test_gates_know_foreign_inputs_and_other_wordings_as_long_as_any_prompt() ->
     in_other_words = [text for text in texts if text.endswith("haiku 1") and text != "haiku 1"]
     assert about_others
     assert in_other_words
-    assert {texts[text] for text in about_others + in_other_words} == {64}
+    assert {texts[text] for text in about_others + in_other_words} == {longest}
 
 
 def gates_of(place: Path, *settings: str) -> tuple[list[dict[str, str]], dict[str, torch.Tensor]]:

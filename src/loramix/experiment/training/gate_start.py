@@ -63,8 +63,10 @@ def start_prompts(
 ) -> dict[str, list[Asked]]:
     """Return the prompts of every task that gates start from, of these samples.
 
-    worded: with the same in other wordings and about the inputs of others, as long as any task's
-        prompts may be; instead of the inputs alone for the share `gate.bare`.
+    worded: with the same in other wordings and about the inputs of others, instead of the inputs
+        alone for the share `gate.bare`. Gates that decide together know these as long as they will
+        be asked; among long texts, one that decides by itself would lose the short request, and
+        with it what it knows of the texts' own task.
     """
     foreign = _crossed(recipe, samples) if worded else {}
     found = {}
@@ -73,8 +75,8 @@ def start_prompts(
         if not worded:
             found[task.name] = _as_trained(task, own, recipe.gate.bare)
             continue
-        longest = {"prompt": PLACEHOLDER, "max_input_tokens": recipe.longest_prompt}
-        plain = task.model_copy(update=longest)
+        most = recipe.longest_prompt if recipe.gate.first_pass else task.max_input_tokens
+        plain = task.model_copy(update={"prompt": PLACEHOLDER, "max_input_tokens": most})
         found[task.name] = _in_words(task, plain, own)
         found[task.name] += [(plain, text, None) for text in foreign.get(task.name, ())]
     return found
