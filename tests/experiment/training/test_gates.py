@@ -46,26 +46,18 @@ def test_a_step_moves_no_score_by_more_than_a_few_rates(largest_bias: float) -> 
     assert float((after - before).detach().max()) < 15 * rate
 
 
-@pytest.mark.parametrize(("together", "longest"), [(True, 64), (False, 8)])
-def test_gates_that_decide_together_know_foreign_inputs_as_long_as_any_prompt(
-    together: bool, longest: int
-) -> None:
-    """A request of few tokens about a long text is read with the text, as it will be asked."""
-    settings = ("tasks.haiku.max_input_tokens=8", f"gate.first_pass={str(together).lower()}")
-    recipe = load_recipe("tiny", settings)
+def test_gates_start_from_own_prompts_other_wordings_and_foreign_inputs() -> None:
+    recipe = load_recipe("tiny", ())
     samples = {
         name: [Sample(name, str(n), "train", f"{name} {n}", "a target") for n in range(2)]
         for name in ("haiku", "title")
     }
     asked = start_prompts(recipe, samples, worded=True)["haiku"]
-    own = [task for task, _, _ in asked if task.prompt != PLACEHOLDER]
-    assert [task.max_input_tokens for task in own] == [8, 8]
-    texts = {text: task.max_input_tokens for task, text, _ in asked if task.prompt == PLACEHOLDER}
-    about_others = [text for text in texts if "title" in text and "haiku" in text]
-    in_other_words = [text for text in texts if text.endswith("haiku 1") and text != "haiku 1"]
-    assert about_others
-    assert in_other_words
-    assert {texts[text] for text in about_others + in_other_words} == {longest}
+    own = [text for task, text, _ in asked if task.prompt != PLACEHOLDER]
+    others = [text for task, text, _ in asked if task.prompt == PLACEHOLDER]
+    assert own == ["haiku 0", "haiku 1"]
+    assert any(text.endswith("haiku 1") and text != "haiku 1" for text in others)
+    assert any("title" in text and "haiku" in text for text in others)
 
 
 def gates_of(place: Path, *settings: str) -> tuple[list[dict[str, str]], dict[str, torch.Tensor]]:

@@ -64,9 +64,9 @@ def start_prompts(
     """Return the prompts of every task that gates start from, of these samples.
 
     worded: with the same in other wordings and about the inputs of others, instead of the inputs
-        alone for the share `gate.bare`. Gates that decide together know these as long as they will
-        be asked; among long texts, one that decides by itself would lose the short request, and
-        with it what it knows of the texts' own task.
+        alone for the share `gate.bare`. All are cut as the task's own prompts are: a few words of
+        request about a whole long text differ little from the prompts of the text's own task, which
+        would lose by it.
     """
     foreign = _crossed(recipe, samples) if worded else {}
     found = {}
@@ -75,8 +75,7 @@ def start_prompts(
         if not worded:
             found[task.name] = _as_trained(task, own, recipe.gate.bare)
             continue
-        most = recipe.longest_prompt if recipe.gate.first_pass else task.max_input_tokens
-        plain = task.model_copy(update={"prompt": PLACEHOLDER, "max_input_tokens": most})
+        plain = task.model_copy(update={"prompt": PLACEHOLDER})
         found[task.name] = _in_words(task, plain, own)
         found[task.name] += [(plain, text, None) for text in foreign.get(task.name, ())]
     return found
