@@ -45,6 +45,7 @@ PROMPTS = 16
 GROWN = "16 prompts, a ninth added"
 BATCH = 8
 EXPERTS = 8  # of the mixture; the ninth is added to it
+ATTENDING = {"pooling": "attention", "scope": "block"}  # as by `loramix mix --pooling attention`
 
 
 @dataclass(frozen=True)
@@ -211,12 +212,15 @@ ROWS: dict[str, Callable[[Bench], MixtureModel]] = {
     "16 prompts, own inputs alone": partial(prompts, foreign=False),
     "16 prompts, gates that carry": partial(prompts, carry=True),
     "16 prompts, a first pass": partial(prompts, first_pass=True),
+    "16 prompts, attention": partial(prompts, **ATTENDING),
+    "16 prompts, attention and a first pass": partial(prompts, **ATTENDING, first_pass=True),
     "64 prompts and answers": answers,
     GROWN: grown,
 }
 SETTINGS: dict[str, dict[str, object]] = {
     "as they are": {},
     "one gate for each block": {"scope": "block"},
+    "attention, one gate for each layer": {"pooling": "attention"},
     "one gate for the model": {"scope": "model"},
     "running means": {"context": "running"},
     "each token by itself": {"context": "token"},

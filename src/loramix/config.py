@@ -9,6 +9,7 @@ from loramix.errors import MixtureError, did_you_mean
 
 Context = Literal["prompt", "running", "token", "reference"]
 Scope = Literal["layer", "block", "model"]
+Pooling = Literal["mean", "attention"]
 Activation = Literal["softmax", "sigmoid", "top-k", "top-1"]
 Mixing = Literal["output", "parameter"]
 
@@ -26,6 +27,10 @@ class GateConfig(BaseModel):
     scope: one gate for every adapted `layer`, for every `block`, or for the whole `model` (an
         encoder-decoder has two: one for each side). A shared gate reads at the first adapted layer
         of its block or side.
+    pooling: how a `prompt` gate makes one context of many tokens: by their `mean`, or by
+        `attention` of a learned query, to which mean and last token are added, see
+        `loramix.mixture.pooling`. In the mean, a few words of request are lost in a long text.
+        Other contexts do not use it.
     hidden: width of the gate's hidden layer.
     activation: `softmax`; `sigmoid`, where every expert has its own weight in (0, 1); `top-k`, a
         softmax of which the `k` largest weights are kept and scaled to sum to 1; `top-1`, which
@@ -50,6 +55,7 @@ class GateConfig(BaseModel):
 
     context: Context = "prompt"
     scope: Scope = "layer"
+    pooling: Pooling = "mean"
     hidden: int = Field(default=8, ge=1, le=2**14)
     activation: Activation = "softmax"
     k: int = Field(default=2, ge=1)

@@ -180,3 +180,14 @@ def test_a_full_disk_is_found_first(
     made = call("mix", "mine", *experts("a", "b b"))
     assert "the disk has 0 MB left" in made.stderr
     assert not Path("mine").exists()
+
+
+def test_gates_attend_where_asked_and_need_examples_for_it(here: Path, call: Call) -> None:
+    order = ["mix", "mine", *experts("a", "b b"), "--pooling", "attention"]
+    refused = call(*order)
+    assert refused.returncode == 1
+    assert "give --examples of every expert, or leave out --pooling" in refused.stderr
+    assert not Path("mine").exists()
+    assert call(*order, *examples("a", "b b")).returncode == 0
+    gate = read_config(Path("mine")).gate
+    assert (gate.pooling, gate.scope) == ("attention", "block")

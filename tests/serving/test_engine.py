@@ -135,6 +135,7 @@ FEW = [
     Case("gpt2", "token", "top-k", "parameter", "block"),
     Case("t5", "prompt", "top-k", base_slot=True),
     Case("llama", "prompt", first_pass=True),
+    Case("llama", "prompt", pooling="attention"),
 ]
 ROWS = (1, 4, 16)
 ALL = [

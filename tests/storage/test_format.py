@@ -122,10 +122,10 @@ def test_newer_and_damaged_configurations_are_told_apart(experts: Experts, tmp_p
     build(experts).save_pretrained(tmp_path / "saved")
     file = tmp_path / "saved" / "mixture_config.json"
     content = json.loads(file.read_text())
-    file.write_text(json.dumps({**content, "schema_version": 5, "new": "thing"}))
+    file.write_text(json.dumps({**content, "schema_version": 6, "new": "thing"}))
     with pytest.raises(
         CheckpointError,
-        match=r"schema version 5, but loramix .* reads up to 4; pip install --upgrade",
+        match=r"schema version 6, but loramix .* reads up to 5; pip install --upgrade",
     ):
         MixtureModel.from_pretrained(tmp_path / "saved")
     for damage in ("{", "[]", json.dumps({**content, "gate": {"contxt": "prompt"}})):

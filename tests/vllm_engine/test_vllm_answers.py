@@ -21,10 +21,12 @@ CASES = {
     "token-top-k": ("gpt2", {"context": "token", "activation": "top-k"}),
     "prompt-carry": ("llama", {"context": "prompt", "carry": True, "mixing": "parameter"}),
     "first-pass": ("llama", {"context": "prompt", "first_pass": True}),
+    "attention": ("llama", {"pooling": "attention"}),
     "first-pass-block": (
         "gpt2",
         {
             "first_pass": True,
+            "pooling": "attention",
             "activation": "top-k",
             "scope": "block",
             "base_slot": True,

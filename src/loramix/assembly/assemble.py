@@ -21,8 +21,8 @@ from loramix.assembly.fit import HELD_OUT, Fit, fit, prompts_of, read_all
 from loramix.assembly.verdict import ExpertVerdict, judge, warnings
 from loramix.bases.devices import accelerator
 from loramix.bases.loading import load_base
-from loramix.config import PLACEHOLDER, GateConfig, Prompting
-from loramix.errors import CheckpointError, OutputError
+from loramix.config import PLACEHOLDER, GateConfig, Pooling, Prompting, Scope
+from loramix.errors import CheckpointError, DataError, OutputError
 from loramix.mixture.model import MixtureModel
 from loramix.mixture.prototypes import add_expert, remembered_weights
 from loramix.report.verdict import VerdictPage, VerdictRow, verdict_page
@@ -43,7 +43,8 @@ class Order:
 
     base: None: the one that the adapters name. experts: folder or Hub id by name. examples: by
     expert. chat: whether prompts go through the chat template. first_pass: whether the gates decide
-    together, from a pass of the base, see `GateConfig`. training: as in `fit`.
+    together, from a pass of the base, and pooling: how they read a prompt, see `GateConfig`.
+    training: as in `fit`.
     """
 
     experts: Mapping[str, str]
@@ -53,6 +54,7 @@ class Order:
     dtype: str = "float32"
     chat: bool = False
     first_pass: bool = False
+    pooling: Pooling = "mean"
     training: bool = False
     seed: int = 0
 
@@ -80,6 +82,7 @@ def mix(order: Order, out: Path, *, overwrite: bool = False, wait: bool = False)
 
 
 def _mix(order: Order, out: Path, *, overwrite: bool) -> Done:
+    _check_pooling(order)
     examples = read_all(list(order.experts), order.examples)
     experts = [load_expert(name, each, lossy=order.lossy) for name, each in order.experts.items()]
     check_distinct(experts)
@@ -178,7 +181,7 @@ def _mixture(order: Order, base_name: str, experts: Sequence[Expert]) -> Mixture
     mixture = MixtureModel(
         base.model,
         experts,
-        GateConfig(first_pass=order.first_pass),
+        _gates(order),
         base_name=base.name,
         revision=base.revision,
         prompting=Prompting(chat=order.chat),
@@ -186,6 +189,20 @@ def _mixture(order: Order, base_name: str, experts: Sequence[Expert]) -> Mixture
     for each in order.examples.values():
         _remember_template(mixture, each)
     return mixture
+
+
+def _gates(order: Order) -> GateConfig:
+    """Return the gates of an order: of those with attention, one for each block did best."""
+    scope: Scope = "block" if order.pooling == "attention" else "layer"
+    return GateConfig(pooling=order.pooling, scope=scope, first_pass=order.first_pass)
+
+
+def _check_pooling(order: Order) -> None:
+    if order.pooling == "attention" and not order.examples:
+        raise DataError(
+            "pooling by attention learns from examples what asks for an expert, and there are "
+            "none: give --examples of every expert, or leave out --pooling"
+        )
 
 
 def _remember_template(mixture: MixtureModel, examples: Examples) -> None:
@@ -282,7 +299,9 @@ def _facts(mixture: MixtureModel, fitted: Fit) -> dict[str, str]:
 def _decision(mixture: MixtureModel, fitted: Fit) -> str:
     if mixture.gate_config.first_pass:
         return "they decide together, from a first pass of the base over each prompt"
-    decision = "each decides for its own layer"
+    decision = f"each decides for its own {mixture.gate_config.scope}"
+    if mixture.gate_config.pooling == "attention":
+        decision += ", by what asks for something in the prompt"
     if len(mixture.experts) > FEW and fitted.depth != "nothing":
         decision += "; of so many experts, --first-pass finds the right one more often"
     return decision
@@ -302,6 +321,7 @@ def _fingerprint(order: Order, base: str, experts: Sequence[Expert]) -> str:
         },
         "chat": order.chat,
         "first_pass": order.first_pass,
+        **({} if order.pooling == "mean" else {"pooling": order.pooling}),  # as digests always were
         "training": order.training,
         "seed": order.seed,
     }

@@ -24,7 +24,7 @@ from loramix.experiment.progress import Bar
 from loramix.experiment.training.gate_start import in_batches
 from loramix.mixture import consensus
 from loramix.mixture.model import MixtureModel
-from loramix.mixture.prototypes import from_examples
+from loramix.mixture.prototypes import from_examples, start_steps
 
 log = logging.getLogger("loramix")
 Depth = Literal["nothing", "prompts", "answers"]
@@ -79,7 +79,7 @@ def fit(
     mixture.widen(len(mixture.experts))
     rows = {name: encoded_examples(mixture, each) for name, each in learned.items()}
     prompts = all_prompts(mixture, learned)
-    bar = Bar("prototypes", sum(map(len, prompts.values())))
+    bar = Bar("prototypes", start_steps(mixture, prompts))
     from_examples(mixture, prompts, each=bar.step)
     bar.close()
     if not training:

@@ -8,6 +8,7 @@ import click
 
 from loramix.cli import options
 from loramix.cli.display import silence_libraries
+from loramix.config import Pooling
 from loramix.errors import ExpertError
 
 if TYPE_CHECKING:
@@ -65,6 +66,14 @@ _lossy = click.option(
     "many experts with examples, at the price of one more pass over the prompt.",
 )
 @click.option(
+    "--pooling",
+    type=click.Choice(["mean", "attention"]),
+    default="mean",
+    show_default=True,
+    help="How gates read a prompt: by the mean of its tokens, or by what asks for something in it, "
+    "which they learn from the examples: better for requests about the texts of other experts.",
+)
+@click.option(
     "--train",
     "training",
     is_flag=True,
@@ -83,6 +92,7 @@ def mix(
     lossy: tuple[str, ...],
     chat: bool,
     first_pass: bool,
+    pooling: Pooling,
     training: bool,
     overwrite: bool,
     wait: bool,
@@ -115,6 +125,7 @@ def mix(
         dtype=dtype,
         chat=chat,
         first_pass=first_pass,
+        pooling=pooling,
         training=training,
     )
     done = make(order, mixture, overwrite=overwrite, wait=wait)

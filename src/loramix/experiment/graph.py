@@ -47,6 +47,7 @@ OLD_WAYS: Settings = {
 OLD_GATES: Settings = {
     "carry": False,
     "first_pass": False,
+    "pooling": "mean",
     "examples": 16,
     "rates": "equal",
     "keep_start": False,

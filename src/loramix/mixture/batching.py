@@ -23,13 +23,14 @@ from transformers.generation import ContinuousBatchingConfig
 
 from loramix.config import GateConfig
 from loramix.errors import MixtureError
-from loramix.mixture.context import in_float32, unit_scale
+from loramix.mixture.context import in_float32
+from loramix.mixture.pooling import AttentionPooling, unit_scale
 from loramix.mixture.requests import (
     Packed,
     Row,
     SlotNumbers,
     grown,
-    prompt_means,
+    prompt_contexts,
     prompts_in_parts,
     running_means,
 )
@@ -113,7 +114,8 @@ class Pass(Packed):
     def __init__(self, rows: list[Row], device: torch.device, tables: dict[str, Tensor]) -> None:
         super().__init__(rows, device)
         self._tables = tables
-        self._read: tuple[Tensor, Tensor] | None = None  # an input, and its contexts
+        # an input, how it was pooled, and its contexts
+        self._read: tuple[Tensor, AttentionPooling | None, Tensor] | None = None
 
     def decide(
         self,
@@ -124,9 +126,11 @@ class Pass(Packed):
     ) -> Float[Tensor, "1 T E"]:
         """Return what the gate of a group decides for every token."""
         if gate.config.context == "running":
-            return self._gate(gate, self._context(group, x_1TD, self._running), evidence)
+            context_1TD = self._context(x_1TD, None, partial(self._running, group))
+            return self._gate(gate, context_1TD, evidence)
         if self.beginning:
-            context_1ND = self._context(group, x_1TD, self._prompts)
+            read = partial(self._prompts, gate.pooling)
+            context_1ND = self._context(x_1TD, gate.pooling, read)
             self._keep(group, self._gate(gate, context_1ND, evidence)[0])
         return self._kept(group)
 
@@ -158,17 +162,20 @@ class Pass(Packed):
         return self._tables[group][self.slot_T][None]
 
     def _context(
-        self, group: str, x_1TD: Tensor, read: Callable[[str, Tensor], Tensor]
+        self, x_1TD: Tensor, pooling: AttentionPooling | None, read: Callable[[Tensor], Tensor]
     ) -> Float[Tensor, "1 _ D"]:
-        """Return what gates read of an input, once for all groups that read it."""
-        if self._read is None or self._read[0] is not x_1TD:
+        """Return what gates read of an input, once for all groups that read the same."""
+        last = self._read
+        if last is None or last[0] is not x_1TD or last[1] is not pooling:
             with in_float32(x_1TD):
-                self._read = x_1TD, unit_scale(read(group, x_1TD[0]))[None]
-        return self._read[1]
+                self._read = last = x_1TD, pooling, read(x_1TD[0])[None]
+        return last[2]
 
-    def _prompts(self, group: str, x_TD: Float[Tensor, "T D"]) -> Float[Tensor, "N D"]:
+    def _prompts(
+        self, pooling: AttentionPooling | None, x_TD: Float[Tensor, "T D"]
+    ) -> Float[Tensor, "N D"]:
         self._check_whole()
-        return prompt_means(x_TD, self.beginning)
+        return prompt_contexts(x_TD, self.beginning, pooling)
 
     def _check_whole(self) -> None:
         if prompts_in_parts(self):
@@ -176,7 +183,7 @@ class Pass(Packed):
 
     def _running(self, group: str, x_TD: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
         means_TD, self._tables[group] = running_means(x_TD, self, self._tables.get(group))
-        return means_TD
+        return unit_scale(means_TD)
 
     def _gate(
         self, gate: "ContextGate", context_1ND: Tensor, evidence: "Evidence | None"

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from loramix.mixture.batching import Pass
 from loramix.mixture.context import read, spread
 from loramix.mixture.folding import Folding
 from loramix.mixture.gate import Evidence
+from loramix.mixture.pooling import AttentionPooling
 from loramix.mixture.state import current, in_call
 from loramix.mixture.update import Update
 from loramix.mixture.weights import FixedWeights, RoutingWeights
@@ -40,12 +42,12 @@ class _Context(NamedTuple):
     hidden_BTD: Tensor
     mask_BT: Tensor
     state_BF: Tensor | None
+    pooling: AttentionPooling | None
     found: tuple[Float[Tensor, "B _ D"], Float[Tensor, "B F"] | None]
 
-    def is_of(self, hidden_BTD: Tensor, mask_BT: Tensor, state_BF: Tensor | None) -> bool:
-        """Return whether this was read from these very tensors."""
-        same_input = self.hidden_BTD is hidden_BTD and self.mask_BT is mask_BT
-        return same_input and self.state_BF is state_BF
+    def is_of(self, *read: object) -> bool:
+        """Return whether this was read from these very tensors, by the same pooling."""
+        return all(own is other for own, other in zip(self, read, strict=False))
 
 
 class _SharedProduct(NamedTuple):
@@ -72,6 +74,7 @@ class Call:
         its prompt, and of those that read the encoder's tokens.
     states: gate group -> sum and count with which a running mean goes on.
     first: in a first pass of the base alone, what gates read in it: contexts and masks, by reader.
+    learning: whether what they read there has gradients.
     updates: layer -> update, where weights stay as they are for all further steps. None where they
         may change, or where gradients are wanted.
     folding: makes folded weights of those updates, where that is wanted.
@@ -88,6 +91,7 @@ class Call:
     states: dict[str, Float[Tensor, "B F"]] = field(default_factory=dict)
     evidence: dict[str, Evidence] = field(default_factory=dict)
     first: dict[str, tuple[Tensor, Tensor]] | None = None
+    learning: bool = False
     updates: dict[str, Update] | None = None
     folding: Folding | None = None
     outer: "Call | None" = None
@@ -126,15 +130,16 @@ class Call:
         mask_BT: Bool[Tensor, "B T"],
         state_BF: Float[Tensor, "B F"] | None = None,
         segments_BT: Int[Tensor, "B T"] | None = None,
+        pooling: AttentionPooling | None = None,
     ) -> tuple[Float[Tensor, "B _ D"], Float[Tensor, "B F"] | None]:
         """Return what gates read of an input, and the state of its running mean.
 
         See `loramix.mixture.context.read`. It is computed once for all layers that read the input.
         """
         last = self._context
-        if last is None or not last.is_of(hidden_BTD, mask_BT, state_BF):
-            found = read(config, hidden_BTD, mask_BT, state_BF, segments_BT)
-            self._context = last = _Context(hidden_BTD, mask_BT, state_BF, found)
+        if last is None or not last.is_of(hidden_BTD, mask_BT, state_BF, pooling):
+            found = read(config, hidden_BTD, mask_BT, state_BF, segments_BT, pooling)
+            self._context = last = _Context(hidden_BTD, mask_BT, state_BF, pooling, found)
         return last.found
 
     def down(
@@ -188,10 +193,14 @@ class Call:
 
         That is the layer's input or, for a prompt gate in a decoder, the encoder's output.
         """
-        config = layer.config
+        config, pooling = layer.config, layer.group_gate.pooling
         if config.context == "prompt" and self.encoder is not None:
-            context_B1D, _ = self.context(config, self.encoder.mean_B1D, self.encoder.one_B1)
-            return context_B1D, self.encoder.one_B1
+            encoder = self.encoder
+            tokens = encoder.mean_B1D, encoder.one_B1
+            if pooling is not None:
+                tokens = encoder.hidden_BSD, encoder.mask_BS
+            context_B1D, _ = self.context(config, *tokens, pooling=pooling)
+            return context_B1D, encoder.one_B1
         if self.mask_BT is None or self.mask_BT.shape != x_BTD.shape[:2]:
             raise MixtureError(
                 f"layer '{layer.name}' reads input of shape {list(x_BTD.shape)}, which are not the "
@@ -199,7 +208,7 @@ class Call:
             )
         state_BF = self.states.get(layer.group)
         context_BTD, state_BF = self.context(
-            config, x_BTD, self.mask_BT, state_BF, self.segments_BT
+            config, x_BTD, self.mask_BT, state_BF, self.segments_BT, pooling
         )
         if state_BF is not None:
             self.states[layer.group] = state_BF
@@ -209,7 +218,8 @@ class Call:
         """Note what the gate of a layer reads in a first pass, if it has one."""
         assert self.first is not None
         if layer.gate is not None:
-            self.first[layer.name] = self.read(layer, x_BTD)
+            with torch.set_grad_enabled(self.learning):
+                self.first[layer.name] = self.read(layer, x_BTD)
 
     def _evidence(self, layer: "MixtureLinear", of: str) -> Evidence | None:
         """Return the evidence that the gate of a layer carries on, if these gates do."""

@@ -24,7 +24,8 @@ from loramix.data.tokens.template import PROBE, one_turn, rendered
 from loramix.mixture.groups import in_decoder
 from loramix.mixture.means import reset, write_linear
 from loramix.mixture.model import MixtureModel
-from loramix.mixture.prototypes import check_start, contexts_of
+from loramix.mixture.prototypes import check_start
+from loramix.mixture.readings import contexts_of
 from loramix.storage.experts import LowRank
 
 SHARPNESS = 4.0

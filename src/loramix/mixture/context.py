@@ -1,6 +1,6 @@
 """What a gate reads of its layer's input.
 
-    prompt     one context for the whole row: the mean over its prompt tokens
+    prompt     one context for the whole row, pooled over its prompt tokens
     running    for every token, the mean over the tokens up to it
     token      every token itself
     reference  every token itself; the gate takes the mean of their scores
@@ -15,10 +15,11 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from loramix.config import GateConfig
 from loramix.errors import MixtureError
+from loramix.mixture.pooling import AttentionPooling, unit_scale
 
 
 def read(
@@ -27,15 +28,19 @@ def read(
     mask_BT: Bool[Tensor, "B T"],
     state_BF: Float[Tensor, "B F"] | None = None,
     segments_BT: Int[Tensor, "B T"] | None = None,
+    pooling: AttentionPooling | None = None,
 ) -> tuple[Float[Tensor, "B _ D"], Float[Tensor, "B F"] | None]:
     """Return the contexts of a layer's input, and the state with which a running mean goes on.
 
-    There is one context for each token. A prompt gate has one for the whole row, the mean over the
-    tokens where `mask_BT` is true, or one for each sample of a packed row.
+    There is one context for each token. A prompt gate has one for the whole row, of the tokens
+    where `mask_BT` is true, or one for each sample of a packed row.
+    pooling: of a prompt gate; None: the mean.
     """
     with in_float32(hidden_BTD):
         match config.context:
             case "prompt":
+                if pooling is not None:
+                    return pooling(hidden_BTD, members(mask_BT, segments_BT)), None
                 if segments_BT is None:
                     return unit_scale(masked_mean(hidden_BTD, mask_BT)), None
                 return unit_scale(segment_means(hidden_BTD, mask_BT, segments_BT)), None
@@ -71,11 +76,20 @@ def segment_means(
 
     segments_BT: the number of each token's sample in its row, from 0.
     """
-    samples = int(segments_BT.max()) + 1
-    numbers_S = torch.arange(samples, device=segments_BT.device)
-    member_BST = (segments_BT[:, None] == numbers_S[:, None]) & mask_BT[:, None]
+    member_BST = members(mask_BT, segments_BT)
     shares_BST = member_BST / member_BST.sum(-1, keepdim=True).clamp(min=1)
     return torch.bmm(shares_BST, values_BTD.float())
+
+
+def members(
+    mask_BT: Bool[Tensor, "B T"], segments_BT: Int[Tensor, "B T"] | None
+) -> Bool[Tensor, "B S T"]:
+    """Return which of the tokens where `mask_BT` is true belong to each sample of a row."""
+    if segments_BT is None:
+        return mask_BT[:, None]
+    samples = int(segments_BT.max()) + 1
+    numbers_S = torch.arange(samples, device=segments_BT.device)
+    return (segments_BT[:, None] == numbers_S[:, None]) & mask_BT[:, None]
 
 
 def spread(
@@ -106,11 +120,6 @@ def running_mean(
     if state_BF is not None:
         sums_BTF = sums_BTF + state_BF[:, None]
     return sums_BTF[..., :-1] / sums_BTF[..., -1:].clamp(min=1), sums_BTF[:, -1]
-
-
-def unit_scale(context: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
-    """Scale each context to root mean square 1, so that one learning rate suits every base."""
-    return nn.functional.rms_norm(context, context.shape[-1:], eps=1e-6)
 
 
 def in_float32(values: Tensor) -> AbstractContextManager[object]:

@@ -65,16 +65,18 @@ def decide_packed(call: "Call", layers: "Sequence[MixtureLinear]", arguments: Ar
     call.decided.update({layer.group: together_1TE for layer in layers})
 
 
-@torch.no_grad()
 def _read_ahead(call: "Call", arguments: Arguments) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return what gates read while the base acts alone, by reader: contexts and their masks."""
+    """Return what gates read while the base acts alone, by reader: contexts and their masks.
+
+    The pass has no gradients; what gates learn to read of it has.
+    """
     if torch.compiler.is_compiling():
         raise MixtureError(
             "gates with first_pass run the base before the mixture, which cannot be compiled; read "
             "prompts uncompiled, or build the mixture with first_pass=False"
         )
-    first = replace(call, first={}, decided={})
-    with in_call(first):
+    first = replace(call, first={}, learning=torch.is_grad_enabled(), decided={})
+    with in_call(first), torch.no_grad():
         call.stack.forward(**_alone(call.stack, arguments))
     assert first.first is not None
     return first.first

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from loramix.config import GateConfig
 from loramix.errors import MixtureError
 from loramix.mixture.context import in_float32, masked_mean
+from loramix.mixture.pooling import AttentionPooling
 from loramix.mixture.problems import gate_problems
 
 
@@ -48,7 +49,7 @@ class ContextGate(nn.Module):
 
     `prior` scales every slot's share: w_s ∝ prior_s exp(score_s / temperature). It is one and
     frozen, except for experts that were added later: theirs starts at zero, which leaves all
-    answers as they were, and is learned.
+    answers as they were, and is learned. `pooling` makes the contexts; None where they are means.
     """
 
     def __init__(self, width: int, experts: int, config: GateConfig) -> None:
@@ -60,6 +61,8 @@ class ContextGate(nn.Module):
         slots = experts + config.base_slot
         self.lift = nn.Linear(width, config.hidden, bias=bias)
         self.score = nn.Linear(config.hidden, slots, bias=bias)
+        attends = config.context == "prompt" and config.pooling == "attention"
+        self.pooling = AttentionPooling(width) if attends else None
         self.prior = nn.Parameter(torch.ones(slots), requires_grad=False)
         self.equal_priors = True
         self.register_load_state_dict_post_hook(_train_unequal_priors)  # type: ignore[no-untyped-call]
@@ -113,6 +116,8 @@ class ContextGate(nn.Module):
             if key in new:
                 new[key].zero_()
                 new[key][:kept] = old[key][:kept]
+        if "pooling.query" in new:
+            new["pooling.query"].copy_(old["pooling.query"])
         for key in ("score.weight", "score.bias", "prior"):
             if key not in new:
                 continue

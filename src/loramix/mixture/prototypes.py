@@ -7,23 +7,18 @@ rule, see `loramix.mixture.means`, which is moved where it confuses these prompt
 that an expert can be added later without the prompts of the others.
 """
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
 from loramix.errors import MixtureError, did_you_mean
-from loramix.mixture.context import masked_mean, read
-from loramix.mixture.gate import ContextGate, Evidence
+from loramix.mixture.gate import Evidence
 from loramix.mixture.groups import block_of, in_decoder
-from loramix.mixture.linear import linear_shape
 from loramix.mixture.means import (
     RANK,
     Prototypes,
@@ -35,6 +30,8 @@ from loramix.mixture.means import (
 )
 from loramix.mixture.model import MixtureModel
 from loramix.mixture.problems import Init, gate_problems
+from loramix.mixture.queries import learn_queries
+from loramix.mixture.readings import KEPT_BYTES, Examples, contexts_of
 from loramix.mixture.separation import can_separate, separate
 
 # Of gates that decide alone or are moved, and of those that carry evidence on, which adds up within
@@ -42,8 +39,6 @@ from loramix.mixture.separation import can_separate, separate
 SHARPNESS, CARRIED = 12.0, 4.0
 # Training starts at this sharpness: gates that are sure get no gradients, and cannot learn to mix.
 SOFT = 4.0
-KEPT_BYTES = 2**30  # of contexts that are held for separation, at most
-Examples = Sequence[str | Mapping[str, Tensor]]
 
 
 @torch.no_grad()
@@ -58,13 +53,15 @@ def from_examples(
 ) -> None:
     """Set every gate to prefer the expert whose examples its context is most like.
 
+    The queries of attention pooling are learned first, see `loramix.mixture.queries`.
+
     examples: for every expert some prompts, as texts or as the model's inputs (a few suffice).
     sharpness: how far, in nats, the score of an expert's own mean context lies above another's, on
         average and in one gate; None: what has proved itself for such gates.
     discount: whether directions in which the examples of one expert differ count less.
     separated: whether prompt gates are moved where nearest means confuse the examples; by a part of
         these where their contexts would take more than 1 GiB.
-    each: called after every example, for a display of progress.
+    each: called `start_steps` times, for a display of progress.
 
     Raises MixtureError if an expert has no examples, or if a gate has fewer hidden units than
     experts.
@@ -81,6 +78,7 @@ def from_examples(
     check_start(mixture, "prototype")
     if sharpness is None:
         sharpness = CARRIED if mixture.gate_config.carry else SHARPNESS
+    learn_queries(mixture, examples, each)
     kept = _held(mixture) if separated and can_separate(mixture.gate_config) else 0
     seen = [_seen(mixture, index, examples[name], each, kept) for index, name in enumerate(names)]
     layers = seen[0].means.keys()
@@ -96,6 +94,14 @@ def from_examples(
         write_rule(gate, means_ED, scatter_RD, sharpness)
         if kept:
             separate(gate, [one.contexts[reader] for one in seen])
+
+
+def start_steps(mixture: MixtureModel, examples: Mapping[str, Examples]) -> int:
+    """Return in how many steps gates are set from these examples: one for each, and for each query
+    that is learned.
+    """
+    queries = sum(gate.pooling is not None for gate in mixture.gates.values())
+    return queries + sum(map(len, examples.values()))
 
 
 @torch.no_grad()
@@ -268,87 +274,3 @@ def _with_newcomer(mixture: MixtureModel, old: Prototypes, examples: Examples) -
     scatters = {each: old.scatters[each] for each in kept}
     counts = torch.cat([old.counts, torch.tensor([seen.prompts])])
     return Prototypes(means, scatters, counts, old.sharpness)
-
-
-@contextmanager
-def contexts_of(
-    mixture: MixtureModel, inputs: Mapping[str, Tensor], *, expert: int | None
-) -> Iterator[dict[str, Float[Tensor, "B _"]]]:
-    """Collect, by layer, the mean context of each row that the gates read inside the block, and
-    that gates in other layers would read.
-
-    The gates choose `expert` there, so that deeper layers read what they will read once the gates
-    are right; None is the base.
-    """
-    found: dict[str, Tensor] = {}
-    hooks = [
-        gate.register_forward_hook(partial(_choose, found, reader, expert))
-        for reader, gate in mixture.gates.items()
-    ]
-    prompt_BT = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
-    hooks += [
-        layer.register_forward_pre_hook(partial(_note, found, name, mixture, prompt_BT))
-        for name, layer in _other_layers(mixture)
-    ]
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _choose(
-    found: dict[str, Tensor],
-    reader: str,
-    expert: int | None,
-    gate: ContextGate,
-    args: tuple[object, ...],
-    output: Tensor,
-) -> Tensor:
-    """Note what a gate reads, and put one expert in the place of its decision."""
-    context, mask = args[:2]
-    assert isinstance(context, Tensor)
-    assert isinstance(mask, Tensor)
-    if context.shape[1] != mask.shape[1]:  # one for the whole row
-        mask = torch.ones_like(context[..., 0], dtype=torch.bool)
-    found.setdefault(reader, masked_mean(context, mask)[:, 0])
-    chosen = torch.zeros_like(output)
-    if expert is not None:
-        chosen[..., expert] = 1.0
-    return chosen
-
-
-def _note(
-    found: dict[str, Tensor],
-    name: str,
-    mixture: MixtureModel,
-    prompt_BT: Bool[Tensor, "B T"],
-    layer: nn.Module,
-    args: tuple[object, ...],
-) -> None:
-    """Note what a gate would read in a layer that has none."""
-    hidden = args[0] if args else None
-    # Experts of a mixture of experts get some tokens alone, so nothing is known of them.
-    if isinstance(hidden, Tensor) and hidden.dim() == 3 and hidden.shape[:2] == prompt_BT.shape:
-        context, _ = read(mixture.gate_config, hidden, prompt_BT)
-        mask = prompt_BT if context.shape[1] == prompt_BT.shape[1] else prompt_BT[:, :1] | True
-        found.setdefault(name, masked_mean(context, mask)[:, 0])
-
-
-def _other_layers(mixture: MixtureModel) -> list[tuple[str, nn.Module]]:
-    """Return the linear layers in the base's blocks that no expert adapts, but might.
-
-    Gates that several layers share read at the first of them, and a decoder's prompt gates what the
-    encoder wrote: those are known already.
-    """
-    if mixture.gate_config.scope != "layer" or mixture.gate_config.context == "reference":
-        return []
-    adapted = {id(module) for layer in mixture.layers.values() for module in layer.modules()}
-    return [
-        (name, module)
-        for name, module in mixture.base.named_modules()
-        if linear_shape(module) is not None
-        and id(module) not in adapted
-        and re.search(r"\.\d+\.", name)  # within a numbered block
-        and not in_decoder(mixture.base, name)
-    ]

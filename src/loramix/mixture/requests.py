@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loramix.mixture.pooling import AttentionPooling, unit_scale
+
 
 @dataclass(frozen=True)
 class Row:
@@ -89,11 +91,21 @@ def prompts_in_parts(now: Packed) -> bool:
     )
 
 
-def prompt_means(x_TD: Float[Tensor, "T D"], beginning: Sequence[Row]) -> Float[Tensor, "N D"]:
-    """Return the float32 mean over the prompt of every request that begins."""
-    return torch.stack(
-        [x_TD[row.start : row.start + row.prompt].float().mean(0) for row in beginning]
-    )
+def prompt_contexts(
+    x_TD: Float[Tensor, "T D"], beginning: Sequence[Row], pooling: AttentionPooling | None
+) -> Float[Tensor, "N D"]:
+    """Return what a gate reads of the prompt of every request that begins.
+
+    pooling: of the gate; None: the mean.
+    """
+    prompts = [x_TD[row.start : row.start + row.prompt] for row in beginning]
+    if pooling is None:
+        return unit_scale(torch.stack([prompt_PD.float().mean(0) for prompt_PD in prompts]))
+    found = []
+    for prompt_PD in prompts:
+        member_11P = torch.ones_like(prompt_PD[None, None, :, 0], dtype=torch.bool)
+        found.append(pooling(prompt_PD[None], member_11P)[0])
+    return torch.cat(found)
 
 
 def running_means(

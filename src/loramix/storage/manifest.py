@@ -10,8 +10,9 @@ from loramix.config import GateConfig, Prompting
 from loramix.errors import CheckpointError
 from loramix.storage.texts import read_json
 
-# 2 may have prototypes; in 3 gates may carry evidence on, and in 4 decide by a first pass
-SCHEMA: Literal[4] = 4
+# 2 may have prototypes; in 3 gates may carry evidence on, in 4 decide by a first pass, and in 5
+# pool by attention
+SCHEMA: Literal[5] = 5
 CONFIG = "mixture_config.json"
 
 
@@ -51,7 +52,7 @@ class MixtureConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: Literal[1, 2, 3, 4] = SCHEMA
+    schema_version: Literal[1, 2, 3, 4, 5] = SCHEMA
     base: str
     revision: str | None
     experts: list[ExpertRecord]

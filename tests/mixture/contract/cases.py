@@ -34,6 +34,7 @@ class Case:
     base_slot: bool = False
     carry: bool = False  # whether gates decide by the scores of those before them too
     first_pass: bool = False  # whether they decide together, from a pass of the base alone
+    pooling: str = "mean"
 
     def __str__(self) -> str:
         parts = [
@@ -45,6 +46,7 @@ class Case:
             "base" if self.base_slot else "",
             "carry" if self.carry else "",
             "first" if self.first_pass else "",
+            self.pooling if self.pooling != "mean" else "",
         ]
         return "-".join(filter(None, parts))
 
@@ -59,6 +61,7 @@ class Case:
             temperature=0.8,
             carry=self.carry,
             first_pass=self.first_pass,
+            pooling=self.pooling,
         )
 
     def build(
@@ -130,6 +133,8 @@ GENERATING_FEW = [
     Case("t5", "running", carry=True),
     Case("llama", "prompt", first_pass=True),
     Case("t5", "prompt", "top-k", scope="block", first_pass=True),
+    Case("llama", "prompt", scope="block", first_pass=True, pooling="attention"),
+    Case("t5", "prompt", pooling="attention"),
 ]
 REFERENCE_FEW = [
     Case("t5", "reference", "softmax", "parameter"),
@@ -156,7 +161,11 @@ TOGETHER = [
     Case(shape, "prompt", activation, first_pass=True)
     for shape, activation in product(SHAPES, ACTIVATIONS)
 ]
-ALL = list(dict.fromkeys([*FEW, *PRODUCT, *SHARED, *WITH_BASE, *CARRYING, *TOGETHER]))
+ATTENDING = [
+    Case(shape, "prompt", activation, pooling="attention")
+    for shape, activation in product(SHAPES, ACTIVATIONS)
+]
+ALL = list(dict.fromkeys([*FEW, *PRODUCT, *SHARED, *WITH_BASE, *CARRYING, *TOGETHER, *ATTENDING]))
 GENERATING = [
     case for case in ALL if case.context != "reference"
 ]  # the reference gate needs the whole target

@@ -69,6 +69,7 @@ def resumed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     [
         Case("llama", "prompt"),
         Case("llama", "prompt", first_pass=True),
+        Case("llama", "prompt", pooling="attention"),
         Case("llama", "running", "top-k"),
         Case("llama", "token"),
         pytest.param(Case("gpt2", "prompt", scope="block", carry=True), marks=pytest.mark.slow),

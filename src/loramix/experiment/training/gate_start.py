@@ -18,7 +18,7 @@ from loramix.experiment.run import Run
 from loramix.experiment.training.tokens import as_trained
 from loramix.mixture.arrow import from_adapters
 from loramix.mixture.model import MixtureModel
-from loramix.mixture.prototypes import from_examples
+from loramix.mixture.prototypes import from_examples, start_steps
 
 _BATCH = 8  # prompts that are read at once
 PLAIN = 4.0  # sharpness of plain means, which training sharpens
@@ -32,7 +32,7 @@ def start_gates(run: Run, mixture: MixtureModel, tokenizer: PreTrainedTokenizerB
     init = run.recipe.gate.init
     if init in ("prototype", "mean"):
         examples = _examples(run, mixture, tokenizer, worded=init == "prototype")
-        bar = Bar("prompts that gates start from", sum(map(len, examples.values())))
+        bar = Bar("the gates' start, from prompts", start_steps(mixture, examples))
         plain: dict[str, Any] = {"sharpness": PLAIN, "discount": False, "separated": False}
         how = plain if init == "mean" else {}
         from_examples(mixture, examples, each=bar.step, **how)
@@ -64,9 +64,9 @@ def start_prompts(
     """Return the prompts of every task that gates start from, of these samples.
 
     worded: with the same in other wordings and about the inputs of others, instead of the inputs
-        alone for the share `gate.bare`. All are cut as the task's own prompts are: a few words of
-        request about a whole long text differ little from the prompts of the text's own task, which
-        would lose by it.
+        alone for the share `gate.bare`. Foreign inputs are whole only where gates attend to the
+        request: in the mean over tokens, a few words of it about a long text differ little from the
+        prompts of the text's own task, which would lose by it.
     """
     foreign = _crossed(recipe, samples) if worded else {}
     found = {}
@@ -77,6 +77,8 @@ def start_prompts(
             continue
         plain = task.model_copy(update={"prompt": PLACEHOLDER})
         found[task.name] = _in_words(task, plain, own)
+        if recipe.gate.pooling == "attention":
+            plain = plain.model_copy(update={"max_input_tokens": recipe.longest_prompt})
         found[task.name] += [(plain, text, None) for text in foreign.get(task.name, ())]
     return found
 

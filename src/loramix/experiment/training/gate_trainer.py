@@ -172,6 +172,8 @@ def widths(gate: ContextGate) -> Iterator[tuple[Tensor, float]]:
     bias: contexts have root mean square 1, and a hidden unit is about as large as its bias.
     """
     yield gate.lift.weight, gate.lift.in_features
+    if gate.pooling is not None:
+        yield gate.pooling.query, gate.lift.in_features
     largest = 0.0
     if gate.lift.bias is not None:
         yield gate.lift.bias, 1.0

@@ -13,7 +13,7 @@ of the base in the module, `S` slots, `F` = D + 1: a sum and a count. See also
 `loramix.mixture.requests`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from vllm.forward_context import get_forward_context
 
 from loramix.config import GateConfig
-from loramix.mixture.context import unit_scale
 from loramix.mixture.gate import ContextGate, Evidence
+from loramix.mixture.pooling import AttentionPooling, unit_scale
 from loramix.mixture.requests import (
     Row,
     grown,
-    prompt_means,
+    prompt_contexts,
     prompts_in_parts,
     running_means,
 )
@@ -88,22 +88,31 @@ class Decider:
             if self._config.first_pass:
                 now.decided |= {reader.group: self._together(now) for reader in self._readers}
             else:
-                context_ND = unit_scale(prompt_means(x_TD, _whole(now)))
-                for reader in self._readers:
-                    if reader.gate is not None:
-                        now.decided[reader.group] = self._gate(reader, context_ND, now)
+                for reader, context_ND in self._contexts(x_TD, now):
+                    now.decided[reader.group] = self._gate(reader, context_ND, now)
             self._keep(now)
         assert self._table_SPE is not None, "every request begins"
         return self._table_SPE[now.slot_T]
 
     def _read_ahead(self, x_TD: Float[Tensor, "T D"], now: Pass) -> None:
         """Add the scores of the gates that read here to those by which all decide in `end`."""
-        context_ND = unit_scale(prompt_means(x_TD, _whole(now)))
-        for reader in self._readers:
+        for reader, context_ND in self._contexts(x_TD, now):
             if reader.last:
                 now.last_ND = context_ND
             elif reader.gate is not None:
                 decided(reader.gate, context_ND, now.evidence)
+
+    def _contexts(
+        self, x_TD: Float[Tensor, "T D"], now: Pass
+    ) -> Iterator[tuple[Reader, Float[Tensor, "N D"]]]:
+        """Yield the layers whose gates read here, and what these read of each prompt."""
+        begun, found = _whole(now), dict[AttentionPooling | None, Tensor]()
+        for reader in self._readers:
+            if reader.gate is not None:
+                pooling = reader.gate.pooling
+                if pooling not in found:  # means are the same for all
+                    found[pooling] = prompt_contexts(x_TD, begun, pooling)
+                yield reader, found[pooling]
 
     def _together(self, now: Pass) -> Float[Tensor, "N E"]:
         if now.together_NE is None:  # all bring weights of their own

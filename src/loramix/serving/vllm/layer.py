@@ -18,7 +18,7 @@ from vllm.distributed import tensor_model_parallel_all_gather
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.linear import LinearBase, RowParallelLinear
 
-from loramix.mixture.context import unit_scale
+from loramix.mixture.pooling import unit_scale
 from loramix.mixture.update import WeightedUpdate
 from loramix.serving.vllm.deciding import Decider, Held, decided
 
