@@ -90,6 +90,17 @@ def test_gates_learn_their_queries_from_examples(shape: str, scope: str, experts
     assert all(bool(each.pooling.query.any()) for each in mixture.gates.values())
 
 
+def test_of_a_single_prompt_no_query_is_learned(experts: Experts) -> None:
+    gate = GateConfig(pooling="attention")
+    mixture = MixtureModel.from_experts(tiny_model("llama"), experts("llama"), gate=gate)
+    few = {name: [{"input_ids": tokens(8, 6)}] for name in mixture.expert_names}
+    few[mixture.expert_names[0]] = [{"input_ids": tokens(1, 6)}]
+    from_examples(mixture, few)
+    assert not any(bool(each.pooling.query.any()) for each in mixture.gates.values())
+    for weights in mixture.weights(input_ids=tokens(2, 5)).values():
+        assert bool(weights.isfinite().all())
+
+
 def test_queries_are_the_same_however_many_gates_have_room(
     experts: Experts, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,7 +39,8 @@ def learn_queries(
 ) -> None:
     """Learn the query of every gate that has one, from a part of every expert's examples.
 
-    As many gates at a time as their prompts' tokens have room for, see `KEPT_BYTES`.
+    As many gates at a time as their prompts' tokens have room for, see `KEPT_BYTES`. A single
+    prompt of an expert has no two halves: all tokens are then attended to alike.
     each: called after every gate, for a display of progress.
     """
     poolings = {
@@ -49,6 +50,11 @@ def learn_queries(
         return
     names = mixture.expert_names
     chosen = [_chosen(mixture, examples[name], held_prompts(len(names))) for name in names]
+    if min(sum(len(inputs["input_ids"]) for inputs in own) for own in chosen) < 2:
+        for pooling in poolings.values():
+            nn.init.zeros_(pooling.query)
+            each()
+        return
     tokens = sum(int(inputs["attention_mask"].sum()) for own in chosen for inputs in own)
     for part in _parts(poolings, tokens):
         learned: dict[int, Tensor] = {}  # by the prompts' tokens, which gates may share
