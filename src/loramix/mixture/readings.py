@@ -75,6 +75,7 @@ def _keep_tokens(
     pooling: nn.Module,
     args: tuple[Tensor, Tensor],
 ) -> None:
+    """Keep the tokens that a pooling reads; `last` holds the input before, and its tokens."""
     hidden_BTD, member_BST = args
     if reader in found:
         return
