@@ -297,12 +297,14 @@ def _facts(mixture: MixtureModel, fitted: Fit) -> dict[str, str]:
 
 
 def _decision(mixture: MixtureModel, fitted: Fit) -> str:
-    if mixture.gate_config.first_pass:
-        return "they decide together, from a first pass of the base over each prompt"
-    decision = f"each decides for its own {mixture.gate_config.scope}"
-    if mixture.gate_config.pooling == "attention":
+    gate = mixture.gate_config
+    if gate.first_pass:
+        decision = "they decide together, from a first pass of the base over each prompt"
+    else:
+        decision = f"each decides for its own {gate.scope}"
+    if gate.pooling == "attention":
         decision += ", by what asks for something in the prompt"
-    if len(mixture.experts) > FEW and fitted.depth != "nothing":
+    if not gate.first_pass and len(mixture.experts) > FEW and fitted.depth != "nothing":
         decision += "; of so many experts, --first-pass finds the right one more often"
     return decision
 
