@@ -80,6 +80,7 @@ def test_of_long_texts_a_learned_query_finds_the_words_that_ask() -> None:
     assert right(torch.zeros(width)) < 0.9
 
 
+@pytest.mark.axes(True)  # how many widths are read depends on the case
 @pytest.mark.parametrize("shape", ["llama", "t5"])
 @pytest.mark.parametrize("scope", ["layer", "block"])
 def test_gates_learn_their_queries_from_examples(shape: str, scope: str, experts: Experts) -> None:

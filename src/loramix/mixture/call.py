@@ -88,7 +88,7 @@ class Call:
     encoder: EncoderOutput | None = None
     fixed: FixedWeights | None = None
     decided: dict[str, Float[Tensor, "B _ E"]] = field(default_factory=dict)
-    states: dict[str, Float[Tensor, "B F"]] = field(default_factory=dict)
+    states: dict[str, Float[Tensor, "B _"]] = field(default_factory=dict)
     evidence: dict[str, Evidence] = field(default_factory=dict)
     first: dict[str, tuple[Tensor, Tensor]] | None = None
     learning: bool = False

@@ -473,7 +473,7 @@ class MixtureModel(TransformersModel):
         return self
 
     @torch.no_grad()
-    def weights(self, **inputs: object) -> dict[str, Float[Tensor, "B *tokens E"]]:
+    def weights(self, **inputs: object) -> dict[str, Float[Tensor, "B ... E"]]:
         """Return the weights that every adapted layer gives the experts for these inputs.
 
         In model order, of shape (B, E), or (B, T, E) where the gates decide for every token; the

@@ -18,7 +18,7 @@ from loramix.mixture.pooling import AttentionPooling, unit_scale
 
 KEPT_BYTES = 2**30  # of what is read, that are held at most
 Examples = Sequence[str | Mapping[str, Tensor]]
-Prompts = list[Float[Tensor, "_ D"]]  # the tokens of each
+Prompts = list[Float[Tensor, "_ _"]]  # the tokens of each; widths differ between readers
 
 
 @contextmanager
