@@ -125,16 +125,14 @@ GENERATING_FEW = [
     Case("llama", "running", "sigmoid"),
     Case("llama", "running", "softmax", "parameter", base_slot=True),
     Case("llama", "token", "sigmoid", "parameter", "block"),
-    Case("gpt2", "prompt", "sigmoid"),
+    Case("gpt2", "prompt", "sigmoid", pooling="attention"),
     Case("gpt2", "running", "top-k", "parameter", "model"),
     Case("gpt2", "running", "top-1", scope="block", base_slot=True),
     Case("gpt2", "token", "softmax", scope="model", base_slot=True),
     Case("llama", "prompt", carry=True),
     Case("t5", "running", carry=True),
-    Case("llama", "prompt", first_pass=True),
-    Case("t5", "prompt", "top-k", scope="block", first_pass=True),
     Case("llama", "prompt", scope="block", first_pass=True, pooling="attention"),
-    Case("t5", "prompt", pooling="attention"),
+    Case("t5", "prompt", "top-k", scope="block", first_pass=True),
 ]
 REFERENCE_FEW = [
     Case("t5", "reference", "softmax", "parameter"),
