@@ -87,18 +87,18 @@ def test_adapters_become_a_mixture_that_grows_shrinks_and_talks(
     assert "prompts of" not in Path("mine/README.md").read_text()
 
 
-def test_gates_decide_together_where_asked_and_many_experts_are_told_of_it(
-    here: Path, call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(assemble, "FEW", 1)
+def test_gates_decide_together_by_what_asks_unless_told_otherwise(here: Path, call: Call) -> None:
     order = ["mix", "mine", *experts("a", "b b"), *examples("a", "b b")]
-    call(*order)
-    made = json.loads(Path("mine/mix.json").read_text())  # the terminal breaks lines
-    assert "--first-pass finds the right one more often" in made["facts"]["gates"]
-    again = call(*order, "--first-pass", "--overwrite")
+    made = call(*order)
+    assert "they decide together, from a first pass of the base" in made.stdout
+    gate = read_config(Path("mine")).gate
+    assert (gate.first_pass, gate.pooling, gate.scope) == (True, "attention", "block")
+    assert "already done" in call(*order, "--first-pass", "--pooling", "attention").stderr
+    again = call(*order, "--no-first-pass", "--overwrite")
     assert again.returncode == 0, again.stderr
-    assert "they decide together, from a first pass of the base" in again.stdout
-    assert read_config(Path("mine")).gate.first_pass
+    assert "each decides for its own layer" in again.stdout
+    gate = read_config(Path("mine")).gate
+    assert (gate.first_pass, gate.pooling, gate.scope) == (False, "mean", "layer")
 
 
 @pytest.mark.usefixtures("few_neutral_texts")
@@ -182,12 +182,8 @@ def test_a_full_disk_is_found_first(
     assert not Path("mine").exists()
 
 
-def test_gates_attend_where_asked_and_need_examples_for_it(here: Path, call: Call) -> None:
-    order = ["mix", "mine", *experts("a", "b b"), "--pooling", "attention"]
-    refused = call(*order)
+def test_gates_need_examples_to_attend(here: Path, call: Call) -> None:
+    refused = call("mix", "mine", *experts("a", "b b"), "--pooling", "attention")
     assert refused.returncode == 1
     assert "give --examples of every expert, or leave out --pooling" in refused.stderr
     assert not Path("mine").exists()
-    assert call(*order, *examples("a", "b b")).returncode == 0
-    gate = read_config(Path("mine")).gate
-    assert (gate.pooling, gate.scope) == ("attention", "block")

@@ -34,7 +34,6 @@ from loramix.storage.manifest import CONFIG
 
 log = logging.getLogger("loramix")
 MADE, VERDICT, PAGE = "mix.json", "verdict.json", "verdict.html"
-FEW = 4  # experts among which single gates are seldom wrong
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,9 @@ class Order:
 
     base: None: the one that the adapters name. experts: folder or Hub id by name. examples: by
     expert. chat: whether prompts go through the chat template. first_pass: whether the gates decide
-    together, from a pass of the base, and pooling: how they read a prompt, see `GateConfig`.
-    training: as in `fit`.
+    together, from a pass of the base; None: where there are examples. pooling: how they read a
+    prompt; None: by attention where they decide together and there are examples. Both as in
+    `GateConfig`. training: as in `fit`.
     """
 
     experts: Mapping[str, str]
@@ -53,10 +53,19 @@ class Order:
     lossy: Sequence[str] = ()
     dtype: str = "float32"
     chat: bool = False
-    first_pass: bool = False
-    pooling: Pooling = "mean"
+    first_pass: bool | None = None
+    pooling: Pooling | None = None
     training: bool = False
     seed: int = 0
+
+    @property
+    def gates(self) -> GateConfig:
+        """The gates: unless told otherwise, those that follow requests best by what is known."""
+        known = bool(self.examples)
+        together = known if self.first_pass is None else self.first_pass
+        pooling = self.pooling or ("attention" if known and together else "mean")
+        scope: Scope = "block" if pooling == "attention" else "layer"
+        return GateConfig(pooling=pooling, scope=scope, first_pass=together)
 
 
 @dataclass(frozen=True)
@@ -181,7 +190,7 @@ def _mixture(order: Order, base_name: str, experts: Sequence[Expert]) -> Mixture
     mixture = MixtureModel(
         base.model,
         experts,
-        _gates(order),
+        order.gates,
         base_name=base.name,
         revision=base.revision,
         prompting=Prompting(chat=order.chat),
@@ -189,12 +198,6 @@ def _mixture(order: Order, base_name: str, experts: Sequence[Expert]) -> Mixture
     for each in order.examples.values():
         _remember_template(mixture, each)
     return mixture
-
-
-def _gates(order: Order) -> GateConfig:
-    """Return the gates of an order: of those with attention, one for each block did best."""
-    scope: Scope = "block" if order.pooling == "attention" else "layer"
-    return GateConfig(pooling=order.pooling, scope=scope, first_pass=order.first_pass)
 
 
 def _check_pooling(order: Order) -> None:
@@ -287,7 +290,7 @@ def _facts(mixture: MixtureModel, fitted: Fit) -> dict[str, str]:
         "base": mixture.base_name,
         "experts": ", ".join(mixture.expert_names),
         "routing": routed[fitted.depth],
-        "gates": _decision(mixture, fitted),
+        "gates": _decision(mixture.gate_config),
     }
     if fitted.refinement is not None:
         changes = "made held-out examples better" if fitted.refinement.kept else "made none better"
@@ -296,21 +299,19 @@ def _facts(mixture: MixtureModel, fitted: Fit) -> dict[str, str]:
     return facts
 
 
-def _decision(mixture: MixtureModel, fitted: Fit) -> str:
-    gate = mixture.gate_config
+def _decision(gate: GateConfig) -> str:
     if gate.first_pass:
         decision = "they decide together, from a first pass of the base over each prompt"
     else:
         decision = f"each decides for its own {gate.scope}"
     if gate.pooling == "attention":
         decision += ", by what asks for something in the prompt"
-    if not gate.first_pass and len(mixture.experts) > FEW and fitted.depth != "nothing":
-        decision += "; of so many experts, --first-pass finds the right one more often"
     return decision
 
 
 def _fingerprint(order: Order, base: str, experts: Sequence[Expert]) -> str:
     """Return a digest of all that a mixture is made from."""
+    pooling = order.gates.pooling
     settings = {
         "base": base,
         "experts": [
@@ -322,8 +323,8 @@ def _fingerprint(order: Order, base: str, experts: Sequence[Expert]) -> str:
             for name, each in order.examples.items()
         },
         "chat": order.chat,
-        "first_pass": order.first_pass,
-        **({} if order.pooling == "mean" else {"pooling": order.pooling}),  # as digests always were
+        "first_pass": order.gates.first_pass,
+        **({} if pooling == "mean" else {"pooling": pooling}),  # as digests always were
         "training": order.training,
         "seed": order.seed,
     }

@@ -60,18 +60,17 @@ _lossy = click.option(
 @_lossy
 @click.option("--chat", is_flag=True, help="Put prompts through the tokenizer's chat template.")
 @click.option(
-    "--first-pass",
-    is_flag=True,
-    help="Read each prompt by the base alone first, and let all gates decide together: better for "
-    "many experts with examples, at the price of one more pass over the prompt.",
+    "--first-pass/--no-first-pass",
+    default=None,
+    help="Read each prompt by the base alone first, and let all gates decide together, at the "
+    "price of one more pass over the prompt. Done where there are examples, if not given.",
 )
 @click.option(
     "--pooling",
     type=click.Choice(["mean", "attention"]),
-    default="mean",
-    show_default=True,
     help="How gates read a prompt: by the mean of its tokens, or by what asks for something in it, "
-    "which they learn from the examples: better for requests about the texts of other experts.",
+    "which they learn from the examples. The latter where they decide together by examples, if not "
+    "given.",
 )
 @click.option(
     "--train",
@@ -91,8 +90,8 @@ def mix(
     columns: tuple[str, ...],
     lossy: tuple[str, ...],
     chat: bool,
-    first_pass: bool,
-    pooling: Pooling,
+    first_pass: bool | None,
+    pooling: Pooling | None,
     training: bool,
     overwrite: bool,
     wait: bool,
