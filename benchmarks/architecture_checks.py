@@ -23,7 +23,6 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from loramix import GateConfig, MixtureModel
-from loramix.config import Context, Scope
 from loramix.errors import LoramixError
 
 TOLERANCE = 1e-3  # standard deviations of the logits
@@ -233,10 +232,9 @@ def one_adapter(made: Architecture, mixture: MixtureModel) -> tuple[Tensor, Tens
     return torch.cat(ours), torch.cat(theirs)
 
 
-def cells(made: Architecture, context: Context, scope: Scope) -> dict[str, Cell]:
+def cells(made: Architecture, gate: GateConfig) -> dict[str, Cell]:
     """Return the outcome of every check."""
     try:
-        gate = GateConfig(context=context, scope=scope)
         mixture = strengthened(MixtureModel.from_experts(made.copy(), made.experts, gate=gate))
     except Exception as error:
         return dict.fromkeys(["one adapter", *CHECKS], failed(error))
@@ -275,4 +273,7 @@ def strengthened(mixture: MixtureModel) -> MixtureModel:
             noise = torch.randn(linear.weight.shape, generator=generator)
             linear.weight.copy_(noise * scale / linear.in_features**0.5)
             linear.bias.copy_(torch.randn(linear.bias.shape, generator=generator) / 2)
+        if gate.pooling is not None:
+            query = gate.pooling.query
+            query.copy_(torch.randn(query.shape, generator=generator) / query.numel() ** 0.5)
     return mixture.eval()

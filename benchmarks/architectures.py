@@ -16,18 +16,33 @@ from importlib.metadata import version
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
-from architecture_checks import CHECKS, Architecture, Cell, architecture, base_cells, cells
+from architecture_checks import (
+    CHECKS,
+    Architecture,
+    Cell,
+    architecture,
+    attention_layers,
+    base_cells,
+    cells,
+)
 from tiny_architectures import architectures, tiny_model
 from transformers import PreTrainedModel
 
-from loramix.config import Context, Scope
+from loramix import GateConfig
+from loramix.config import Scope
 
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
-CONTEXTS: tuple[Context, ...] = ("prompt", "running", "token")
+GATES: dict[str, dict[str, Any]] = {
+    "prompt": {"context": "prompt"},
+    "together": {"first_pass": True, "pooling": "attention"},
+    "running": {"context": "running"},
+    "token": {"context": "token"},
+}
 SCOPES: tuple[Scope, ...] = ("layer", "block", "model")
-Outcome = dict[tuple[str, Context, Scope], Cell]
+Outcome = dict[tuple[str, str, Scope], Cell]  # by check, gates and scope
 
 
 HEAD = """# Architectures
@@ -42,7 +57,8 @@ python benchmarks/architectures.py
 Every model is tiny and random ({built} of {all} could be built; the end of this page says why the
 others could not); its gates are random and strong, and so are its two adapters (of all linear
 layers, and of attention). Four checks are made with gates of each context (`prompt`, `running`,
-`token`). Each compares two ways that should give the same logits:
+`token`), and with prompt gates that decide `together` by a first pass and attention, as
+`loramix mix` makes them. Each compares two ways that should give the same logits:
 
 - *one adapter*: weight 1 for one expert, and PEFT with that adapter;
 - *padding*: a row in a padded batch, and alone;
@@ -55,7 +71,7 @@ for all three. *exact*: the largest difference is below 0.001 standard deviation
 difference that should not be.
 
 A type that has both a causal and an encoder-decoder class is built as a causal one. Where adapters
-of all linear layers are refused, the row is that of adapters of attention alone. In training mode
+of all linear layers are refused, the row is that of two adapters of attention. In training mode
 gemma3n reads one matrix of its layers without calling the layer, so that PEFT's adapters of it act
 in scoring alone.
 
@@ -82,11 +98,11 @@ class Row:
         """Return the number of cells of each verdict."""
         return Counter(cell.verdict for cell in self.cells.values())
 
-    def shown(self, check: str, context: Context) -> str:
+    def shown(self, check: str, gates: str) -> str:
         """Return the outcomes at all scopes, in a few words."""
         words = []
         for scope in SCOPES:
-            cell = self.cells[check, context, scope]
+            cell = self.cells[check, gates, scope]
             words.append(cell.detail if cell.verdict == "wrong" else cell.verdict)
         return words[0] if len(set(words)) == 1 else " / ".join(words)
 
@@ -95,13 +111,15 @@ class Row:
         notes = [f"all-linear adapters: {self.refusal}"] if self.refusal else []
         places: dict[str, set[str]] = {}
         checks: dict[str, set[str]] = {}
-        for (check, context, scope), cell in self.cells.items():
+        for (check, gates, scope), cell in self.cells.items():
             if cell.verdict != "exact":
                 words = " ".join(f"{cell.verdict}: {cell.detail}".split())[:400]
-                places.setdefault(words, set()).add(f"{context}/{scope}")
+                places.setdefault(words, set()).add(f"{gates}/{scope}")
                 checks.setdefault(words, set()).add(check)
         for words, found in places.items():
-            where = "everywhere" if len(found) == 9 else ", ".join(sorted(found))
+            where = (
+                "everywhere" if len(found) == len(GATES) * len(SCOPES) else ", ".join(sorted(found))
+            )
             notes.append(f"{', '.join(sorted(checks[words]))} ({where}): {words}")
         return notes
 
@@ -114,21 +132,21 @@ def outcome(base: PreTrainedModel) -> tuple[Outcome, str]:
     own = base_cells(base)
     with tempfile.TemporaryDirectory() as temporary:
         made = architecture(base, Path(temporary) / "all", "all-linear")
-        first = cells(made, "token", "layer")
+        first = cells(made, GateConfig(context="token"))
         refusal = first["padding"].detail if first["padding"].verdict == "refused" else ""
         if refusal:
-            made = Architecture(base, {"a": made.experts["b"], "b": made.experts["b"]})
+            made = architecture(base, Path(temporary) / "attention", attention_layers(base))
         return _all_cells(made, own), refusal
 
 
 def _all_cells(made: Architecture, own: dict[str, Cell]) -> Outcome:
     found: Outcome = {}
-    for context, scope in product(CONTEXTS, SCOPES):
-        for check, cell in cells(made, context, scope).items():
+    for gates, scope in product(GATES, SCOPES):
+        for check, cell in cells(made, GateConfig(scope=scope, **GATES[gates])).items():
             inexact = check in own and own[check].verdict != "exact"
             if inexact and cell.verdict in ("wrong", "fails"):
                 cell = Cell("base", own[check].detail)
-            found[check, context, scope] = cell
+            found[check, gates, scope] = cell
     return found
 
 
@@ -155,14 +173,14 @@ def page(rows: list[Row]) -> str:
     total = sum((row.counts() for row in built), Counter())
     versions = ", ".join(f"{name} {version(name)}" for name in ("loramix", "peft", "transformers"))
     checks = ["one adapter", *CHECKS]
-    columns = [(check, context) for check in checks for context in CONTEXTS]
-    head = " | ".join(f"{check}, {context}" for check, context in columns)
+    columns = [(check, gates) for check in checks for gates in GATES]
+    head = " | ".join(f"{check}, {gates}" for check, gates in columns)
     lines = [HEAD.format(versions=versions, built=len(built), all=len(rows))]
     lines.append(", ".join(f"{count} {verdict}" for verdict, count in total.most_common()) + "\n")
     lines.append(f"| architecture | adapters | {head} |")
     lines.append("|" + "---|" * (len(columns) + 2))
     for row in built:
-        shown = " | ".join(row.shown(check, context) for check, context in columns)
+        shown = " | ".join(row.shown(check, gates) for check, gates in columns)
         adapters = "attention" if row.refusal else "all-linear, attention"
         lines.append(f"| {row.name} | {adapters} | {shown} |")
     lines.append("\n## What is not exact\n")

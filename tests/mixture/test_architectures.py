@@ -8,7 +8,7 @@ import pytest
 from architecture_checks import architecture, attention_layers, base_cells, cells
 from tiny_architectures import architectures, tiny_model
 
-from loramix.config import Context, Scope
+from loramix import GateConfig
 
 # Flat rows, readers that run first, state-space caches, shared blocks, hybrids, experts.
 FEW = [
@@ -26,11 +26,11 @@ FEW = [
     "biogpt",
 ]
 OWN_LIMITS = {
-    "fsmt": "its own passes differ by 0.03 standard deviations",
     "phimoe": "its router draws noise in training",
     "reformer": "in training its rows are multiples of a chunk",
 }
-GATES: list[tuple[Context, Scope]] = [("prompt", "model"), ("running", "layer")]  # in turn
+TOGETHER = GateConfig(scope="block", first_pass=True, pooling="attention")
+GATES = [GateConfig(scope="model"), GateConfig(context="running"), TOGETHER]  # in turn
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -42,12 +42,12 @@ def quiet() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-def check(name: str, folder: Path, context: Context, scope: Scope) -> None:
+def check(name: str, folder: Path, gate: GateConfig) -> None:
     """Assert that nothing is inexact that the base itself keeps."""
     base = tiny_model(name)
     own = base_cells(base)
     made = architecture(base, folder, attention_layers(base))
-    found = cells(made, context, scope)
+    found = cells(made, gate)
     wrong = {
         promise: cell
         for promise, cell in found.items()
@@ -59,8 +59,7 @@ def check(name: str, folder: Path, context: Context, scope: Scope) -> None:
 
 @pytest.mark.parametrize("name", FEW)
 def test_promises_are_kept(name: str, tmp_path: Path) -> None:
-    context, scope = GATES[FEW.index(name) % len(GATES)]
-    check(name, tmp_path, context, scope)
+    check(name, tmp_path, GATES[FEW.index(name) % len(GATES)])
 
 
 @pytest.mark.slow
@@ -73,4 +72,5 @@ def test_promises_are_kept_or_refused_everywhere(name: str, tmp_path: Path) -> N
     except Exception as error:  # whatever a configuration raises that is not shrunk so simply
         pytest.skip(f"no tiny model: {error}")
     for context in ("prompt", "running", "token"):
-        check(name, tmp_path / context, context, "block")
+        check(name, tmp_path / context, GateConfig(context=context, scope="block"))
+    check(name, tmp_path / "together", TOGETHER)

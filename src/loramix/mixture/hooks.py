@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MakeCall = Callable[[nn.Module, Arguments, GateConfig], Call]
+# Which of an encoder's tokens are none, as decoders are told; the second of FSMT.
+ENCODER_MASKS = ("encoder_attention_mask", "encoder_padding_mask")
 
 
 def attach(base: "PreTrainedModel", config: GateConfig) -> None:
@@ -237,7 +239,7 @@ def _continued(stack: nn.Module, arguments: Arguments, config: GateConfig) -> Ca
 
 def _encoder_output(arguments: Arguments) -> EncoderOutput | None:
     hidden_BSD = arguments.get("encoder_hidden_states")
-    mask = arguments.get("encoder_attention_mask")
+    mask = next((arguments[name] for name in ENCODER_MASKS if name in arguments), None)
     if not isinstance(hidden_BSD, Tensor):
         return None
     if isinstance(mask, Tensor):
