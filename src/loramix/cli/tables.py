@@ -1,7 +1,8 @@
 """Tables for the terminal: scores of a run, results of a comparison, weights of a prompt."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -128,13 +129,26 @@ def show_weights(explanation: Explanation) -> None:
     to standard output.
     """
     console = Console()
-    layers = _weights_table("layer", explanation, explanation.layers.items())
-    layers.add_section()
-    layers.add_row("mean", *_bars(explanation.mean))
+    runs = list(_runs(explanation))
+    layers = _weights_table("layer", explanation, runs)
+    if len(runs) > 1:
+        layers.add_section()
+        layers.add_row("mean", *_bars(explanation.mean))
     console.print(layers)
     if explanation.tokens:
         tokens = [(repr(token), weights) for token, weights in explanation.tokens]
         console.print(_weights_table("token", explanation, tokens))
+
+
+def _runs(explanation: Explanation) -> Iterator[tuple[str, Sequence[float]]]:
+    """Yield the weights of the layers, once for all neighbours that share a decision."""
+    for weights, run in groupby(explanation.layers.items(), key=lambda each: each[1]):
+        names = [name for name, _ in run]
+        if len(names) == len(explanation.layers) > 1:
+            yield f"all {len(names)} layers", weights
+        else:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            yield names[0] + more, weights
 
 
 def _weights_table(
