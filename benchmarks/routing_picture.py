@@ -1,7 +1,7 @@
 """Draw the routing of several prompts into one SVG, the picture at the top of the README:
 
     python benchmarks/adapters.py TASKS --out results/adapters     (docs/results.md: own adapters)
-    loramix mix results/eight --expert … --examples …              (all eight, as there)
+    loramix mix results/eight --no-first-pass --expert … --examples …     (all eight, as there)
     python benchmarks/routing_picture.py results/eight docs/pictures/routing.svg
 
 One forward pass per prompt. `loramix explain MIXTURE PROMPT --svg FILE` draws a single prompt.
