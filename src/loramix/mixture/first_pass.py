@@ -73,7 +73,8 @@ def _read_ahead(call: "Call", arguments: Arguments) -> dict[str, tuple[Tensor, T
     if torch.compiler.is_compiling():
         raise MixtureError(
             "gates with first_pass run the base before the mixture, which cannot be compiled; read "
-            "prompts uncompiled, or build the mixture with first_pass=False"
+            "prompts uncompiled, or build the mixture with first_pass=False (loramix mix "
+            "--no-first-pass)"
         )
     first = replace(call, first={}, learning=torch.is_grad_enabled(), decided={})
     with in_call(first), torch.no_grad():

@@ -75,10 +75,10 @@ def _of_gates(config: "VllmConfig", gate: GateConfig) -> Iterator[str]:
 
 def _of_first_pass(config: "VllmConfig") -> Iterator[str]:
     """Yield what would not bear the base's reading ahead: each pass then runs twice."""
-    model = config.model_config
+    model, without = config.model_config, "(make the mixture with --no-first-pass)"
     if model.has_inner_state or model.is_hybrid or model.is_attention_free:
-        yield "a base with recurrent layers, whose states a first pass (first_pass) would move on"
+        yield f"a base with recurrent layers, whose states a first pass would move on {without}"
     if model.is_multimodal_model:
-        yield "a base that reads pictures or sound, which a first pass (first_pass) would use up"
+        yield f"a base that reads pictures or sound, which a first pass would use up {without}"
     if config.parallel_config.data_parallel_size > 1 and model.is_moe:
-        yield "data parallelism of experts, where all must run as many passes (first_pass)"
+        yield f"data parallelism of experts, where all must run as many passes {without}"
