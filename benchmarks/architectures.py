@@ -73,7 +73,7 @@ difference that should not be.
 A type that has both a causal and an encoder-decoder class is built as a causal one. Where adapters
 of all linear layers are refused, the row is that of two adapters of attention. In training mode
 gemma3n reads one matrix of its layers without calling the layer, so that PEFT's adapters of it act
-in scoring alone.
+in scoring alone; phimoe's router draws noise there.
 
 Of laguna's shared experts PEFT does not load what it saved ("missing adapter keys"), so its numbers
 are not those of its own file; a mixture reads all of it.
