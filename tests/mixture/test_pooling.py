@@ -11,7 +11,7 @@ from loramix import GateConfig, MixtureModel
 from loramix.mixture import queries
 from loramix.mixture.gate import ContextGate
 from loramix.mixture.pooling import AttentionPooling, unit_scale
-from loramix.mixture.prototypes import add_expert, from_examples
+from loramix.mixture.prototypes import add_expert, from_examples, start_steps
 from loramix.mixture.queries import _Tokens, held_prompts, learn_query
 
 Experts = Callable[..., dict[str, Path]]
@@ -115,6 +115,19 @@ def test_queries_are_the_same_however_many_gates_have_room(
         found.append([each.pooling.query for each in mixture.gates.values()])
     for one, other in zip(*found, strict=True):
         close(one, other)
+
+
+@pytest.mark.parametrize(("prompts", "room"), [(8, 2**30), (8, 1), (1, 2**30)])
+def test_every_step_of_the_start_is_counted(
+    prompts: int, room: int, experts: Experts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queries, "KEPT_BYTES", room)
+    gate = GateConfig(pooling="attention")
+    mixture = MixtureModel.from_experts(tiny_model("llama"), experts("llama"), gate=gate)
+    examples = {name: [{"input_ids": tokens(prompts, 6)}] for name in mixture.expert_names}
+    steps: list[None] = []
+    from_examples(mixture, examples, each=lambda: steps.append(None))
+    assert len(steps) == start_steps(mixture, examples)
 
 
 def test_queries_are_saved_and_stay_when_an_expert_joins(experts: Experts, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from loramix.mixture.means import (
 )
 from loramix.mixture.model import MixtureModel
 from loramix.mixture.problems import Init, gate_problems
-from loramix.mixture.queries import learn_queries
+from loramix.mixture.queries import learn_queries, query_steps
 from loramix.mixture.readings import KEPT_BYTES, Examples, contexts_of
 from loramix.mixture.separation import can_separate, separate
 
@@ -97,11 +97,10 @@ def from_examples(
 
 
 def start_steps(mixture: MixtureModel, examples: Mapping[str, Examples]) -> int:
-    """Return in how many steps gates are set from these examples: one for each, and for each query
-    that is learned.
+    """Return in how many steps gates are set from these examples: those of queries, and one for
+    each example.
     """
-    queries = sum(gate.pooling is not None for gate in mixture.gates.values())
-    return queries + sum(map(len, examples.values()))
+    return query_steps(mixture, examples) + sum(map(len, examples.values()))
 
 
 @torch.no_grad()

@@ -41,24 +41,18 @@ def learn_queries(
 
     As many gates at a time as their prompts' tokens have room for, see `KEPT_BYTES`. A single
     prompt of an expert has no two halves: all tokens are then attended to alike.
-    each: called after every gate, for a display of progress.
+    each: called `query_steps` times, for a display of progress.
     """
-    poolings = {
-        reader: gate.pooling for reader, gate in mixture.gates.items() if gate.pooling is not None
-    }
-    if not poolings:
-        return
-    names = mixture.expert_names
-    chosen = [_chosen(mixture, examples[name], held_prompts(len(names))) for name in names]
-    if min(sum(len(inputs["input_ids"]) for inputs in own) for own in chosen) < 2:
+    poolings = _poolings(mixture)
+    chosen = _all_chosen(mixture, examples) if poolings else []
+    if _single(chosen):
         for pooling in poolings.values():
             nn.init.zeros_(pooling.query)
             each()
         return
-    tokens = sum(int(inputs["attention_mask"].sum()) for own in chosen for inputs in own)
-    for part in _parts(poolings, tokens):
+    for part in _parts(poolings, chosen):
         learned: dict[int, Tensor] = {}  # by the prompts' tokens, which gates may share
-        for reader, prompts in _read(mixture, part, chosen).items():
+        for reader, prompts in _read(mixture, part, chosen, each).items():
             place = id(prompts[0][0])
             query_D = poolings[reader].query
             if place not in learned:
@@ -66,6 +60,34 @@ def learn_queries(
             with torch.no_grad():
                 query_D.copy_(learned[place])
             each()
+
+
+def query_steps(mixture: MixtureModel, examples: Mapping[str, Examples]) -> int:
+    """Return in how many steps queries are learned from these examples: one for each, and one for
+    every batch of prompts that is read.
+    """
+    poolings = _poolings(mixture)
+    chosen = _all_chosen(mixture, examples) if poolings else []
+    passes = 0 if _single(chosen) else len(list(_parts(poolings, chosen)))
+    return len(poolings) + passes * sum(map(len, chosen))
+
+
+def _poolings(mixture: MixtureModel) -> dict[str, AttentionPooling]:
+    gates = mixture.gates.items()
+    return {reader: gate.pooling for reader, gate in gates if gate.pooling is not None}
+
+
+def _all_chosen(
+    mixture: MixtureModel, examples: Mapping[str, Examples]
+) -> list[list[dict[str, Tensor]]]:
+    """Return what queries are learned from, of every expert."""
+    names = mixture.expert_names
+    return [_chosen(mixture, examples.get(name, ()), held_prompts(len(names))) for name in names]
+
+
+def _single(chosen: Sequence[Sequence[Mapping[str, Tensor]]]) -> bool:
+    """Return whether some expert has a single prompt."""
+    return any(sum(len(inputs["input_ids"]) for inputs in own) < 2 for own in chosen)
 
 
 def _chosen(mixture: MixtureModel, examples: Examples, most: int) -> list[dict[str, Tensor]]:
@@ -87,9 +109,10 @@ def _chosen(mixture: MixtureModel, examples: Examples, most: int) -> list[dict[s
 
 
 def _parts(
-    poolings: Mapping[str, AttentionPooling], tokens: int
+    poolings: Mapping[str, AttentionPooling], chosen: Sequence[Sequence[Mapping[str, Tensor]]]
 ) -> Iterator[dict[str, AttentionPooling]]:
     """Yield the poolings in parts whose tokens have room, each of one at least."""
+    tokens = sum(int(inputs["attention_mask"].sum()) for own in chosen for inputs in own)
     part: dict[str, AttentionPooling] = {}
     size = 0
     for reader, pooling in poolings.items():
@@ -98,7 +121,8 @@ def _parts(
             yield part
             part, size = {}, 0
         part[reader], size = pooling, size + own
-    yield part
+    if part:
+        yield part
 
 
 @torch.no_grad()
@@ -106,8 +130,12 @@ def _read(
     mixture: MixtureModel,
     poolings: Mapping[str, AttentionPooling],
     chosen: Sequence[Sequence[Mapping[str, Tensor]]],
+    each: Callable[[], object],
 ) -> dict[str, list[Prompts]]:
-    """Return, by reader, the tokens of every expert's prompts while it is at work itself."""
+    """Return, by reader, the tokens of every expert's prompts while it is at work itself.
+
+    each: called after every batch.
+    """
     found: dict[str, list[Prompts]] = {reader: [[] for _ in chosen] for reader in poolings}
     for expert, batches in enumerate(chosen):
         for inputs in batches:
@@ -115,6 +143,7 @@ def _read(
                 mixture.weights(**inputs)
             for reader, prompts in tokens.items():
                 found[reader][expert] += prompts
+            each()
     return found
 
 
