@@ -45,7 +45,7 @@ PROMPTS = 16
 GROWN = "16 prompts, a ninth added"
 BATCH = 8
 EXPERTS = 8  # of the mixture; the ninth is added to it
-ATTENDING = {"pooling": "attention", "scope": "block"}  # as by `loramix mix --pooling attention`
+ATTENDING = {"pooling": "attention", "scope": "block"}  # with a first pass, as by `loramix mix`
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def nothing(bench: Bench, **gate: Any) -> MixtureModel:
 def prompts(
     bench: Bench, *, foreign: bool = True, separated: bool = True, **gate: Any
 ) -> MixtureModel:
-    """Return the mixture that knows 16 prompts of each expert, as `loramix mix` makes it.
+    """Return the mixture that knows 16 prompts of each expert, as `loramix mix` reads them.
 
     foreign: whether gates know requests about the inputs of other experts. separated: whether they
         are moved where nearest means confuse the prompts. gate: further settings of `GateConfig`.

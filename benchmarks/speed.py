@@ -105,7 +105,7 @@ CASES = [
     Case(
         "forward",
         "llama-135m",
-        ("base", "loramix", "loramix first pass"),
+        ("base", "loramix", "loramix first pass", "loramix attending"),
         (20,),
         batch=1,
         prompt=256,

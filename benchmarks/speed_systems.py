@@ -188,4 +188,7 @@ SYSTEMS: dict[str, Build] = {
     "loramix": partial(loramix, GateConfig()),
     "loramix top-2": partial(loramix, GateConfig(activation="top-k")),
     "loramix first pass": partial(loramix, GateConfig(first_pass=True)),
+    "loramix attending": partial(
+        loramix, GateConfig(first_pass=True, pooling="attention", scope="block")
+    ),
 }
