@@ -141,7 +141,7 @@ def show_weights(explanation: Explanation) -> None:
 
 
 def _runs(explanation: Explanation) -> Iterator[tuple[str, Sequence[float]]]:
-    """Yield the weights of the layers, once for all neighbours that share a decision."""
+    """Yield the weights of the layers, once for neighbours that have the same."""
     for weights, run in groupby(explanation.layers.items(), key=lambda each: each[1]):
         names = [name for name, _ in run]
         if len(names) == len(explanation.layers) > 1:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MakeCall = Callable[[nn.Module, Arguments, GateConfig], Call]
-# Which of an encoder's tokens are none, as decoders are told; the second of FSMT.
+# The names under which decoders get their encoder's attention mask; the second is FSMT's.
 ENCODER_MASKS = ("encoder_attention_mask", "encoder_padding_mask")
 
 

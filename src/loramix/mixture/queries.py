@@ -86,7 +86,7 @@ def _all_chosen(
 
 
 def _single(chosen: Sequence[Sequence[Mapping[str, Tensor]]]) -> bool:
-    """Return whether some expert has a single prompt."""
+    """Return whether some expert has fewer than two prompts."""
     return any(sum(len(inputs["input_ids"]) for inputs in own) < 2 for own in chosen)
 
 
