@@ -102,6 +102,20 @@ class GateConfig(BaseModel):
         return self.activation in ("top-k", "top-1")
 
 
+def gates_from_prompts(chosen: Mapping[str, object]) -> dict[str, object]:
+    """Return the settings of gates that start from prompts of every expert.
+
+    chosen: some of the fields of GateConfig. What they leave open is what followed requests best
+        wherever it was measured: gates that decide once for a prompt do so together, by a first
+        pass; such gates attend to what asks; and gates that attend are shared by a block.
+    """
+    once = chosen.get("context", "prompt") == "prompt" and not chosen.get("carry")
+    first_pass = chosen.get("first_pass", once)
+    pooling = chosen.get("pooling", "attention" if first_pass else "mean")
+    scope = chosen.get("scope", "block" if pooling == "attention" else "layer")
+    return {**chosen, "first_pass": first_pass, "pooling": pooling, "scope": scope}
+
+
 class Prompting(BaseModel):
     """Whether prompts go through the tokenizer's chat template, and the prompt template of every
     task.

@@ -23,6 +23,7 @@ from loramix.experiment.run import Run
 from loramix.experiment.runner import fingerprint, pin
 
 RECIPE = load_recipe("tiny")
+ALONE = load_recipe("tiny", ["gate.first_pass=false"])  # gates that may read and carry anything
 SOURCES = {"haiku": "the haikus", "title": "the titles"}
 FINGERPRINTS = Path(__file__).with_name("tiny_fingerprints.json")
 
@@ -55,7 +56,7 @@ def fingerprints(steps: list[Step]) -> dict[str, str]:
 
 @cache
 def unchanged(of: Callable[[Recipe], list[Step]]) -> dict[str, str]:
-    return fingerprints(of(RECIPE))
+    return fingerprints(of(ALONE))
 
 
 def fields(model: type[BaseModel], before: str = "") -> Iterator[str]:
@@ -106,7 +107,7 @@ ELSEWHERE = {"experts", "base.device_map"}
 
 @pytest.mark.parametrize("field", [field for field in fields(Recipe) if field not in ELSEWHERE])
 def test_every_setting_changes_the_steps_that_depend_on_it(field: str) -> None:
-    recipe = changed(RECIPE, field, field)
+    recipe = changed(ALONE, field, field)
     assert isinstance(recipe, Recipe)
     assert fingerprints(of_comparison(recipe)) != unchanged(of_comparison)
     same = fingerprints(of_run(recipe)) == unchanged(of_run)

@@ -1,12 +1,14 @@
 """Recipes are checked as a whole, before any work."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from loramix import GateConfig
 from loramix.errors import RecipeError
 from loramix.experiment.reading import load_recipe, shipped
+from loramix.experiment.recipe import Recipe
 
 
 def test_every_problem_is_reported_at_once() -> None:
@@ -177,9 +179,54 @@ def test_gates_that_could_not_be_trained_are_found_before_any_work(
     assert problem in str(error.value)
 
 
-def test_the_settings_of_a_gate_are_those_of_gate_config() -> None:
-    gate = load_recipe("tiny", ["gate.scope=block", "gate.temperature=0.5"]).gate
-    assert gate.config == GateConfig(scope="block", temperature=0.5)
+ATTENDING = {"first_pass": True, "pooling": "attention", "scope": "block"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "gates"),
+    [
+        (["gate.temperature=0.5"], {**ATTENDING, "temperature": 0.5}),
+        (["gate.scope=model"], {**ATTENDING, "scope": "model"}),
+        (["gate.pooling=mean"], {"first_pass": True}),
+        (["gate.first_pass=false"], {}),
+        (["gate.first_pass=false", "gate.pooling=attention"], {**ATTENDING, "first_pass": False}),
+        (["gate.carry=true"], {"carry": True}),
+        (["gate.context=running"], {"context": "running"}),
+        (["gate.init=mean"], {}),
+        (["gate.init=zero", "gate.first_pass=true"], {"first_pass": True}),
+    ],
+)
+def test_gates_that_start_from_prompts_decide_together_unless_told_otherwise(
+    settings: list[str], gates: dict[str, Any]
+) -> None:
+    """What follows from a setting does so in a run, in a mixture of a comparison, and when the
+    resolved recipe is read again.
+    """
+    recipe = load_recipe("tiny", settings)
+    assert recipe.gate.config == GateConfig(**gates)
+    changes = dict(setting.removeprefix("gate.").split("=") for setting in settings)
+    mixture = f"comparison.mixtures={{changed: {{{', '.join(map(': '.join, changes.items()))}}}}}"
+    compared = load_recipe("tiny", [mixture])
+    assert compared.mixtures()["changed"].config == GateConfig(**gates)
+    assert Recipe.model_validate(recipe.model_dump()) == recipe
+    assert Recipe.model_validate(compared.model_dump()).mixtures() == compared.mixtures()
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"first_pass": False},
+        {"first_pass": False, "pooling": "attention"},
+        {"first_pass": False, "pooling": "attention", "scope": "layer"},
+        {"pooling": "mean", "scope": "block"},
+        {"scope": "model"},
+    ],
+)
+def test_what_a_recipe_tells_its_gates_holds_in_its_comparison(told: dict[str, Any]) -> None:
+    settings = [f"gate.{name}={str(value).lower()}" for name, value in told.items()]
+    recipe = load_recipe("tiny", [*settings, "comparison.mixtures={softer: {temperature: 2}}"])
+    softer = recipe.gate.config.model_copy(update={"temperature": 2})
+    assert recipe.mixtures()["softer"].config == softer
 
 
 RECIPE = "name: r  # für später\nbase: {name: tiny-llama}\ntasks: [demo-haiku, demo-title]\n"

@@ -21,7 +21,7 @@ from loramix.assembly.fit import HELD_OUT, Fit, fit, prompts_of, read_all
 from loramix.assembly.verdict import ExpertVerdict, judge, warnings
 from loramix.bases.devices import accelerator
 from loramix.bases.loading import load_base
-from loramix.config import PLACEHOLDER, GateConfig, Pooling, Prompting, Scope
+from loramix.config import PLACEHOLDER, GateConfig, Pooling, Prompting, gates_from_prompts
 from loramix.errors import CheckpointError, DataError, OutputError
 from loramix.mixture.model import MixtureModel
 from loramix.mixture.prototypes import add_expert, remembered_weights
@@ -61,11 +61,9 @@ class Order:
     @property
     def gates(self) -> GateConfig:
         """The gates: unless told otherwise, those that follow requests best by what is known."""
-        known = bool(self.examples)
-        together = known if self.first_pass is None else self.first_pass
-        pooling = self.pooling or ("attention" if known and together else "mean")
-        scope: Scope = "block" if pooling == "attention" else "layer"
-        return GateConfig(pooling=pooling, scope=scope, first_pass=together)
+        told = {"first_pass": self.first_pass, "pooling": self.pooling}
+        chosen = {name: value for name, value in told.items() if value is not None}
+        return GateConfig.model_validate(gates_from_prompts(chosen) if self.examples else chosen)
 
 
 @dataclass(frozen=True)

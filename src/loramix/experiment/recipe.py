@@ -1,12 +1,13 @@
 """A recipe: everything that a run depends on, as checked settings; see `reading` for its YAML."""
 
-from typing import Annotated, Literal, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from loramix.bases.spreading import DeviceMap, Quantisation
-from loramix.config import Context, GateConfig
+from loramix.config import Context, GateConfig, gates_from_prompts
 from loramix.data.tasks import NO_EXPERT, OWN, Task
 from loramix.mixture.problems import Init
 from loramix.storage.hub import exists
@@ -148,6 +149,8 @@ class GateSpec(TrainSpec, GateConfig):
         all.
     epochs: of the training; with 0, gates stay where they start.
     keep_start: whether training is undone where validation samples show no gain by it.
+    first_pass, pooling, scope: gates that start from the prompts of a `prototype` have those of
+        `loramix.config.gates_from_prompts` unless told otherwise; others, those of GateConfig.
     entropy, balance, supervised: coefficients of the auxiliary losses, see
         `loramix.experiment.training.gate_losses`.
     bare: the share of the training prompts that are the input alone, without the task's prompt
@@ -167,10 +170,28 @@ class GateSpec(TrainSpec, GateConfig):
     supervised: float = Field(default=0.0, ge=0)
     bare: float = Field(default=0.5, ge=0, le=1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _by_start(cls, given: Any) -> Any:
+        started = isinstance(given, Mapping) and given.get("init", "prototype") == "prototype"
+        return gates_from_prompts(given) if started else given
+
     @property
     def config(self) -> GateConfig:
         """The settings of the gates alone."""
         return GateConfig.model_validate(self.model_dump(include=set(GateConfig.model_fields)))
+
+    def changed(self, changes: Mapping[str, JsonValue]) -> "GateSpec":
+        """Return these settings with `changes`, and what follows from those where these follow.
+
+        Raises ValidationError for unknown keys and impossible settings.
+        """
+        told = self.model_dump()
+        for following in ("scope", "pooling", "first_pass"):  # each from those after it
+            value = told.pop(following)
+            if getattr(GateSpec.model_validate(told), following) != value:
+                told[following] = value
+        return GateSpec.model_validate({**told, **changes})
 
 
 class GenerationSpec(Strict):
@@ -288,15 +309,17 @@ class Recipe(Strict):
         A reference gate takes its training from the recipe's `gate`, and nothing else.
         Raises ValidationError for unknown keys.
         """
-        own = self.gate.model_dump()
         training = self.gate.model_dump(include=set(TrainSpec.model_fields))
         untouched = {"init": "zero", "bare": 0.0, "rates": "equal", "keep_start": False}
-        reference = training | untouched | GateConfig.reference().model_dump()
-        mixtures = {}
-        for name, changes in self.comparison.mixtures.items():
-            start = reference if changes.get("context") == "reference" else own
-            mixtures[name] = GateSpec.model_validate(start | changes)
-        return mixtures
+        reference = GateSpec.model_validate(
+            training | untouched | GateConfig.reference().model_dump()
+        )
+        return {
+            name: (reference if changes.get("context") == "reference" else self.gate).changed(
+                changes
+            )
+            for name, changes in self.comparison.mixtures.items()
+        }
 
     def to_yaml(self) -> str:
         """Return the resolved recipe: every setting spelled out."""

@@ -35,7 +35,7 @@ def problem(recipe: Recipe) -> str | None:
 def settings(recipe: Recipe) -> Settings:
     """Return the settings of the training."""
     # of the gates, it takes the training alone; the rest is as it always was
-    as_before = recipe.gate.model_copy(update={**OLD_GATES, "init": "mean"})
+    as_before = recipe.gate.model_copy(update={**OLD_GATES, "init": "mean", "scope": "layer"})
     return {
         "gate": gate_settings(as_before),
         "classifier": {"learning_rate": recipe.comparison.xlora_learning_rate},
