@@ -9,29 +9,29 @@ command line of `loramix compare`. Everything is resumable, and adapters are tra
 twenty tasks of 700 samples it takes about a day on two cores, most of it the adapters and the
 forward passes of the rivals. Beside what a comparison leaves, it writes curve.csv and curve.png:
 the share of the right expert's gain against the number of experts, and of all experts against the
-number of prompts that gates know of each, of gates that are not trained.
+number of prompts that gates know of each, of gates that are not trained; and unseen.csv: what
+the first mixture makes of every task once the task's own expert is taken away.
 """
 
 import argparse
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from unseen import FORMS, Asker, Unseen, unseen
 
 from loramix import MixtureModel
 from loramix.comparison.compare import compare
-from loramix.comparison.testsets import asked_task, questions
+from loramix.comparison.comparison import Comparison
+from loramix.comparison.models import compared_models
 from loramix.data.tasks import Task
-from loramix.data.tokens.batches import Encoded
-from loramix.experiment.answers import encode_all, mean_loss, target_losses
+from loramix.experiment.answers import mean_loss
 from loramix.experiment.reading import load_recipe
-from loramix.experiment.recipe import ComparisonSpec
-from loramix.experiment.run import Run
+from loramix.experiment.run import MODELS, Run
 from loramix.experiment.stages.gate import untrained
 from loramix.experiment.training.gate_start import start_gates
 from loramix.storage.files import atomic_file, write_csv
@@ -40,7 +40,6 @@ SETTINGS = Path(__file__).with_name("many-experts.yaml")
 METRICS = {"exact-match", "bleu", "chrf", "rouge"}
 SIZES = (2, 4, 8, 16, 20)
 EXAMPLES = (1, 4, 16, 64)
-FORMS = ("named", "bare", "paraphrased")
 
 
 def tasks_of(folder: Path, options: argparse.Namespace) -> list[dict[str, object]]:
@@ -115,31 +114,13 @@ class Curve:
                 yield Point(size, examples, form, sum(shares) / len(shares), min(shares))
 
     def _share(self, run: Run, mixture: MixtureModel, task: Task, form: str) -> float:
-        rows = self._encoded(run, mixture, task, form)
-
-        def loss(weights: Mapping[str, float] | None) -> float:
-            with nullcontext() if weights is None else mixture.fixed(weights):
-                losses = target_losses(mixture, self._base.tokenizer, rows, batch_size=8)
-            return mean_loss(losses)
-
+        ask = Asker(run, mixture, self._base.tokenizer, self._samples)
+        rows = ask.rows(task, form)
         for kind, weights in (("base", {}), ("own", {task.name: 1.0})):
             if (kind, task.name, form) not in self._known:
-                self._known[kind, task.name, form] = loss(weights)
+                self._known[kind, task.name, form] = mean_loss(ask.losses(rows, weights))
         base, own = (self._known[kind, task.name, form] for kind in ("base", "own"))
-        return (base - loss(None)) / (base - own)
-
-    def _encoded(self, run: Run, mixture: MixtureModel, task: Task, form: str) -> list[Encoded]:
-        asked = [
-            (asked_task(run.recipe, question), question.input, question.reference)
-            for question in questions(run.changed(comparison=self._spec(form)))
-            if question.task == task.name
-        ]
-        return encode_all(mixture, self._base.tokenizer, run.recipe, asked)
-
-    def _spec(self, form: str) -> ComparisonSpec:
-        spec = self._run.recipe.comparison
-        few = {"test_sets": (form,), "test_samples": self._samples, "side_samples": self._samples}
-        return spec.model_copy(update=few)
+        return (base - mean_loss(ask.losses(rows))) / (base - own)
 
 
 def write_curve(points: Sequence[Point], folder: Path) -> None:
@@ -181,13 +162,20 @@ def main() -> None:
     parser.add_argument("--first", type=int, help="only so many tasks")
     parser.add_argument("--out", type=Path, default=Path("results/many-experts"))
     parser.add_argument("--curve-samples", type=int, default=12, help="of each task; 0: no curve")
+    parser.add_argument("--unseen-samples", type=int, default=12, help="of each task; 0: none")
     options = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     recipe = load_recipe(str(write_recipe(options)), options.overrides)
     folder = compare(recipe, options.out)
     print(folder / "report.html")
+    run = Run(recipe, options.out)
+    if options.unseen_samples:
+        first = next(model for model in compared_models(Comparison(run))[0] if model.gated)
+        found = unseen(run, first.folder / MODELS, options.unseen_samples)
+        write_csv(folder / "unseen.csv", Unseen._fields, found)
+        print(folder / "unseen.csv")
     if options.curve_samples:
-        curve = Curve(Run(recipe, options.out), options.curve_samples)
+        curve = Curve(run, options.curve_samples)
         write_curve(list(curve.points()), folder)
         print(folder / "curve.png")
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import Adafactor, T5Config, T5ForConditionalGeneration
 
 from loramix import GateConfig, MixtureModel
+from loramix.config import gates_from_prompts
 
 VARIANTS = ("LoRA", "gates of two experts", "full finetune")
 BATCH, INPUT, TARGET = 4, 256, 32
@@ -55,7 +56,8 @@ def mixture() -> MixtureModel:
         shapes.save_pretrained(folder)
         del shapes
         experts: dict[str, str | Path] = {"haiku": folder, "title": folder}
-        return MixtureModel.from_experts(t5_large(), experts, gate=GateConfig(hidden=4))
+        gate = GateConfig.model_validate(gates_from_prompts({"hidden": 4}))
+        return MixtureModel.from_experts(t5_large(), experts, gate=gate)
 
 
 def measured(variant: str) -> dict[str, float]:
