@@ -163,8 +163,8 @@ def test_the_example_of_the_documents_can_be_run(
     assert recipe.own_experts["demo-title"] == "legal"
     checked = call("check", "example.yaml", "samples=60")
     assert checked.returncode == 0, checked.stderr
-    gate = 64 * 8 + 8 + 8 * 3 + 3  # of three experts
-    assert f"gates {10 * gate:,}" in checked.stdout, "8 layers of attention, 2 of up_proj"
+    gate = 64 + 64 * 8 + 8 + 8 * 3 + 3  # of three experts, with the query of its attention
+    assert f"gates {2 * gate:,}" in checked.stdout, "one for each block"
 
 
 COMMITS = "a" * 40, "b" * 40
