@@ -85,7 +85,8 @@ def unseen(run: Run, folder: Path, samples: int) -> Iterator[Unseen]:
         for form in FORMS:
             near = []
             for row in rows[form]:
-                (text_D,) = encoder.embed([base.tokenizer.decode(row.prompt)])
+                text = base.tokenizer.decode(row.prompt, skip_special_tokens=True)
+                (text_D,) = encoder.embed([text])
                 nearest = max(others, key=lambda name: float(text_D @ places_D[name]))
                 near += ask.losses([row], {nearest: 1.0})
             mixed = ask.losses(rows[form])

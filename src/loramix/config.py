@@ -72,11 +72,12 @@ class GateConfig(BaseModel):
         if self.first_pass and self.context != "prompt":
             raise ValueError(
                 f"first_pass: '{self.context}' gates do not decide once for a whole prompt, as a "
-                "first pass needs; use it with context='prompt'"
+                "first pass needs; set first_pass=False, or use context='prompt'"
             )
         if self.first_pass and self.carry:
             raise ValueError(
-                "first_pass: these gates decide by the scores of all gates already; leave out carry"
+                "first_pass: these gates decide by the scores of all gates already; leave out "
+                "carry, or set first_pass=False"
             )
         if self.base_slot and self.activation == "sigmoid":
             raise ValueError(

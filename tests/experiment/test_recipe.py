@@ -168,6 +168,8 @@ def test_mixtures_of_a_comparison_are_checked_before_any_work(mixtures: str, pro
         ),
         (["gate.context=reference"], "gate.context"),
         (["gate.activation=sigmoid", "gate.base_slot=true"], "base_slot"),
+        (["gate.first_pass=true", "gate.context=running"], "set first_pass=False"),
+        (["gate.first_pass=true", "gate.carry=true"], "set first_pass=False"),
         (["gate.activaton=sigmoid"], "did you mean 'activation'?"),
     ],
 )
