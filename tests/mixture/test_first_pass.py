@@ -112,8 +112,8 @@ def test_prototypes_are_read_and_remembered_where_the_base_acts(
 @pytest.mark.parametrize(
     ("gate", "told"),
     [
-        ({"context": "running"}, "use it with context='prompt'"),
-        ({"context": "reference"}, "use it with context='prompt'"),
+        ({"context": "running"}, "or use context='prompt'"),
+        ({"context": "reference"}, "or use context='prompt'"),
         ({"carry": True}, "leave out carry"),
     ],
 )
